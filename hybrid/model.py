@@ -1,10 +1,24 @@
-"""The transformer."""
+"""The transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU. No time conditioning.
+
+It knows nothing of masking, blocks or generation: rows, their positions and the pattern of who sees whom come as
+arguments, and it returns hidden states. The head is apart, so that only rows that are read reach it.
+
+Shape legend: b batch, r rows of a forward, q query rows, k key rows, h heads, d head dim, m rows that are read.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from hybrid.options import option
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybrid.attention import Backend, Eager
+from hybrid.cache import KVCache
+from hybrid.masks import Pattern
+from hybrid.options import at_least, option
 
 
 @dataclass
@@ -20,3 +34,184 @@ class ModelConfig:
     context: str = option("block_causal", "what a clean token sees of its own block", ("block_causal", "causal"))
     prediction: str = option("in_place", "where token l is read: at l, or at l-1", ("in_place", "next_token"))
     attention: str = option("auto", "attention backend", ("auto", "eager", "sdpa", "flex", "xformers"))
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return self.hidden_dim or -(-8 * self.dim // 3 // 64) * 64
+
+    def check(self) -> None:
+        """Raise a ValueError if the sizes do not fit each other."""
+        for key in ("dim", "n_layers", "n_heads", "kv_heads", "mlp_dim"):
+            at_least(f"model.{key}", getattr(self, key), 1)
+        if self.dim % self.n_heads or self.head_dim % 2:
+            raise ValueError(
+                f"model.n_heads: {self.n_heads} does not divide model.dim {self.dim} into heads of even size; "
+                "choose dim = n_heads * an even number"
+            )
+        if self.n_heads % self.kv_heads:
+            raise ValueError(f"model.n_kv_heads: {self.n_kv_heads} does not divide model.n_heads {self.n_heads}")
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in the precision that the next multiplication wants."""
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
+        return y.to(autocast_dtype(x))
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix multiplications of `x` run in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin (1 or b, r, 1, d/2) of position * theta^(-2i/d) (Su et al. 2021, eq. 15)."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
+    angles = positions.double()[..., None, None] * theta**-exponent
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d)."""
+    cos, sin = angles
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and SwiGLU, each with a residual."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        width, kv_width = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.attention_norm = RMSNorm(config.dim)
+        self.wq = nn.Linear(config.dim, width, bias=False)
+        self.wk = nn.Linear(config.dim, kv_width, bias=False)
+        self.wv = nn.Linear(config.dim, kv_width, bias=False)
+        self.wo = nn.Linear(width, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
+        self.mlp_norm = RMSNorm(config.dim)
+        self.w_gate = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.w_up = nn.Linear(config.dim, config.mlp_dim, bias=False)
+        self.w_down = nn.Linear(config.mlp_dim, config.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, angles: tuple[Tensor, Tensor], pattern: Pattern, attend: Backend, *,
+        read: Tensor | None = None, write=None,
+    ) -> Tensor:  # fmt: skip
+        """x (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q).
+
+        Args:
+            write: stores keys and values (b, r, h, d) and returns those of all slots (KVCache.write).
+        """
+        y = self.attention_norm(x)
+        k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
+        v = self.wv(y).unflatten(-1, (self.config.kv_heads, -1))
+        if write is not None:
+            k, v = write(k, v)
+        x, y = pattern.select_queries(x), pattern.select_queries(y)
+        angles = tuple(pattern.select_queries(a) for a in angles)  # type: ignore[assignment]
+        q = rotate(self.q_norm(self.wq(y).unflatten(-1, (self.config.n_heads, -1))), angles)
+        q, k, v = (t.transpose(1, 2).to(q.dtype) for t in (q, k, v))  # (b, h, r, d)
+        if self.config.kv_heads != self.config.n_heads:
+            k, v = (t.repeat_interleave(self.config.n_heads // self.config.kv_heads, dim=1) for t in (k, v))
+        out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
+        if read is not None:
+            x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]
+        x = x + self.wo(out)
+        y = self.mlp_norm(x)
+        return x + self.w_down(F.silu(self.w_gate(y)) * self.w_up(y))
+
+
+class Transformer(nn.Module):
+    """Token ids and a pattern in, hidden states out.
+
+    Args:
+        vocab_size: ids 0..vocab_size-1 can be predicted; the input also knows MASK, id vocab_size.
+        end_of_text: the id that ends a document; `next_token` models begin with it.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, end_of_text: int):
+        super().__init__()
+        config.check()
+        self.config = config
+        self.vocab_size, self.mask_token_id, self.end_of_text = vocab_size, vocab_size, end_of_text
+        self.embedding = nn.Embedding(vocab_size + 1, config.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.final_norm = RMSNorm(config.dim)
+        self.head_weight = None if config.tied_embeddings else nn.Parameter(torch.empty(vocab_size, config.dim))
+        self.attend: Backend = Eager()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller with depth."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                nn.init.ones_(parameter)
+            elif name in ("embedding.weight", "head_weight"):
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                depth = math.sqrt(2 * self.config.n_layers) if name.endswith(("wo.weight", "w_down.weight")) else 1
+                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / depth)
+
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype in which keys and values come out of a forward."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.embedding.weight.dtype
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, pattern: Pattern, *,
+        read: Tensor | None = None, cache: KVCache | None = None, slots: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states, normalised for the head.
+
+        Args:
+            tokens: (b, r) ids, MASK among them.
+            positions: (1 or b, r) rotary positions.
+            pattern: who sees whom; the last layer computes only the queries of `pattern.reading()`.
+            read: flat indices into (b, q), the rows whose hidden state is wanted; None: all of them.
+            cache, slots: keys and values are kept at `slots` (b, r), and all slots up to `cache.span` are attended to.
+
+        Returns:
+            (m, dim) for `read` of length m, else (b, q, dim).
+        """
+        x = self.embedding(tokens)
+        angle_dtype = torch.promote_types(x.dtype, torch.float32)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, angle_dtype)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            write = None
+            if cache is not None and slots is not None:
+                write = lambda k, v, i=i: cache.write(i, slots, k, v)  # noqa: E731
+            here = pattern if i < last else pattern.reading()
+            x = layer(x, angles, here, self.attend, read=read if i == last else None, write=write)
+        return self.final_norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., dim) -> logits (..., vocab); MASK has none, so it is never predicted."""
+        return F.linear(hidden, self.head_matrix())
+
+    def head_matrix(self) -> Tensor:
+        """(vocab, dim)"""
+        return self.embedding.weight[: self.vocab_size] if self.head_weight is None else self.head_weight
+
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -1,0 +1,196 @@
+"""Who may attend to whom.
+
+Training reads two streams of the same text: **clean** `x`, and **noisy** `x` in which some tokens are MASK. Generation
+reads finished (clean) blocks from a cache and one live (noisy) block. One predicate, `may_attend`, says what both are;
+every backend is tested against it.
+
+Shape legend: b batch, q query rows, k key rows, N text length, B block size, D noise draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+BEGIN_BLOCK = -1
+"""The begin token of `next_token` models is a block of its own, before the text."""
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where rows stand. All tensors broadcast against each other; `document` may be None (one document)."""
+
+    position: Tensor  # text position; the begin token is at -1
+    block: Tensor  # position // B; BEGIN_BLOCK for the begin token
+    draw: Tensor  # -1: clean stream; 0, 1, ...: noisy stream of that noise draw
+    document: Tensor | None = None
+
+    def as_queries(self) -> Coordinates:
+        """Coordinates that broadcast along a new key axis."""
+        return self._map(lambda t: t[..., :, None])
+
+    def as_keys(self) -> Coordinates:
+        """Coordinates that broadcast along a new query axis."""
+        return self._map(lambda t: t[..., None, :])
+
+    def _map(self, f) -> Coordinates:
+        document = None if self.document is None else f(self.document)
+        return Coordinates(f(self.position), f(self.block), f(self.draw), document)
+
+
+def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
+    """The table of the design, as one boolean expression.
+
+    | query   | may attend to                                                                      |
+    |---------|------------------------------------------------------------------------------------|
+    | clean l | clean k with block(k) <= block(l) (`block_causal`), or k <= l (`causal`)           |
+    | noisy l | clean k with block(k) < block(l); noisy k of its own block and its own noise draw  |
+
+    Rows of different documents never see each other.
+    """
+    if context == "causal":
+        clean_sees = key.position <= query.position
+    else:
+        clean_sees = key.block <= query.block
+    key_is_clean = key.draw < 0
+    noisy_sees = torch.where(key_is_clean, key.block < query.block, (key.block == query.block) & (key.draw == query.draw))
+    allowed = torch.where(query.draw < 0, key_is_clean & clean_sees, noisy_sees)
+    if query.document is not None and key.document is not None:
+        allowed = allowed & (query.document == key.document)
+    return allowed
+
+
+@dataclass(frozen=True, eq=False)
+class TwoStream:
+    """The pattern of a training pass over rows `[clean ; noisy draw 0 ; noisy draw 1 ; ...]`.
+
+    Streams hold what somebody reads and no more: nobody reads the clean last block, so the clean stream ends before it
+    (`in_place` at B = N has none), and `next_token` at B = 1 reads only clean rows, so it has no noisy stream.
+    """
+
+    length: int  # N
+    block_size: int  # B
+    context: str = "block_causal"
+    prediction: str = "in_place"
+    draws: int = 1  # D
+    documents: Tensor | None = None  # (b, begin + N): document of each text token, seen as input
+    device: torch.device | str = "cpu"
+    only_read: bool = False  # queries are just the rows that a prediction is read from (the last layer)
+
+    @property
+    def begin(self) -> int:
+        """1 if a begin token stands before the text, else 0; text token l has rotary position begin + l."""
+        return int(self.prediction == "next_token")
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-self.length // self.block_size)
+
+    @property
+    def n_clean(self) -> int:
+        return self.begin + (self.n_blocks - 1) * self.block_size
+
+    @property
+    def n_noisy(self) -> int:
+        return 0 if self.prediction == "next_token" and self.block_size == 1 else self.draws * self.length
+
+    @property
+    def clean_queries(self) -> slice:
+        """Which clean rows ask. `next_token` reads the first token of each block off the clean row before it."""
+        if not self.only_read:
+            return slice(0, self.n_clean)
+        return slice(0, self.n_clean, self.block_size) if self.begin else slice(0, 0)
+
+    @property
+    def n_clean_queries(self) -> int:
+        return len(range(*self.clean_queries.indices(self.n_clean)))
+
+    def reading(self) -> TwoStream:
+        """The same pattern with only the rows as queries that predictions are read from."""
+        return replace(self, only_read=True)
+
+    def select_queries(self, rows: Tensor) -> Tensor:
+        """`rows` (b, n_clean + n_noisy, ...) -> (b, q, ...), the rows that ask."""
+        if not self.only_read:
+            return rows
+        noisy = rows[:, self.n_clean :]
+        return torch.cat([rows[:, self.clean_queries], noisy], dim=1) if self.begin else noisy
+
+    def read_rows(self, masked: Tensor) -> Tensor:
+        """Flat indices into (b, q) of `reading()`, from which the tokens that are True in `masked` (b, D, N) are read.
+
+        The order is that of `masked.nonzero()`.
+        """
+        row, draw, position = masked.nonzero(as_tuple=True)
+        n_queries = self.reading().n_clean_queries + self.n_noisy
+        if not self.begin:
+            return row * n_queries + draw * self.length + position
+        block, offset = position // self.block_size, position % self.block_size
+        noisy = self.reading().n_clean_queries + draw * self.length + position - 1
+        return row * n_queries + torch.where(offset == 0, block, noisy)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(1, n_clean + n_noisy): rotary positions."""
+        text = torch.arange(self.begin, self.begin + self.length, device=self.device).repeat(self.draws)
+        return torch.cat([torch.arange(self.n_clean, device=self.device), text[: self.n_noisy]])[None]
+
+    @cached_property
+    def keys(self) -> Coordinates:
+        clean = torch.arange(self.n_clean, device=self.device) - self.begin
+        noisy = torch.arange(self.length, device=self.device).repeat(self.draws)[: self.n_noisy]
+        position = torch.cat([clean, noisy])
+        draw = torch.arange(self.draws, device=self.device).repeat_interleave(self.length)[: self.n_noisy]
+        draw = torch.cat([torch.full_like(clean, -1), draw])
+        block = torch.where(position < 0, BEGIN_BLOCK, position // self.block_size)
+        document = None
+        if self.documents is not None:
+            text = self.documents[:, self.begin :].repeat(1, self.draws)
+            document = torch.cat([self.documents[:, : self.n_clean], text[:, : self.n_noisy]], dim=1)
+        return Coordinates(position[None], block[None], draw[None], document)
+
+    @cached_property
+    def queries(self) -> Coordinates:
+        return self.keys._map(self.select_queries)
+
+    def dense(self) -> Tensor:
+        """(1 or b, q, k) booleans."""
+        return may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
+
+
+@dataclass(frozen=True, eq=False)
+class Cached:
+    """The pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
+
+    Finished blocks, the blocks being committed and the live block stand in slot order, so what a row may see is a
+    prefix of the slots: its own block's end (`block_causal` and live rows) or itself (`causal` clean rows).
+    """
+
+    visible_end: Tensor  # (b, q): number of visible slots
+    span: int  # slots that anybody sees, a host integer
+    unmasked: bool = False  # every row sees all of `span`: no mask is needed
+    query_document: Tensor | None = None  # (b, q)
+    slot_document: Tensor | None = None  # (b, slots)
+    first_query: int = 0  # rows before it only serve keys and values in the last layer
+    only_read: bool = False
+
+    def reading(self) -> Cached:
+        return replace(self, only_read=True)
+
+    def select_queries(self, rows: Tensor) -> Tensor:
+        return rows[:, self.first_query :] if self.only_read else rows
+
+    def dense(self) -> Tensor:
+        """(b, q, span) booleans."""
+        slots = torch.arange(self.span, device=self.visible_end.device)
+        allowed = slots < self.select_queries(self.visible_end)[..., None]
+        if self.query_document is not None and self.slot_document is not None:
+            same = self.select_queries(self.query_document)[..., None] == self.slot_document[:, None, : self.span]
+            allowed = allowed & same
+        return allowed
+
+
+Pattern = TwoStream | Cached
