@@ -1,0 +1,24 @@
+"""Generation: the block loop (engine) and the decoders, which decide which positions to reveal.
+
+A new decoder is a frozen dataclass with `start` and `select` (see `view.Decoder`) and a line in `DECODERS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hybrid.decoding.ranked import Ancestral, FirstHitting, LeftToRight
+from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.scored import Confidence, Entropy, Margin
+from hybrid.decoding.view import Decoder, View
+
+DECODERS: dict[str, Any] = {
+    "first_hitting": FirstHitting,
+    "ancestral": Ancestral,
+    "left_to_right": LeftToRight,
+    "confidence": Confidence,
+    "margin": Margin,
+    "entropy": Entropy,
+}
+
+__all__ = ["DECODERS", "Decoder", "Sampling", "View"]
