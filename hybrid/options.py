@@ -2,10 +2,12 @@
 
 A *table* is a dict from a name to a frozen dataclass whose fields are its options. A *spec* is what a user writes in
 YAML or on the command line: either the name alone (`"margin"`) or a mapping (`{"name": "margin", "steps": 8}`).
+Every error is a ValueError of one line that names the key, the value and what is allowed.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import types
@@ -14,23 +16,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
+_SCALARS = {int, float, bool, str, type(None)}
+
 
 def option(default: Any, doc: str, choices: Iterable[str] | None = None) -> Any:
     """A dataclass field with a one-line doc (shown by `--help`) and, where the values are few, its choices."""
     metadata = {"doc": doc, "choices": tuple(choices) if choices is not None else None}
     if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+def nearest(value: Any, names: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the name nearest to `value`, upper and lower case alike; empty if none is near."""
+    by_lower = {str(name).lower(): str(name) for name in names}
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+
+
 def pick(key: str, value: Any, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`; otherwise raise a ValueError that names key, value and choices."""
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: it is not; the message names key, value, choices and the nearest one.
+    """
     names = [str(name) for name in choices]
     if isinstance(value, str) and value in names:
         return value
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"{key}: {value!r} is not one of {', '.join(sorted(names))}{hint}")
+    raise ValueError(f"{key}: {value!r} is not one of {', '.join(sorted(names))}{nearest(value, names)}")
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
@@ -43,26 +56,21 @@ def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
     """Build an entry of `table` from `spec`; an object that is no spec (an instance of the user's own) passes through.
 
     Raises:
-        ValueError: unknown name, unknown option or an option of the wrong type; names the key and what is allowed.
+        ValueError: unknown name, unknown or missing option, or an option of the wrong type or range.
     """
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        if spec is None or isinstance(spec, (bool, int, float, list)):
-            raise ValueError(f"{key}: {spec!r} is neither a name nor a mapping with one; names: {', '.join(sorted(table))}")
+        if spec is None or isinstance(spec, (bool, int, float, list, tuple)):
+            names = ", ".join(sorted(table))
+            raise ValueError(f"{key}: {spec!r} is neither a name nor a mapping with one; names: {names}")
         return spec
     arguments = {str(name): value for name, value in spec.items()}
     if "name" not in arguments:
         raise ValueError(f"{key}: {dict(spec)!r} has no 'name'; one of {', '.join(sorted(table))}")
     name = pick(key, arguments.pop("name"), table)
     entry: Any = table[name]
-    hints = typing.get_type_hints(entry)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(entry) if f.init}
-    for option_name, value in arguments.items():
-        if not fields:
-            raise ValueError(f"{key}.{option_name}: {name} has no options")
-        pick(f"{key} ({name})", option_name, fields)
-        arguments[option_name] = convert(f"{key}.{option_name}", value, fields[option_name])
+    arguments = _check_options(key, name, entry, arguments)
     try:
         return entry(**arguments)
     except TypeError as error:
@@ -71,20 +79,76 @@ def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
         raise ValueError(f"{key}.{error}") from None
 
 
+def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` converted to the types of the entry's fields; the fields without a default must be among them."""
+    hints = typing.get_type_hints(entry)
+    fields = {f.name: f for f in dataclasses.fields(entry) if f.init}
+    converted = {}
+    for option_name, value in arguments.items():
+        if not fields:
+            raise ValueError(f"{key}.{option_name}: {name} has no options")
+        if option_name not in fields:
+            allowed = f"{', '.join(fields)}{nearest(option_name, fields)}"
+            raise ValueError(f"{key}.{option_name}: {name} has no such option (value {value!r}); it has {allowed}")
+        converted[option_name] = convert(f"{key}.{option_name}", value, hints[option_name])
+        choices = fields[option_name].metadata.get("choices")
+        if choices is not None and value is not None:
+            pick(f"{key}.{option_name}", value, choices)
+    for f in fields.values():
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in converted:
+            raise ValueError(f"{key}: {name} needs its option {f.name!r}, e.g. {{name: {name}, {f.name}: ...}}")
+    return converted
+
+
 def convert(key: str, value: Any, annotation: Any) -> Any:
-    """Check `value` against a scalar annotation (int, float, bool, str, Any, or a union with None) and return it."""
-    allowed = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    """Check `value` against an annotation and return it, an integer given for a float as a float.
+
+    Checked are int, float, bool, str, None, lists of these and unions of them; other annotations accept anything. A
+    bool is no number, and a number is no string.
+
+    Raises:
+        ValueError: the value is of another type.
+    """
+    allowed = _members(annotation)
     if Any in allowed or (value is None and type(None) in allowed):
         return value
-    if bool in allowed and isinstance(value, bool):
+    kind: type = type(value)
+    if kind in (bool, int, str) and kind in allowed:
         return value
-    if int in allowed and isinstance(value, int) and not isinstance(value, bool):
+    if float in allowed and isinstance(value, (int, float)) and kind is not bool:
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{key}: the number has {len(str(value))} digits, too many for a float") from None
+    lists = [member for member in allowed if typing.get_origin(member) is list]
+    if lists and isinstance(value, list):
+        (item,) = typing.get_args(lists[0])
+        return [convert(f"{key}[{index}]", element, item) for index, element in enumerate(value)]
+    if not set(allowed) - set(lists) <= _SCALARS:
         return value
-    if float in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if str in allowed and isinstance(value, str):
-        return value
-    if not set(allowed) <= {int, float, bool, str, type(None)}:
-        return value
-    names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
-    raise ValueError(f"{key}: {value!r} is a {type(value).__name__}; it must be {names}")
+    hint = "; quote it" if str in allowed and kind in (bool, int, float) else ""
+    raise ValueError(f"{key}: {value!r} is {_article(kind)}; it must be {type_name(annotation)}{hint}")
+
+
+def type_name(annotation: Any) -> str:
+    """How a type is written in messages and in `--help`: `int or null`, `list of str`, `any`."""
+    if annotation is Any:
+        return "any"
+    if annotation is type(None):
+        return "null"
+    members = _members(annotation)
+    if len(members) > 1:
+        return " or ".join(type_name(member) for member in members)
+    if typing.get_origin(annotation) is list:
+        return f"list of {type_name(typing.get_args(annotation)[0])}"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _article(kind: type) -> str:
+    name = "null" if kind is type(None) else kind.__name__
+    return name if name == "null" else f"an {name}" if name[0] in "aeiou" else f"a {name}"

@@ -15,6 +15,11 @@ from hybrid.decoding.view import View, quota
 from hybrid.options import at_least, option
 
 
+RESOLUTION = 2.0**-16
+"""Scores closer than this are a tie, and the leftmost position wins. Positions of a block without any context have the
+same distribution, up to rounding that differs with the batch; without ties the order would differ too."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Reveal the positions of highest score; subclasses say what the score is."""
@@ -37,7 +42,7 @@ class Scored:
 
     def select(self, view: View, state: Tensor | None) -> tuple[Tensor, None]:
         score = self.score(view)
-        rank = ranks(-score, view.is_masked)
+        rank = ranks(-(score / RESOLUTION).round(), view.is_masked)
         if state is None:
             assert self.threshold is not None
             return view.is_masked & ((score >= self.threshold) | (rank == 0)), None

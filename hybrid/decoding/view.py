@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of the m masked positions of a live block, in the order of `is_masked.nonzero()`."""
+
+    log_probs: Tensor  # (m, V) at temperature 1
+    proposal: Tensor  # (m,) ids
 
 
 @dataclass(eq=False)
@@ -27,21 +36,31 @@ class View:
     is_fixed: Tensor  # (r, B): part of the prompt, may never be re-masked
     is_valid: Tensor  # (r, B): False behind the end of a short last block
     uniform: Callable[[int], Tensor]  # uniform(i) -> (r, B) float64 in [0, 1), the i-th draw of this step
-    forward: Callable[[], tuple[Tensor, Tensor]]
+    forward: Callable[[], Prediction]
 
     @cached_property
-    def predicted(self) -> tuple[Tensor, Tensor]:
+    def prediction(self) -> Prediction:
         return self.forward()
 
     @property
+    def has_run(self) -> bool:
+        """Whether the network has been run at this step."""
+        return "prediction" in self.__dict__
+
+    @cached_property
     def proposal(self) -> Tensor:
         """(r, B) a token for each masked position, drawn with the sampling settings; elsewhere the token that is there."""
-        return self.predicted[0]
+        there = self.tokens.clamp(max=self.prediction.log_probs.shape[-1] - 1)  # MASK behind a short block: any token
+        return there.masked_scatter(self.is_masked, self.prediction.proposal)
 
-    @property
+    @cached_property
     def log_probs(self) -> Tensor:
         """(r, B, V) at temperature 1, before top-k and top-p; a known position has all its mass on its token."""
-        return self.predicted[1]
+        masked = self.prediction.log_probs
+        known = self.tokens.clamp(max=masked.shape[-1] - 1)[..., None]
+        full = masked.new_full((*self.tokens.shape, masked.shape[-1]), -torch.inf).scatter_(-1, known, 0.0)
+        full[self.is_masked] = masked
+        return full
 
 
 class Decoder(Protocol):
@@ -61,8 +80,6 @@ def quota(is_masked: Tensor, steps: int | None) -> Tensor:
 
     The masked positions are spread evenly over `steps` steps, the remainder over the first ones (LLaDA); None: one a step.
     """
-    import torch
-
     total = is_masked.sum(-1, keepdim=True)  # (r, 1)
     n_steps = total.clamp(min=1) if steps is None else total.clamp(min=1, max=steps)
     step = torch.arange(int(n_steps.max()), device=is_masked.device)

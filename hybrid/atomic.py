@@ -1,0 +1,235 @@
+"""Files that are either whole or absent: atomic text, JSON and folders, and strict JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+MANIFEST = "manifest.json"
+_REPLACED = ".replaced"  # the folder that `new_folder` moved aside; it survives only a kill between two renames
+
+
+def to_json(value: Any, *, strict: bool = False, indent: int | None = None) -> str:
+    """JSON text of `value`; numbers of numpy and torch become plain ones, paths and other objects their `str`.
+
+    JSON has no NaN and no infinity. They become null, or, if `strict` (for what must come back as it was), an error.
+
+    Raises:
+        ValueError: `strict`, and a number is not finite or an object is none of JSON; the message names where it is.
+    """
+    return json.dumps(_plain(value, strict, ""), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any, strict: bool, where: str) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, strict, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, strict, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        if strict:
+            raise ValueError(f"{where or 'value'}: {value!r} is not finite and JSON cannot hold it; leave it out")
+        return None
+    if hasattr(value, "tolist"):  # arrays, tensors, and their scalars
+        return _plain(value.tolist(), strict, where)
+    if strict and not isinstance(value, Path):
+        raise ValueError(f"{where or 'value'}: a {type(value).__name__} would not come back from JSON as it was")
+    return str(value)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: is missing") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not valid JSON: {error}") from None
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader, also after a kill or a power cut, sees the old content or the new one.
+
+    Raises:
+        OSError: it could not be written (disk full, say); one line, and the old content is still there.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _clear_error(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
+    """`write_text_atomic` of `to_json(value)`, indented.
+
+    Raises:
+        ValueError, OSError: as those two.
+    """
+    write_text_atomic(path, to_json(value, strict=strict, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a folder that appears at `path` only when it is complete.
+
+        with new_folder(path) as folder:
+            save_file(tensors, folder / "model.safetensors")
+
+    The block writes into a hidden sibling. On leaving it, sizes and hashes of all files go into `manifest.json`,
+    everything is synced to the disk and the folder is renamed into place. A folder that is already there is replaced
+    if it has a manifest (so: was written by this function) or is empty, and whatever it holds if `overwrite`. If
+    anything fails, what was there before is there still.
+
+    Raises:
+        ValueError: `path` exists and may not be replaced.
+        OSError: it could not be written (disk full, say); one line.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite and not _is_replaceable(path):
+        raise ValueError(f"{path}: exists and was not written by hybrid; remove it or choose another folder")
+    temporary = _temporary(path)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _seal(temporary)
+        _move_into_place(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _clear_error(path, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_replaceable(path: Path) -> bool:
+    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare every file of a folder with the sizes and hashes of its manifest.
+
+    Raises:
+        ValueError: a file is missing, truncated or altered; one line that names it.
+    """
+    manifest = read_json(Path(folder) / MANIFEST)
+    try:
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
+    except (TypeError, KeyError, AttributeError, ValueError):
+        raise ValueError(f"{Path(folder) / MANIFEST}: is not a manifest") from None
+    for name, (size, digest) in files.items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise ValueError(f"{path}: is missing")
+        if path.stat().st_size != size:
+            raise ValueError(f"{path}: has {path.stat().st_size} bytes instead of {size} (truncated?)")
+        if _sha256(path) != digest:
+            raise ValueError(f"{path}: its content is not what was saved (SHA-256 differs)")
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that a kill in the middle leaves no half-deleted folder under its name."""
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    os.rename(path, temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clean_up(folder: Path) -> None:
+    """Finish or remove what a killed process left in `folder`. Only for the process that writes there."""
+    folder = Path(folder)
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        original = path.with_name(path.name.removesuffix(_REPLACED))
+        if path.name.endswith(_REPLACED) and not original.exists():
+            os.rename(path, original)
+        elif path.name.endswith(_REPLACED) or (path.name.startswith(".") and path.name.endswith(".tmp")):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    manifest = {"format": 1, "saved_ns": time.time_ns(), "files": entries}
+    (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
+    for path in [*files, folder / MANIFEST]:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _sync_folder(path)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    """Rename; as a folder cannot replace a full one, that one steps aside first, under a name that is still found."""
+    replaced = path.with_name(path.name + _REPLACED)
+    if path.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(path, replaced)
+    try:
+        os.rename(temporary, path)
+        _sync_folder(path.parent)
+    except OSError:
+        if replaced.exists() and not path.exists():
+            os.rename(replaced, path)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no sync of it
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _clear_error(path: Path, error: Exception) -> OSError:
+    """One line without a stack of causes; safetensors reports the system's error only as text."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found.group(1))
+    reason = os.strerror(number) if number else " ".join(str(error).split())
+    hint = "; free some space and resume" if number in (errno.ENOSPC, errno.EDQUOT) else ""
+    clear = OSError(f"{path}: could not be written: {reason}; what was saved before is unchanged{hint}")
+    clear.errno = number
+    return clear

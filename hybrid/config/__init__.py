@@ -1,0 +1,26 @@
+"""The configuration: composed of the dataclasses that the rooms own, loaded, merged, checked and printed.
+
+    config = load_config("configs/quickstart.yaml", ["trainer.steps=100"])
+    for warning in check(config): ...
+    Path("config.yaml").write_text(to_yaml(config))
+
+`schema` names the groups, `dialect` reads and writes YAML, `load` merges, `check` finds what does not fit together,
+`show` prints.
+"""
+
+from hybrid.config.check import check, resolve_block_sizes
+from hybrid.config.load import load_config, parse_options
+from hybrid.config.schema import Config
+from hybrid.config.show import describe, differences, flatten, to_yaml
+
+__all__ = [
+    "Config",
+    "check",
+    "describe",
+    "differences",
+    "flatten",
+    "load_config",
+    "parse_options",
+    "resolve_block_sizes",
+    "to_yaml",
+]

@@ -1,0 +1,180 @@
+"""What must fit together before any work starts, and which settings are ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from hybrid import data
+from hybrid.config.load import value_of
+from hybrid.config.schema import SPECS, Config, keys, table
+from hybrid.corpora import CORPORA
+from hybrid.options import at_least, build
+
+# Smallest values. Keys that may be null are checked when they are not.
+_AT_LEAST: dict[str, float] = {
+    "run.seed": 0,
+    "data.seq_len": 2,
+    "model.dim": 2,
+    "model.n_layers": 1,
+    "model.n_heads": 1,
+    "model.n_kv_heads": 1,
+    "model.hidden_dim": 1,
+    "objective.draws": 1,
+    "optim.weight_decay": 0,
+    "optim.warmup_steps": 0,
+    "optim.grad_clip": 0,
+    "trainer.steps": 1,
+    "trainer.log_every": 1,
+    "trainer.eval_every": 0,
+    "trainer.sample_every": 0,
+    "trainer.save_every": 0,
+    "trainer.keep_last": 1,
+    "trainer.max_bad_steps": 1,
+    "eval.rows": 0,
+    "eval.draws": 1,
+    "eval.batch_rows": 1,
+    "eval.sample_tokens": 0,
+}
+_POSITIVE = ("model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
+_FRACTIONS = ("optim.decay_fraction", "optim.final_lr_ratio")
+_BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.momentum", "optim.ema_decay")
+
+
+def check(config: Config) -> list[str]:
+    """Refuse values that are out of range or do not fit together; return a warning for each setting that is ignored.
+
+    Raises:
+        ValueError: one line naming the keys, their values and the way out.
+    """
+    _check_ranges(config)
+    _check_run(config)
+    config.model.check()
+    data.check(config.data)
+    _check_tokens(config)
+    for name, address in SPECS.items():
+        build(table(address), value_of(config, name), name)
+    estimator = config.objective.estimator
+    if isinstance(estimator, dict) and "schedule" in estimator:
+        build(table(SPECS["objective.schedule"]), estimator["schedule"], "objective.estimator.schedule")
+    sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+    if config.eval.block_sizes is not None:
+        resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
+    return [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config, sizes)]
+
+
+def resolve_block_sizes(value: Any, seq_len: int, key: str = "objective.block_size") -> list[int]:
+    """The block sizes that `value` means: an integer, `seq_len`, or a list of these.
+
+    Raises:
+        ValueError: not of this form, out of 1..seq_len, an empty list, or one size twice.
+    """
+    sizes = [_block_size(size, seq_len, key) for size in (value if isinstance(value, list) else [value])]
+    if not sizes:
+        raise ValueError(f"{key}: [] is empty; give a block size, e.g. {key}=8, or a list, e.g. {key}=[1,8]")
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"{key}: {value!r} has a block size twice (data.seq_len = {seq_len}); give each once")
+    return sizes
+
+
+def _block_size(value: Any, seq_len: int, key: str) -> int:
+    if value == "seq_len":
+        return seq_len
+    if type(value) is not int:
+        raise ValueError(f"{key}: {value!r} is not a block size; give an integer from 1 to {seq_len}, or seq_len")
+    if value < 1:
+        raise ValueError(f"{key}: {value} is too small; a block has from 1 to {seq_len} tokens (data.seq_len)")
+    if value > seq_len:
+        raise ValueError(
+            f"{key}: {value} is larger than data.seq_len = {seq_len}; "
+            f"make it smaller (or seq_len, which is fully masked), or data.seq_len larger"
+        )
+    return value
+
+
+def _check_ranges(config: Config) -> None:
+    for name in keys():
+        value = value_of(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: {value!r} is not a finite number")
+    for name, minimum in _AT_LEAST.items():
+        value = value_of(config, name)
+        if value is not None:
+            at_least(name, value, minimum)
+    for name in _POSITIVE:
+        value = value_of(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}: {value!r} must be positive")
+    for name in _FRACTIONS:
+        if not 0 <= value_of(config, name) <= 1:
+            raise ValueError(f"{name}: {value_of(config, name)!r} is not a fraction; it must be from 0 to 1")
+    for name in _BELOW_ONE:
+        if not 0 <= value_of(config, name) < 1:
+            raise ValueError(f"{name}: {value_of(config, name)!r} must be at least 0 and below 1")
+
+
+def _check_run(config: Config) -> None:
+    run, prompts = config.run, config.eval.sample_prompts
+    if not run.name or run.name.startswith("/") or any(part in ("", ".", "..") for part in run.name.split("/")):
+        raise ValueError(f"run.name: {run.name!r} does not name a folder inside run.folder = {run.folder!r}")
+    if not run.folder:
+        raise ValueError("run.folder: '' is not a folder; the default is 'runs'")
+    if run.device != "auto":
+        try:
+            torch.device(run.device)
+        except RuntimeError:
+            raise ValueError(f"run.device: {run.device!r} is not a device; auto, cpu, cuda, cuda:1, ...") from None
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"eval.sample_prompts: {prompts!r} is not a list of texts, e.g. ['', 'The ']")
+
+
+def _check_tokens(config: Config) -> None:
+    seq_len, batch, micro = config.data.seq_len, config.trainer.batch_tokens, config.trainer.micro_batch_tokens
+    _whole_rows("trainer.batch_tokens", batch, seq_len)
+    if micro is not None:
+        _whole_rows("trainer.micro_batch_tokens", micro, seq_len)
+        if batch % micro:
+            raise ValueError(f"trainer.micro_batch_tokens: {micro} does not divide trainer.batch_tokens = {batch}")
+    if config.optim.warmup_steps > config.trainer.steps:
+        raise ValueError(
+            f"optim.warmup_steps: {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}; "
+            f"shorten the warm-up or train longer"
+        )
+
+
+def _whole_rows(name: str, tokens: int, seq_len: int) -> None:
+    if tokens < seq_len or tokens % seq_len:
+        below = tokens // seq_len * seq_len
+        near = f"{below} or {below + seq_len}" if below > 0 else f"{seq_len}"
+        raise ValueError(f"{name}: {tokens} is not a whole number of rows of data.seq_len = {seq_len}; try {near}")
+
+
+def _ignored(config: Config, sizes: list[int]) -> list[tuple[str, str]]:
+    """(key, reason) of each setting that differs from its default and has no effect."""
+    optim, objective = config.optim, config.objective
+    estimator = objective.estimator if isinstance(objective.estimator, dict) else {"name": objective.estimator}
+    entry = table(SPECS["objective.estimator"])[estimator["name"]]
+    reads_schedule = "schedule" in {f.name for f in dataclasses.fields(entry)}  # pyright: ignore[reportArgumentType]
+    reads_schedule = reads_schedule and "schedule" not in estimator
+    is_embedded = (f"data.corpus = {config.data.corpus!r} is embedded", config.data.corpus in CORPORA)
+    reasons = {
+        "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
+        "data.format": is_embedded,
+        "data.split": is_embedded,
+        "data.column": is_embedded,
+        "objective.schedule": (f"objective.estimator = {objective.estimator!r} does not read it", not reads_schedule),
+        "objective.draws": ("block size 1 has no noise", sizes == [1]),
+        "optim.muon_lr": ("optim.name is not muon", optim.name != "muon"),
+        "optim.momentum": ("optim.name is not muon", optim.name != "muon"),
+        "optim.decay_fraction": ("optim.schedule is not wsd", optim.schedule != "wsd"),
+        "optim.final_lr_ratio": ("optim.schedule is constant", optim.schedule == "constant"),
+    }
+    defaults = keys()
+    return [
+        (name, why)
+        for name, (why, is_idle) in reasons.items()
+        if is_idle and value_of(config, name) != defaults[name].default
+    ]

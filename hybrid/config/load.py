@@ -1,0 +1,237 @@
+"""Defaults < YAML files (a `base` first) < `key=value` overrides, merged by OmegaConf into the typed `Config`.
+
+OmegaConf merges and converts; what it is given has been checked key by key before, so that every error is one line of
+ours. Interpolation is refused: a value is what is written, and a run's config.yaml tells the whole of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hybrid.config import dialect
+from hybrid.config.schema import SPECS, Config, choices, groups, keys, table
+from hybrid.options import build, convert, nearest, pick, type_name
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of a run: defaults < the file at `path` (and its bases) < `overrides` like `trainer.steps=9`.
+
+    `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem.
+
+    Raises:
+        ValueError: one line naming key, value, what is allowed and the nearest match, or the file and its line.
+    """
+    layers = [_checked(layer, f"{file}: ") for file, layer in (_files(Path(path)) if path is not None else [])]
+    layers.append(_checked(_from_overrides(overrides), ""))
+    merged: Any = OmegaConf.structured(Config)
+    for layer in layers:
+        merged = _merge(merged, layer)
+    config: Any = OmegaConf.to_object(merged)
+    if not config.run.name:
+        config.run.name = Path(path).stem if path is not None else "default"
+    config.run.imports = _import(config.run.imports)
+    for key in keys().values():
+        allowed, value = choices(key), value_of(config, key.name)
+        if allowed is not None and value is not None:
+            pick(key.name, value, allowed)
+    for name, address in SPECS.items():
+        build(table(address), value_of(config, name), name)
+    return config
+
+
+def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
+    """`["steps=8", "threshold=0.9"]` -> `{"steps": 8, "threshold": 0.9}`, options of an entry named elsewhere.
+
+    Raises:
+        ValueError: one is not name=value, or its value is no YAML.
+    """
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"{key}: option {text!r} is not name=value, e.g. steps=8")
+        options[name.strip()] = dialect.parse(value, f"{key}: option {text!r}")
+    return options
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of a key given by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """The file and its bases with their contents, the most basic first."""
+    if path.resolve() in [earlier.resolve() for earlier in after]:
+        raise ValueError(f"{after[-1]}: base: a cycle: {' -> '.join(str(file) for file in (*after, path))}")
+    try:
+        content = dialect.read(path)
+    except ValueError as error:
+        raise ValueError(f"{after[-1]}: base: {error}" if after else str(error)) from None
+    if "base" not in content:
+        return [(path, content)]
+    base = content.pop("base")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{path}: base: {base!r} is not the path of a YAML file")
+    return [*_files(path.parent / base, (*after, path)), (path, content)]
+
+
+def _from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """One layer from all overrides, so that `decoder.steps=8 decoder.name=margin` may come in either order."""
+    layer: dict[str, Any] = {}
+    for text in overrides:
+        name, equals, value_text = text.partition("=")
+        name = name.strip()
+        if not equals or not name:
+            raise ValueError(f"override {text!r} is not key=value, e.g. trainer.steps=100")
+        value = _override_value(name, value_text.strip(), text)
+        *path, last = _split(name, value)
+        inner = layer
+        for part in path:
+            inner[part] = inner = _opened(part, inner.get(part))
+        inner[last] = _joined(inner.get(last), value, is_spec=name in SPECS)
+    return layer
+
+
+def _opened(name: str, present: Any) -> dict[str, Any]:
+    """A copy of what an earlier override has put at `name`, as a mapping that takes a further key."""
+    if isinstance(present, str):
+        return {"name": present}
+    if present is not None and not isinstance(present, dict):
+        raise ValueError(f"{name}: {present!r} is not a mapping of keys")
+    return dict(present or {})
+
+
+def _split(name: str, value: Any) -> list[str]:
+    """The path of a dotted name: a group, a key, or an option of a key that holds a spec."""
+    for spec in SPECS:
+        if name.startswith(f"{spec}."):
+            return [*spec.split("."), name[len(spec) + 1 :]]
+    if name not in keys() and name not in groups():
+        raise _unknown(name, value)
+    return name.split(".")
+
+
+def _override_value(name: str, text: str, override: str) -> Any:
+    """The value of an override; where a string is expected it is the text as written, unless that is quoted or null."""
+    key = keys().get(name)
+    annotation = key.annotation if key is not None else Any
+    wants_text = "str" in type_name(annotation).split(" or ")
+    if wants_text and not text.startswith(("'", '"')):
+        allows_null = "null" in type_name(annotation).split(" or ")
+        return None if allows_null and text in ("null", "") else text
+    return dialect.parse(text, f"override {override!r}")
+
+
+def _checked(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The layer with every key known and every value of its type; errors begin with `where`."""
+    checked: dict[str, Any] = {}
+    try:
+        _refuse_interpolation("", layer)
+        for group, values in layer.items():
+            if group in SPECS:
+                checked[group] = _spec(group, values)
+            elif group not in groups():
+                raise _unknown(str(group), values)
+            elif isinstance(values, Mapping):
+                checked[group] = {name: _value(f"{group}.{name}", value) for name, value in values.items()}
+            elif values is not None:
+                raise ValueError(f"{group}: {values!r} is not a mapping of keys; {_allowed(str(group))}")
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
+    return checked
+
+
+def _value(name: str, value: Any) -> Any:
+    if name in SPECS:
+        return _spec(name, value)
+    key = keys().get(name)
+    if key is None:
+        raise _unknown(name, value)
+    return convert(name, value, key.annotation)
+
+
+def _spec(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"name": value}
+    if not isinstance(value, Mapping):
+        names = ", ".join(sorted(table(SPECS[name])))
+        raise ValueError(f"{name}: {value!r} is neither a name nor a mapping with one; names: {names}")
+    return {str(option): inner for option, inner in value.items()}
+
+
+def _merge(config: DictConfig, layer: dict[str, Any]) -> DictConfig:
+    """`layer` over `config`; a spec that names another entry replaces the old one, whose options are not its own."""
+    for name in SPECS:
+        *path, last = name.split(".")
+        holder = layer.get(path[0], {}) if path else layer
+        if last in holder:
+            present: Any = OmegaConf.to_container(OmegaConf.select(config, path[0])) if path else config
+            joined = _joined(present[last], holder.pop(last))
+            joined = {"name": joined["name"], **joined}
+            # Keys of type Any keep the short form; `decoder` is always a mapping.
+            OmegaConf.update(config, name, joined["name"] if path and len(joined) == 1 else joined, merge=False)
+    try:
+        return OmegaConf.merge(config, layer)  # pyright: ignore[reportReturnType]
+    except OmegaConfBaseException as error:  # not reached by known means: the layer is checked
+        key = getattr(error, "full_key", None) or "config"
+        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from None
+
+
+def _joined(old: Any, new: Any, is_spec: bool = True) -> Any:
+    """`new` over `old`, key by key if both are mappings; but a spec replaces one of another name as a whole."""
+    if is_spec:
+        old, new = ({"name": spec} if isinstance(spec, str) else spec for spec in (old, new))
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    if is_spec and "name" in old and new.get("name", old["name"]) != old["name"]:
+        return dict(new)
+    return {**old, **new}
+
+
+def _refuse_interpolation(name: str, value: Any) -> None:
+    """OmegaConf would evaluate `${...}` (resolvers read the environment) and take `???` for a missing value."""
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        raise ValueError(f"{name}: {value!r}: '${{' and '???' are not allowed in values; write the value itself")
+    if isinstance(value, Mapping):
+        for inner_name, inner in value.items():
+            _refuse_interpolation(f"{name}.{inner_name}".lstrip("."), inner)
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_interpolation(f"{name}[{index}]", inner)
+
+
+def _import(modules: Any) -> list[str]:
+    """Import the modules of `run.imports` (a list, or one name); they register their own table entries."""
+    modules = [modules] if isinstance(modules, str) else modules
+    if not isinstance(modules, list) or not all(isinstance(module, str) and module for module in modules):
+        raise ValueError(f"run.imports: {modules!r} is not a list of module names")
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"run.imports: cannot import {module!r}: {error}") from None
+    return modules
+
+
+def _unknown(name: str, value: Any) -> ValueError:
+    """The error for a key that does not exist: what there is, and the nearest."""
+    group, _, rest = name.partition(".")
+    if group not in groups():
+        same_leaf = [key for key in keys() if key.split(".")[-1] == name]
+        hint = f" (did you mean {same_leaf[0]!r}?)" if same_leaf else nearest(name, keys()) if rest else ""
+        hint = hint or nearest(group, groups())
+        return ValueError(f"{name}: unknown group {group!r} (value {value!r}); groups: {', '.join(groups())}{hint}")
+    return ValueError(f"{name}: unknown key (value {value!r}); {_allowed(group)}{nearest(name, keys())}")
+
+
+def _allowed(group: str) -> str:
+    return f"{group} has {', '.join(key.split('.')[-1] for key in keys() if key.startswith(f'{group}.'))}"

@@ -1,0 +1,90 @@
+"""The groups of the configuration, and the tables whose entries some keys name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
+
+from hybrid.data import DataConfig
+from hybrid.evaluate import EvalConfig
+from hybrid.model import ModelConfig
+from hybrid.objective import ObjectiveConfig
+from hybrid.optim import OptimConfig
+from hybrid.options import option
+from hybrid.trainer import RunConfig, TrainerConfig
+
+
+@dataclass
+class Config:
+    """Everything that a run depends on; each group is declared by the room that reads it."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    decoder: dict[str, Any] = option(  # noqa: RUF009 (it is a dataclass field)
+        {"name": "first_hitting"}, "how samples are decoded: an entry of DECODERS"
+    )
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+# Keys whose value is a spec (hybrid.options): where the table is. Imported late, so that --help of another script and
+# the user's own entries (run.imports) come first.
+SPECS = {
+    "decoder": ("hybrid.decoding", "DECODERS"),
+    "objective.estimator": ("hybrid.objective", "OBJECTIVES"),
+    "objective.schedule": ("hybrid.noise", "SCHEDULES"),
+}
+BACKENDS = ("hybrid.attention", "BACKENDS")
+
+
+def table(address: tuple[str, str]) -> Mapping[str, type]:
+    """The table at (module, name), with what the user has registered in it by now."""
+    module, name = address
+    return getattr(importlib.import_module(module), name)
+
+
+class Key(NamedTuple):
+    """One key of the configuration: `trainer.steps`, its type, default, one-line doc and choices (None: many)."""
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str
+    choices: tuple[str, ...] | None
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """Every key by its dotted name, in the order of declaration. One dict for all callers: only read it."""
+    return {key.name: key for key in _keys(Config(), "")}
+
+
+def groups() -> list[str]:
+    """The names of the groups, `decoder` among them."""
+    return [f.name for f in dataclasses.fields(Config)]
+
+
+def choices(key: Key) -> tuple[str, ...] | None:
+    """The choices of a key, with the user's own attention backends among them."""
+    if key.name != "model.attention" or key.choices is None:
+        return key.choices
+    return tuple(dict.fromkeys((*key.choices, *table(BACKENDS))))
+
+
+def _keys(group: Any, prefix: str) -> Iterator[Key]:
+    hints = typing.get_type_hints(type(group))
+    for f in dataclasses.fields(group):
+        default = getattr(group, f.name)
+        if dataclasses.is_dataclass(default):
+            yield from _keys(default, f"{f.name}.")
+        else:
+            doc = f.metadata.get("doc", "")
+            yield Key(f"{prefix}{f.name}", hints[f.name], default, doc, f.metadata.get("choices"))

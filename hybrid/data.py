@@ -1,0 +1,239 @@
+"""Data: a corpus becomes two arrays of tokens, and a batch becomes a function of (seed, step, rank).
+
+    corpus -> documents -> train | validation -> tokens, each document closed by end-of-text -> rows of seq_len
+
+The arrays are cached on disk and memory-mapped. Shapes: R rows, L = seq_len.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybrid.corpora import CORPORA, Source, locate
+from hybrid.files import FORMATS, digest
+from hybrid.options import at_least, option, pick
+from hybrid.packing import VERSION, Counts, Recipe, build, open_packed
+from hybrid.tokenizer import TOKENIZERS, Tokenizer
+
+
+@dataclass
+class DataConfig:
+    corpus: str = option("pydocs", f"{' | '.join(CORPORA)} (embedded), a file, glob, folder or Hub id")
+    format: str = option("auto", "of local files; a text file is one document (a lone one: its sections)", FORMATS)
+    revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
+    subset: str | None = option(None, "Hub: name of the configuration")
+    split: str = option("train", "Hub: the split to take documents from")
+    column: str = option("text", "jsonl, parquet, Hub: the column of text; without it, prompt and completion")
+    validation_fraction: float = option(0.05, "share of the documents kept for validation, chosen by their hash")
+    tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or the path of a tokenizer.json")
+    vocab_size: int = option(4096, "bpe: ids, end of text among them")
+    seq_len: int = option(256, "tokens in a row")
+    document_mask: bool = option(False, "no attention from one document of a row to another")
+    cache_dir: str = option("", "where packed tokens are kept; empty: $HYBRID_CACHE, else ~/.cache/hybrid")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens.
+
+    Attributes:
+        tokens: int64 [R, L].
+        is_target: bool [R, L]; False where a token is given (a prompt), not learned.
+        documents: int64 [R, L], from 0 in each row, an end-of-text belonging to the document it closes; None
+            without document masking.
+    """
+
+    tokens: Tensor
+    is_target: Tensor
+    documents: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        documents = None if self.documents is None else self.documents.to(device)
+        return Batch(self.tokens.to(device), self.is_target.to(device), documents)
+
+
+class PackedTokens:
+    """One split: documents one after the other, cut into rows of `seq_len`; a last, shorter row is left out."""
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        is_target: np.ndarray | None,
+        counts: Counts,
+        seq_len: int,
+        end_of_text: int,
+        document_mask: bool = False,
+    ) -> None:
+        self.tokens = tokens  # unsigned [n_tokens]
+        self.is_target = is_target  # uint8 [n_tokens], None where every token is a target
+        self.counts = counts
+        self.seq_len = seq_len
+        self.end_of_text = end_of_text
+        self.document_mask = document_mask
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.tokens) // self.seq_len
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.counts.bytes
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes per target token: bits per byte = nats per token / ln 2 / bytes_per_token."""
+        return self.counts.target_bytes / self.counts.target_tokens
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Rows [R, L] by index (0 to n_rows - 1). Raises IndexError for another index."""
+        starts = np.asarray(indices, dtype=np.int64).reshape(-1, 1)
+        if starts.size and not (starts.min() >= 0 and starts.max() < self.n_rows):
+            raise IndexError(f"rows {starts.min()} to {starts.max()} of {self.n_rows}")
+        positions = starts * self.seq_len + np.arange(self.seq_len)
+        tokens = torch.from_numpy(self.tokens[positions].astype(np.int64))
+        if self.is_target is None:
+            is_target = torch.ones_like(tokens, dtype=torch.bool)
+        else:
+            is_target = torch.from_numpy(self.is_target[positions].astype(bool))
+        documents = None
+        if self.document_mask:
+            ends = (tokens == self.end_of_text).long()
+            documents = ends.cumsum(dim=1) - ends
+        return Batch(tokens, is_target, documents)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training needs: `description` (JSON values) records which data it was."""
+
+    tokenizer: Tokenizer
+    train: PackedTokens
+    validation: PackedTokens
+    description: dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The order of rows
+
+
+def batch_rows(n_rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:
+    """Rows of optimizer step `step`, of all ranks together: int64 [batch_rows].
+
+    Sample k = step * batch_rows + i is entry k % n_rows of a permutation seeded by (seed, k // n_rows): every row
+    comes once per epoch, a batch may reach into the next epoch (or several), and resuming needs no replay.
+    """
+    samples = np.arange(step * batch_rows, (step + 1) * batch_rows, dtype=np.int64)
+    epochs, entries = np.divmod(samples, n_rows)
+    out = np.empty(batch_rows, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        chosen = epochs == epoch
+        out[chosen] = _permutation(n_rows, seed, int(epoch))[entries[chosen]]
+    return out
+
+
+@lru_cache(maxsize=4)
+def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(n_rows)
+
+
+def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
+    """The slice of a batch that belongs to `rank` of `world`. Raises ValueError if the slices can't be equal."""
+    if len(indices) % world:
+        raise ValueError(f"a batch of {len(indices)} rows can't be shared equally by {world} ranks; make it a multiple")
+    size = len(indices) // world
+    return indices[rank * size : (rank + 1) * size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preparing
+
+
+def check(config: DataConfig) -> None:
+    """Raise a ValueError for a value that no corpus could make right; reads no data."""
+    pick("data.format", config.format, FORMATS)
+    at_least("data.seq_len", config.seq_len, 1)
+    if not 0 < config.validation_fraction < 1:
+        raise ValueError(f"data.validation_fraction: {config.validation_fraction!r} must lie between 0 and 1; try 0.05")
+    if config.tokenizer == "bpe":
+        at_least("data.vocab_size", config.vocab_size, 257)  # 256 bytes and end of text
+    elif config.tokenizer not in TOKENIZERS and not Path(config.tokenizer).expanduser().is_file():
+        try:
+            pick("data.tokenizer", config.tokenizer, TOKENIZERS)
+        except ValueError as error:
+            raise ValueError(f"{error}, nor the path of a tokenizer.json") from None
+
+
+def _fingerprint(config: DataConfig, source: Source) -> str:
+    """Of everything that decides the arrays; rows are cut later, so `seq_len` is no part of it."""
+    if (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
+        tokenizer = ["file", digest(Path(config.tokenizer).expanduser().read_bytes())]
+    else:
+        tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
+    made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]
+    return digest(json.dumps(made_by))[:20]
+
+
+def prepare(config: DataConfig) -> Data:
+    """Load the packed tokens from the cache, or build them.
+
+    Two processes may do so at once. A damaged cache is built again.
+
+    Raises:
+        ValueError: names the key, its value and the way out: bad settings, a corpus that is missing, empty, unreadable
+            or too small for both splits, a cache folder that can't be written.
+    """
+    check(config)
+    cache = Path(config.cache_dir or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid").expanduser()
+    source = locate(
+        config.corpus,
+        config.format,
+        config.column,
+        config.revision,
+        config.subset,
+        config.split,
+        str(cache / "hub"),
+    )
+    fingerprint = _fingerprint(config, source)
+    recipe = Recipe(config.corpus, config.tokenizer, config.vocab_size, config.validation_fraction)
+    packed = open_packed(cache / fingerprint)
+    for _ in range(3):  # another process may be replacing a damaged folder at the same moment
+        if packed is None:
+            build(cache / fingerprint, source.load, recipe)
+            packed = open_packed(cache / fingerprint)
+    assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
+    tokenizer = packed.tokenizer
+    splits = {
+        name: PackedTokens(*split, config.seq_len, tokenizer.end_of_text, config.document_mask)
+        for name, split in packed.splits.items()
+    }
+    for name, split in splits.items():
+        if split.n_rows == 0:
+            raise ValueError(
+                f"data.seq_len: {config.seq_len} is more than the {split.n_tokens} tokens of the {name} split of "
+                f"{config.corpus!r}; lower data.seq_len, change data.validation_fraction or use a larger corpus"
+            )
+    description = {
+        "corpus": config.corpus,
+        "corpus_sha256": packed.corpus_sha256,
+        "revision": config.revision,
+        "fingerprint": fingerprint,
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "vocab_size": tokenizer.vocab_size,
+        **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
+    }
+    return Data(tokenizer, splits["train"], splits["validation"], description)

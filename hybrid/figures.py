@@ -1,0 +1,91 @@
+"""Figures drawn with matplotlib's object interface: no pyplot, so no global state and no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PAPER = (0.955, 0.955, 0.955)
+# One hue for each pair (query stream, key stream): clean-clean, clean-noisy, noisy-clean, noisy-noisy.
+_HUES = np.array([(0.12, 0.35, 0.62), (0.80, 0.15, 0.20), (0.42, 0.68, 0.84), (0.93, 0.55, 0.14)])
+
+
+def rasterise(figure: Figure) -> np.ndarray:
+    """Draw a figure into an image, uint8 [height, width, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def attention_figure(
+    mask: np.ndarray, title: str, block_size: int | None = None, streams: Sequence[str] = ("clean", "noisy")
+) -> np.ndarray:
+    """Draw who may attend to whom: `mask` is bool [queries, keys], both made of the `streams`, one after the other.
+
+    Each cell is a whole number of pixels, so that nothing blurs; grey lines separate blocks and black ones streams.
+    Returns an image, uint8 [height, width, 3].
+
+    Raises:
+        ValueError: the mask is not two-dimensional, or does not divide into the streams.
+    """
+    from matplotlib.figure import Figure
+
+    mask = np.asarray(mask, dtype=bool)
+    if mask.ndim != 2 or mask.size == 0 or any(size % len(streams) for size in mask.shape):
+        raise ValueError(f"mask: shape {mask.shape} is not [queries, keys] in {len(streams)} streams of equal length")
+    rows, columns = mask.shape
+    # About the size at which TensorBoard shows images: larger ones it shrinks by leaving out pixels.
+    cell = max(2, 256 // max(rows, columns))
+    left, bottom, right, top = 44, 34, 8, 24
+    width, height = max(columns * cell + left + right, left + 6 * len(title)), rows * cell + bottom + top
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    axes = figure.add_axes((left / width, bottom / height, columns * cell / width, rows * cell / height))
+    axes.imshow(_colours(mask, streams), interpolation="nearest", aspect="auto", extent=(0, columns, rows, 0))
+    axes.set_title(title, fontsize=7, loc="left")
+    for axis, size, line in ((axes.xaxis, columns, axes.axvline), (axes.yaxis, rows, axes.axhline)):
+        length = size // len(streams)
+        step = block_size if block_size and block_size * cell >= 6 else length  # no lines that hide the cells
+        for stream in range(len(streams)):
+            for position in range(0, length, step):
+                line(stream * length + position, color="black" if position == 0 else "0.65", linewidth=0.72, snap=True)
+        axis.set_ticks([(stream + 0.5) * length for stream in range(len(streams))], [str(name) for name in streams])
+        axis.set_tick_params(length=0, labelsize=7)
+    axes.set_xlabel("key", fontsize=7)
+    axes.set_ylabel("query", fontsize=7)
+    return rasterise(figure)
+
+
+def _colours(mask: np.ndarray, streams: Sequence[str]) -> np.ndarray:
+    rows, columns = mask.shape
+    query = np.arange(rows) * len(streams) // rows
+    key = np.arange(columns) * len(streams) // columns
+    hues = _HUES[(query[:, None] * len(streams) + key[None, :]) % len(_HUES)]
+    return np.where(mask[..., None], hues, _PAPER)
+
+
+def count_figure(losses: Mapping[int, float], title: str, chance: float | None = None) -> np.ndarray:
+    """Draw the cross-entropy of a masked token against the number of masked tokens in its block.
+
+    `chance` (the loss of a guess, say log of the vocabulary) is a dotted line. Returns uint8 [height, width, 3].
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2, 2.4), dpi=100, layout="constrained")
+    axes = figure.add_subplot()
+    counts = sorted(losses)
+    axes.plot(counts, [losses[count] for count in counts], marker="o", markersize=3, color=_HUES[0])
+    if chance is not None:
+        axes.axhline(chance, color="0.5", linestyle=":", linewidth=1)
+    axes.set_xlabel("masked tokens in the block", fontsize=8)
+    axes.set_ylabel("nats per masked token", fontsize=8)
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    return rasterise(figure)

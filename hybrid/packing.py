@@ -1,0 +1,277 @@
+"""Packing: documents become one array of tokens per split, in a folder that is complete or not there.
+
+<split>.bin            tokens, little-endian uint16 or uint32: document, end of text, document, end of text, ...
+<split>.is_target.bin  uint8 per token; only where documents have prompts
+tokenizer/             what `Tokenizer.save` writes
+meta.json              counts, types, checksums, and the settings that made it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from hybrid.files import HASHED_BYTES, Document, Documents
+from hybrid.tokenizer import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
+
+VERSION = 1  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
+SPLITS = ("train", "validation")
+SHUFFLE_SEED = 0
+CHUNK = 256  # documents in memory at once
+TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than this much text
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that decide what is built from a corpus."""
+
+    corpus: str  # for messages
+    tokenizer: str
+    vocab_size: int
+    validation_fraction: float
+
+
+class Counts(NamedTuple):
+    """Of one split. Bytes are those of the text in UTF-8: an end-of-text token has none."""
+
+    documents: int
+    tokens: int
+    bytes: int
+    target_tokens: int
+    target_bytes: int
+
+
+class Split(NamedTuple):
+    tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
+    is_target: np.ndarray | None  # uint8 [tokens]; None where every token is a target
+    counts: Counts
+
+
+class Packed(NamedTuple):
+    tokenizer: Tokenizer
+    splits: dict[str, Split]
+    corpus_sha256: str
+
+
+def build(folder: Path, load: Callable[[Path], Documents], recipe: Recipe) -> None:
+    """Build in a sibling folder and rename it, so that `folder` is complete or not there."""
+    building = folder.with_name(f".building-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        building.mkdir(parents=True)
+        documents = load(building / "scratch")
+        survey = _survey(documents, recipe)
+        tokenizer = _tokenizer(recipe, documents, survey)
+        tokenizer.save(building / "tokenizer")
+        splits = {name: _pack(building, name, documents, survey.splits[name], tokenizer) for name in SPLITS}
+        shutil.rmtree(building / "scratch", ignore_errors=True)
+        meta = {"corpus_sha256": survey.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
+        (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        _publish(building, folder)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache_dir: could not build the token cache in {str(folder.parent)!r} ({error}); free some space, or "
+            "set data.cache_dir (or $HYBRID_CACHE) to a folder that can be written"
+        ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _publish(building: Path, folder: Path) -> None:
+    for _ in range(10):
+        try:
+            os.rename(building, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+        if open_packed(folder) is not None:
+            return  # another process was faster
+        damaged = building.with_name(f"{building.name}-damaged")
+        try:
+            os.rename(folder, damaged)
+        except FileNotFoundError:
+            continue  # another process is replacing it
+        shutil.rmtree(damaged, ignore_errors=True)
+
+
+def open_packed(folder: Path) -> Packed | None:
+    """What `build` left in `folder`; None if it isn't there or is damaged."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        splits = {}
+        for name in SPLITS:
+            entry = meta["splits"][name]
+            counts = Counts(**{field: entry[field] for field in Counts._fields})
+            arrays = {
+                file: _map(folder / file, dtype, counts.tokens, entry["sha256"][file])
+                for file, dtype in entry["dtypes"].items()
+            }
+            splits[name] = Split(arrays[f"{name}.bin"], arrays.get(f"{name}.is_target.bin"), counts)
+        return Packed(load_tokenizer(folder / "tokenizer"), splits, meta["corpus_sha256"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _map(path: Path, dtype: str, length: int, checksum: str) -> np.ndarray:
+    array = np.memmap(path, dtype=dtype, mode="r")
+    if len(array) != length:
+        raise ValueError(f"{path}: {len(array)} entries instead of {length}")
+    # A checksum of many gigabytes at every start would cost more than it is worth.
+    if array.nbytes <= HASHED_BYTES and sha256(path.read_bytes()).hexdigest() != checksum:
+        raise ValueError(f"{path}: its content changed")
+    return array
+
+
+class _Survey(NamedTuple):
+    splits: dict[str, np.ndarray]  # indices of the documents of each split, shuffled
+    sha256: str
+
+
+def _survey(documents: Documents, recipe: Recipe) -> _Survey:
+    """Read all documents once: leave out the empty ones, hash the others, split and shuffle."""
+    kept: list[int] = []
+    keys: list[int] = []
+    total = sha256()
+    for chunk in _progress(_chunks(np.arange(len(documents))), len(documents), "reading documents"):
+        for index, document in zip(chunk, documents.read(chunk.tolist()), strict=True):
+            if not document.text.strip() and not document.prompt:
+                continue
+            prompt = document.prompt or ""
+            try:
+                whole = sha256((prompt + document.text).encode()).digest()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"data.corpus: document {index} of {recipe.corpus!r} can't be written as UTF-8 ({error.reason}); "
+                    "remove its lone surrogates"
+                ) from None
+            # Chosen by the text alone: equal documents fall together, and a corpus that grows keeps its split.
+            keys.append(int.from_bytes(whole[:8], "little"))
+            kept.append(int(index))
+            total.update(whole + len(prompt).to_bytes(8, "little"))
+    key = np.array(keys, dtype=np.uint64)
+    distinct = len(np.unique(key))
+    if distinct < 2:
+        held = "no documents with text" if not kept else f"only {distinct} distinct document"
+        raise ValueError(
+            f"data.corpus: {recipe.corpus!r} holds {held}; training and validation need one each: add files, or rows "
+            "(jsonl, parquet), one a document"
+        )
+    is_validation = key / 2.0**64 < recipe.validation_fraction
+    if not is_validation.any():
+        is_validation = key == key.min()
+    elif is_validation.all():
+        is_validation = key != key.max()
+    shuffle = np.random.default_rng(SHUFFLE_SEED).permutation(len(key))
+    index, is_validation = np.array(kept)[shuffle], is_validation[shuffle]
+    return _Survey({"train": index[~is_validation], "validation": index[is_validation]}, total.hexdigest())
+
+
+def _tokenizer(recipe: Recipe, documents: Documents, survey: _Survey) -> Tokenizer:
+    if recipe.tokenizer not in TOKENIZERS:
+        return SubwordTokenizer.from_file(recipe.tokenizer)
+    tokenizer_class = TOKENIZERS[recipe.tokenizer]
+    if tokenizer_class.needs_all_text:
+        return tokenizer_class.train(_texts(documents, np.concatenate(list(survey.splits.values()))), recipe.vocab_size)
+    texts = _texts(documents, survey.splits["train"], TRAINING_CHARACTERS)
+    return tokenizer_class.train(texts, recipe.vocab_size)
+
+
+def _texts(documents: Documents, indices: np.ndarray, most: float = float("inf")) -> Iterator[str]:
+    characters = 0
+    for chunk in _chunks(indices):
+        for document in documents.read(chunk.tolist()):
+            yield from (document.prompt or "", document.text)
+            characters += len(document.text)
+        if characters >= most:
+            return
+
+
+class _Array:
+    """A flat array that is written piece by piece."""
+
+    def __init__(self, path: Path, dtype: np.dtype) -> None:
+        self.path, self.dtype = path, dtype
+        self._sha256 = sha256()
+        self._file = open(path, "wb")  # noqa: SIM115, closed by __exit__
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, values: Sequence[int] | np.ndarray) -> None:
+        data = np.asarray(values, dtype=self.dtype).tobytes()
+        self._sha256.update(data)
+        self._file.write(data)
+
+    def entry(self) -> tuple[str, str]:
+        return self.dtype.str, self._sha256.hexdigest()
+
+
+def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write one split; returns what meta.json says of it."""
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    n_tokens = n_bytes = target_tokens = target_bytes = 0
+    with ExitStack() as files:
+        tokens = files.enter_context(_Array(folder / f"{split}.bin", dtype))
+        arrays = [tokens]
+        if documents.has_prompts:
+            arrays.append(files.enter_context(_Array(folder / f"{split}.is_target.bin", np.dtype("u1"))))
+        for chunk in _progress(_chunks(indices), len(indices), f"packing {split}"):
+            batch = documents.read(chunk.tolist())
+            for document, prompt, text in zip(batch, *_encode(batch, tokenizer), strict=True):
+                tokens.write([*prompt, *text, tokenizer.end_of_text])
+                for is_target in arrays[1:]:
+                    is_target.write(np.repeat([0, 1], [len(prompt), len(text) + 1]))
+                n_tokens += len(prompt) + len(text) + 1
+                target_tokens += len(text) + 1
+                target_bytes += len(document.text.encode())
+                n_bytes += len(((document.prompt or "") + document.text).encode())
+    counts = Counts(len(indices), n_tokens, n_bytes, target_tokens, target_bytes)
+    entries = {array.path.name: array.entry() for array in arrays}
+    dtypes = {name: dtype for name, (dtype, _) in entries.items()}
+    return {**counts._asdict(), "dtypes": dtypes, "sha256": {name: checksum for name, (_, checksum) in entries.items()}}
+
+
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of the prompts (empty where there are none) and of the texts."""
+    prompts = [document.prompt or "" for document in documents]
+    encoded = tokenizer.encode_batch(prompts) if any(prompts) else [[] for _ in prompts]
+    return encoded, tokenizer.encode_batch([document.text for document in documents])
+
+
+def _chunks(indices: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(indices), CHUNK):
+        yield indices[start : start + CHUNK]
+
+
+def _progress(chunks: Iterator[np.ndarray], total: int, what: str) -> Iterator[np.ndarray]:
+    """Pass the chunks on; show a bar on a terminal, else a line now and then if it takes long."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, unit="doc", leave=False, delay=1) as bar:
+            for chunk in chunks:
+                yield chunk
+                bar.update(len(chunk))
+        return
+    done, said = 0, time.monotonic()
+    for chunk in chunks:
+        yield chunk
+        done += len(chunk)
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            print(f"{what}: {done} of {total} documents", file=sys.stderr, flush=True)
