@@ -141,6 +141,8 @@ def verify_folder(folder: Path) -> None:
     Raises:
         ValueError: a file is missing, truncated or altered; one line that names it.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: is missing")
     manifest = read_json(Path(folder) / MANIFEST)
     try:
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybrid import counter
 from hybrid.model import Transformer
 from hybrid.noise import Keys
-from hybrid.objective import Count, Masking, cross_entropies, masked_loss
+from hybrid.objective import Count, Loss, Masking, cross_entropies, masked_loss
 from hybrid.options import pick
 from hybrid.streams import two_stream_hidden
 
@@ -91,7 +91,8 @@ def row_nll(
         stderr = torch.zeros_like(nll)
     else:
         assert isinstance(draws, int)
-        nll, stderr = _monte_carlo(model, tokens, block_size, draws, seed, documents, is_target, keys)
+        values, _ = monte_carlo(model, tokens, block_size, draws, seed, documents, is_target, keys)
+        nll, stderr = mean_and_error(values)
     return Likelihood(nll, stderr, is_target.sum(1), method)
 
 
@@ -108,20 +109,26 @@ def _per_row(values: Tensor, masked: Tensor) -> Tensor:
     return sums.sum(-1)
 
 
-def _monte_carlo(
+def monte_carlo(
     model: Transformer, tokens: Tensor, block_size: int, draws: int, seed: int,
     documents: Tensor | None, is_target: Tensor, keys: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Mean and standard error over independent draws; within a draw the counts are stratified over the row's blocks."""
+) -> tuple[Tensor, Loss]:  # fmt: skip
+    """Independent draws of each row's bound, (b, D) float64 nats, and the cross-entropies they came from.
+
+    Within a draw the counts are stratified over the row's blocks; draws are independent, so they give the error.
+    """
     if keys is None:
         keys = torch.tensor(counter.row_keys(tokens.tolist()), device=tokens.device)
     masking = Count().draw(Keys.of_rows(seed, keys), is_target, block_size, draws, stratified=True)
     loss = masked_loss(model, tokens, masking, block_size, documents)
-    weighted = loss.cross_entropy.double() * masking.weight[masking.masked]
-    values = _per_row(weighted, masking.masked)  # (b, D)
-    if draws == 1:
+    return _per_row(loss.cross_entropy.double() * masking.weight[masking.masked], masking.masked), loss
+
+
+def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, D) independent draws -> their mean and its standard error, (b,) each; NaN with one draw."""
+    if values.shape[1] == 1:
         return values[:, 0], torch.full_like(values[:, 0], torch.nan)
-    return values.mean(1), values.std(1) / math.sqrt(draws)
+    return values.mean(1), values.std(1) / math.sqrt(values.shape[1])
 
 
 def mask_table(

@@ -1,9 +1,16 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, learning-rate schedules, and the moving average of the weights."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
+from hybrid.checkpoint import flatten_optimizer, restore_optimizer
 from hybrid.options import option
 
 
@@ -22,3 +29,96 @@ class OptimConfig:
     final_lr_ratio: float = option(0.1, "learning rate at the end, as a fraction of the peak")
     grad_clip: float = option(1.0, "largest gradient norm; 0 does not clip")
     ema_decay: float = option(0.0, "decay of the moving average of the weights; 0 keeps none")
+
+
+def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """The learning rate of step 0, 1, ..., steps-1 as a fraction of the peak."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "cosine":
+        progress = (step - config.warmup_steps) / max(steps - 1 - config.warmup_steps, 1)
+        shape = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    else:
+        start = max(steps - round(config.decay_fraction * steps), config.warmup_steps)
+        shape = 1.0 if step < start else max(0.0, (steps - step) / (steps - start + 1))
+    return config.final_lr_ratio + (1 - config.final_lr_ratio) * shape
+
+
+class Optimizer:
+    """One or two torch optimizers that step together: AdamW for all, or Muon for the matrices of the blocks.
+
+    Muon (Jordan 2024) orthogonalises the momentum of a matrix; embeddings, head and norms are not for it.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig):
+        self.config = config
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        matrices = [p for p, name in self.names.items() if p.ndim == 2 and name.startswith("layers.")]
+        others = [p for p in self.names if p.ndim != 2 or p not in set(matrices)]
+        decayed = {"params": matrices, "weight_decay": config.weight_decay}
+        undecayed = {"params": others, "weight_decay": 0.0}
+        groups = [undecayed] if config.name == "muon" else [decayed, undecayed]
+        adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+        self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
+        if config.name == "muon":
+            self.parts["muon"] = torch.optim.Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
+
+    def set_rate(self, factor: float) -> None:
+        for name, part in self.parts.items():
+            for group in part.param_groups:
+                group["lr"] = factor * (self.config.muon_lr if name == "muon" else self.config.lr)
+
+    def step(self) -> None:
+        for part in self.parts.values():
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> tuple[dict[str, Tensor], dict]:
+        """Tensors by name, and the rest for JSON."""
+        tensors, meta = {}, {}
+        for name, part in self.parts.items():
+            part_tensors, meta[name] = flatten_optimizer(part, self.names)
+            tensors |= {f"{name}/{key}": tensor for key, tensor in part_tensors.items()}
+        return tensors, meta
+
+    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+        """Undo `state`. Raises a ValueError if it is of another optimizer."""
+        if set(meta) != set(self.parts):
+            raise ValueError(
+                f"optim.name: the checkpoint was trained with {'/'.join(sorted(meta))}, not {self.config.name!r}; "
+                "set it back, or start from the weights alone with trainer.init_from"
+            )
+        for name, part in self.parts.items():
+            prefix = f"{name}/"
+            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            restore_optimizer(part, self.names, own, meta[name])
+
+
+class EMA:
+    """Exponential moving average of the weights; the decay starts low, so that the start is soon forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        weights = [p.detach() for p in self.model.parameters()]
+        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside the block."""
+        own = {name: p.data for name, p in self.model.named_parameters()}
+        try:
+            for name, p in self.model.named_parameters():
+                p.data = self.shadow[name]
+            yield
+        finally:
+            for name, p in self.model.named_parameters():
+                p.data = own[name]

@@ -1,11 +1,33 @@
-"""The training loop."""
+"""The training loop: steps, and when to log, evaluate, sample, save and stop.
+
+Everything random is a function of (seed, step, row of the global batch), so a resumed run needs nothing but the weights,
+the optimizer and the step, and a batch can be split over forwards or ranks in any way.
+"""
 
 from __future__ import annotations
 
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from hybrid import checkpoint, counter
+from hybrid.data import PackedTokens, batch_rows, shard
+from hybrid.model import Transformer
+from hybrid.noise import Keys
+from hybrid.objective import Estimator, masked_loss
+from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
 from hybrid.options import option
+from hybrid.tracking import Progress, Tracker
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -32,3 +54,254 @@ class TrainerConfig:
     save_every: int = option(500, "steps between checkpoints (0: only at the end)")
     keep_last: int = option(2, "latest checkpoints kept, beside the best")
     max_bad_steps: int = option(5, "consecutive non-finite steps after which training stops")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step. `nelbo` is in nats per target token of the global batch."""
+
+    nelbo: float
+    grad_norm: float
+    block_size: int
+    rate: float
+    is_finite: bool
+
+
+@dataclass
+class Stepper:
+    """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'."""
+
+    model: Transformer
+    optimizer: Optimizer
+    ema: EMA | None
+    split: PackedTokens
+    estimator: Estimator
+    block_sizes: Sequence[int]
+    draws: int
+    stratified: bool
+    optim: OptimConfig
+    trainer: TrainerConfig
+    seed: int
+    precision: Callable[[], AbstractContextManager]
+    rank: int = 0
+    world: int = 1
+
+    def __call__(self, step: int) -> StepResult:
+        nelbo, block_size = self.accumulate(step)
+        factor = lr_factor(step, self.trainer.steps, self.optim)
+        self.optimizer.set_rate(factor)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
+        grad_norm = float(norm)
+        is_finite = math.isfinite(nelbo) and math.isfinite(grad_norm)
+        if is_finite:
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(step)
+        self.optimizer.zero_grad()
+        return StepResult(nelbo, grad_norm, block_size, factor, is_finite)
+
+    def accumulate(self, step: int) -> tuple[float, int]:
+        """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
+        trainer, seq_len = self.trainer, self.split.seq_len
+        n_rows = trainer.batch_tokens // seq_len
+        indices = batch_rows(self.split.n_rows, n_rows, self.seed, step)
+        mine = shard(indices, self.rank, self.world)
+        micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
+        block_size = self.block_size_of(step)
+        n_targets = self._count_targets(indices)
+        device = self.model.embedding.weight.device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for start in range(0, len(mine), micro_rows):
+            batch = self.split.rows(mine[start : start + micro_rows]).to(device)
+            first = self.rank * len(mine) + start
+            row = torch.arange(first, first + len(batch.tokens), device=device)
+            keys = Keys(self.seed, step + 1, row, first, n_rows)
+            masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
+            with self.precision():
+                loss = masked_loss(self.model, batch.tokens, masking, block_size, batch.documents)
+                share = loss.total / max(n_targets, 1)
+            share.backward()
+            total += share.detach()
+        return float(total), block_size
+
+    def block_size_of(self, step: int) -> int:
+        """With a list of block sizes, one is drawn for each batch."""
+        u = float(counter.uniform(self.seed, counter.DECIDE, step))
+        return self.block_sizes[int(u * len(self.block_sizes))]
+
+    def _count_targets(self, indices) -> int:
+        """Target tokens of the global batch; every rank can count them, so nobody has to be asked."""
+        if self.split.is_target is None:
+            return len(indices) * self.split.seq_len
+        return int(self.split.rows(indices).is_target.sum())
+
+
+class Window:
+    """Means over the steps since the last record."""
+
+    def __init__(self) -> None:
+        self.results: list[StepResult] = []
+        self.started = time.perf_counter()
+
+    def metrics(self, tokens_per_step: int) -> dict[str, float]:
+        good = [r for r in self.results if r.is_finite]
+        metrics = {"perf/tokens_per_second": tokens_per_step * len(self.results) / (time.perf_counter() - self.started)}
+        if good:
+            metrics["train/nelbo"] = sum(r.nelbo for r in good) / len(good)
+            metrics["optim/grad_norm"] = sum(r.grad_norm for r in good) / len(good)
+            metrics["optim/lr_factor"] = good[-1].rate
+            sizes = {r.block_size for r in good}
+            for size in sizes if len(sizes) > 1 else ():
+                of_size = [r.nelbo for r in good if r.block_size == size]
+                metrics[f"train/nelbo/b{size}"] = sum(of_size) / len(of_size)
+        return metrics
+
+
+class Trainer:
+    """The loop around `Stepper`.
+
+    Args:
+        validate: -> metrics, among them val/nelbo.
+        sample: -> (text, figures), or None.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        tracker: Tracker,
+        folder: Path,
+        validate: Callable[[], dict[str, Any]],
+        sample: Callable[[], tuple[str, dict[str, float]]] | None = None,
+    ):
+        self.stepper, self.tracker, self.folder = stepper, tracker, folder
+        self.validate, self.sample = validate, sample
+        self.config = stepper.trainer
+        self.checkpoints = folder / "checkpoints"
+        self.step = 0  # steps done
+        self.skipped = 0
+        self.final: dict[str, Any] = {}
+        self._bad = 0
+        self._signal: int | None = None
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of this run: weights, optimizer, averages, step."""
+        s = self.stepper
+        state = checkpoint.read_state(path)
+        checkpoint.load_state(s.model, checkpoint.load_tensors(path / "model.safetensors"))
+        s.optimizer.restore(checkpoint.load_tensors(path / "optimizer.safetensors"), state["optimizer"])
+        if s.ema is not None:
+            tensors = checkpoint.load_tensors(path / "ema.safetensors")
+            s.ema.shadow = {name: tensors[name].to(t.device) for name, t in s.ema.shadow.items()}
+        self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
+        log.info("resumed at step %d from %s", self.step, path)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment (atomically), and forget old ones."""
+        s = self.stepper
+        optimizer_tensors, optimizer_meta = s.optimizer.state()
+        tensors = {"model": checkpoint.module_tensors(s.model), "optimizer": optimizer_tensors}
+        if s.ema is not None:
+            tensors["ema"] = s.ema.shadow
+        state = {"step": self.step, "skipped": self.skipped, "bad": self._bad, "optimizer": optimizer_meta}
+        path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state)
+        nelbo = self.final.get("val/nelbo") if self.final.get("step") == self.step else None
+        best = checkpoint.read_best(self.checkpoints)
+        if nelbo is not None and math.isfinite(nelbo) and (best is None or nelbo < best[1]):
+            checkpoint.mark_best(self.checkpoints, path, nelbo)
+        checkpoint.prune(self.checkpoints, self.config.keep_last)
+
+    def train(self) -> None:
+        """Train to the last step, the time cap or a signal; what was done is saved in any case.
+
+        Raises:
+            ValueError: several non-finite steps in a row; the message says what to try.
+        """
+        config = self.config
+        deadline = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
+        old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Progress(config.steps, self.step) as progress:
+                self._loop(progress, deadline)
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        if self._signal is not None:
+            self.save()
+            name = signal.Signals(self._signal).name
+            log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
+            return
+        if self.step < config.steps:
+            log.warning(
+                "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule",
+                self.step,
+                config.steps,
+            )
+        self.look(sample=True)
+        self.save()
+
+    def _loop(self, progress: Progress, deadline: float) -> None:
+        config, window = self.config, Window()
+        while self.step < config.steps and self._signal is None and time.monotonic() < deadline:
+            result = self.stepper(self.step)
+            self._note(result)
+            self.step += 1
+            window.results.append(result)
+            progress.update(self.step, config.batch_tokens, result.nelbo)
+            if self.step % config.log_every == 0:
+                metrics = window.metrics(config.batch_tokens)
+                self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.skipped})
+                window = Window()
+            if self.step == config.steps:
+                break
+            looks = _due(self.step, config.eval_every), _due(self.step, config.sample_every)
+            if any(looks):
+                self.look(*looks)
+            if _due(self.step, config.save_every):
+                self.save()
+            if any(looks) or _due(self.step, config.save_every):
+                window = Window()
+
+    def _note(self, result: StepResult) -> None:
+        """Count non-finite steps; several in a row end the run (the weights are those of the last good step)."""
+        if result.is_finite:
+            self._bad = 0
+            return
+        self._bad += 1
+        self.skipped += 1
+        log.warning(
+            "step %d skipped: loss %s, gradient norm %s", self.step, f"{result.nelbo:.4g}", f"{result.grad_norm:.4g}"
+        )
+        if self._bad >= self.config.max_bad_steps:
+            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(p.isfinite().all())]
+            where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
+            raise ValueError(
+                f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step {self.step}, "
+                f"learning rate at {result.rate:.2f} of its peak; {where}); lower optim.lr or optim.muon_lr, raise "
+                "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
+            )
+
+    def look(self, evaluate: bool = True, sample: bool = False) -> None:
+        """Evaluate and sample with the averaged weights, where there are any."""
+        ema = self.stepper.ema
+        with ema.applied() if ema is not None else nullcontext():
+            metrics: dict[str, Any] = {}
+            if evaluate:
+                metrics = self.validate()
+                self.final = {**metrics, "step": self.step}
+                log.info("step %d: val/nelbo %.4f nats per token", self.step, metrics["val/nelbo"])
+            if sample and self.sample is not None:
+                text, figures = self.sample()
+                checkpoint.write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
+                self.tracker.text("samples", text, self.step)
+                metrics |= figures
+        if metrics:
+            self.tracker.log(self.step, metrics)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        if self._signal is not None:  # a second one means it
+            raise KeyboardInterrupt
+        self._signal = number
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

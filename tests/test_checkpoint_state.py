@@ -1,4 +1,4 @@
-"""What goes into a checkpoint comes out as it was: weights (tied ones too), and the state of every kind of optimizer."""
+"""What goes into a checkpoint comes out as it was: weights (tied ones too), and the state of any kind of optimizer."""
 
 from __future__ import annotations
 

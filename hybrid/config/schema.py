@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hybrid.data import DataConfig
-from hybrid.evaluate import EvalConfig
+from hybrid.validation import EvalConfig
 from hybrid.model import ModelConfig
 from hybrid.objective import ObjectiveConfig
 from hybrid.optim import OptimConfig

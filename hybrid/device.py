@@ -1,0 +1,53 @@
+"""Where to compute and in which precision: the one place that decides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+
+from hybrid.options import pick
+
+log = logging.getLogger(__name__)
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one.
+
+    Raises:
+        ValueError: not a device, or one that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"run.device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"run.device: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the processor multiplies it in hardware, else fp32."""
+    pick("trainer.precision", name, PRECISIONS)
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    precision = "bf16" if has_bf16 else "fp32"
+    log.info("precision: %s (%s %s bf16 in hardware)", precision, device.type, "has" if has_bf16 else "has no")
+    return precision
+
+
+def precision_context(name: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Makes the context in which the network runs: an autocast for bf16, nothing for fp32 (`auto` is resolved)."""
+    if resolve_precision(name, device) == "fp32":
+        return nullcontext
+    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
