@@ -58,10 +58,15 @@ def save_checkpoint(
     clean_up(folder)
     with new_folder(target, overwrite=True) as temporary:
         for group, named in tensors.items():
-            save_file(_separate(named), temporary / f"{group}.safetensors")
+            save_tensors(named, temporary / f"{group}.safetensors")
         write_json_atomic(temporary / "state.json", state, strict=True)
     write_text_atomic(folder / "latest", f"{target.name}\n")
     return target
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file (not atomic in itself: do it inside `new_folder`)."""
+    save_file(_separate(tensors), file)
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

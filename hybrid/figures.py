@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,49 +25,46 @@ def rasterise(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def attention_figure(
-    mask: np.ndarray, title: str, block_size: int | None = None, streams: Sequence[str] = ("clean", "noisy")
-) -> np.ndarray:
-    """Draw who may attend to whom: `mask` is bool [queries, keys], both made of the `streams`, one after the other.
+def attention_figure(mask: np.ndarray, title: str, streams: Mapping[str, int], block_size: int | None = None) -> np.ndarray:
+    """Draw who may attend to whom: `mask` is bool [rows, rows], its rows those of the `streams` (name -> length) in turn.
 
     Each cell is a whole number of pixels, so that nothing blurs; grey lines separate blocks and black ones streams.
     Returns an image, uint8 [height, width, 3].
 
     Raises:
-        ValueError: the mask is not two-dimensional, or does not divide into the streams.
+        ValueError: the mask is not square, or the streams do not make up its rows.
     """
     from matplotlib.figure import Figure
 
     mask = np.asarray(mask, dtype=bool)
-    if mask.ndim != 2 or mask.size == 0 or any(size % len(streams) for size in mask.shape):
-        raise ValueError(f"mask: shape {mask.shape} is not [queries, keys] in {len(streams)} streams of equal length")
-    rows, columns = mask.shape
+    streams = {name: length for name, length in streams.items() if length}
+    n = sum(streams.values())
+    if mask.shape != (n, n) or n == 0:
+        raise ValueError(f"mask: shape {mask.shape} is not [rows, rows] of the streams {streams}")
     # About the size at which TensorBoard shows images: larger ones it shrinks by leaving out pixels.
-    cell = max(2, 256 // max(rows, columns))
+    cell = max(2, 256 // n)
     left, bottom, right, top = 44, 34, 8, 24
-    width, height = max(columns * cell + left + right, left + 6 * len(title)), rows * cell + bottom + top
+    width, height = max(n * cell + left + right, left + 6 * len(title)), n * cell + bottom + top
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    axes = figure.add_axes((left / width, bottom / height, columns * cell / width, rows * cell / height))
-    axes.imshow(_colours(mask, streams), interpolation="nearest", aspect="auto", extent=(0, columns, rows, 0))
+    axes = figure.add_axes((left / width, bottom / height, n * cell / width, n * cell / height))
+    axes.imshow(_colours(mask, list(streams.values())), interpolation="nearest", aspect="auto", extent=(0, n, n, 0))
     axes.set_title(title, fontsize=7, loc="left")
-    for axis, size, line in ((axes.xaxis, columns, axes.axvline), (axes.yaxis, rows, axes.axhline)):
-        length = size // len(streams)
-        step = block_size if block_size and block_size * cell >= 6 else length  # no lines that hide the cells
-        for stream in range(len(streams)):
-            for position in range(0, length, step):
-                line(stream * length + position, color="black" if position == 0 else "0.65", linewidth=0.72, snap=True)
-        axis.set_ticks([(stream + 0.5) * length for stream in range(len(streams))], [str(name) for name in streams])
+    starts = np.concatenate([[0], np.cumsum(list(streams.values()))])
+    for axis, line in ((axes.xaxis, axes.axvline), (axes.yaxis, axes.axhline)):
+        for start, stop in pairwise(starts):
+            step = block_size if block_size and block_size * cell >= 6 else stop - start  # no lines that hide the cells
+            for position in range(start, stop, step):
+                line(position, color="black" if position == start else "0.65", linewidth=0.72, snap=True)
+        axis.set_ticks(list((starts[:-1] + starts[1:]) / 2), list(streams))
         axis.set_tick_params(length=0, labelsize=7)
     axes.set_xlabel("key", fontsize=7)
     axes.set_ylabel("query", fontsize=7)
     return rasterise(figure)
 
 
-def _colours(mask: np.ndarray, streams: Sequence[str]) -> np.ndarray:
-    rows, columns = mask.shape
-    query = np.arange(rows) * len(streams) // rows
-    key = np.arange(columns) * len(streams) // columns
-    hues = _HUES[(query[:, None] * len(streams) + key[None, :]) % len(_HUES)]
+def _colours(mask: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    stream = np.repeat(np.arange(len(lengths)), lengths)
+    hues = _HUES[(stream[:, None] * len(lengths) + stream[None, :]) % len(_HUES)]
     return np.where(mask[..., None], hues, _PAPER)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from hybrid import checkpoint, counter
+from hybrid.atomic import write_text_atomic
 from hybrid.data import PackedTokens, batch_rows, shard
 from hybrid.model import Transformer
 from hybrid.noise import Keys
@@ -291,7 +292,7 @@ class Trainer:
                 log.info("step %d: val/nelbo %.4f nats per token", self.step, metrics["val/nelbo"])
             if sample and self.sample is not None:
                 text, figures = self.sample()
-                checkpoint.write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
+                write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
                 self.tracker.text("samples", text, self.step)
                 metrics |= figures
         if metrics:

@@ -1,0 +1,226 @@
+"""LanguageModel: a trained model with its tokenizer and configuration, to score and generate with.
+
+    lm = hybrid.load("runs/quickstart")
+    lm.nll(torch.tensor([lm.tokenizer.encode("Return the ")]), draws=8).nll
+    lm.generate([lm.tokenizer.encode("Return the ")], max_new_tokens=64).tokens
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid import checkpoint
+from hybrid.atomic import new_folder, write_json_atomic
+from hybrid.attention import select_backend
+from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
+from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding.engine import Engine, Generation, Progress
+from hybrid.device import precision_context, resolve_device
+from hybrid.likelihood import Likelihood, row_nll
+from hybrid.model import Transformer
+from hybrid.options import build
+from hybrid.streams import two_stream_hidden
+from hybrid.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: Config, tokenizer: Tokenizer, device: torch.device, training: bool) -> Transformer:
+    """A freshly initialised model on `device`; the initialisation is a function of `run.seed`."""
+    torch.manual_seed(config.run.seed)
+    with device if device.type == "meta" else torch.device("cpu"):
+        model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
+    if device.type != "meta":
+        model = model.to(device)
+        model.attend = select_backend(config.model.attention, device, training)
+    return model
+
+
+@dataclass
+class LanguageModel:
+    """What `hybrid.load` returns."""
+
+    config: Config
+    tokenizer: Tokenizer
+    model: Transformer
+    precision: str = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.weight.device
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.model.mask_token_id
+
+    @property
+    def block_sizes(self) -> list[int]:
+        """Those it was trained with."""
+        return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
+
+    def nll(
+        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0
+    ) -> Likelihood:
+        """Negative log-likelihood of each row, in nats: see hybrid/likelihood.py for what each method is.
+
+        Args:
+            tokens: int64 (batch, length).
+            block_size: None: the one it was trained with.
+            draws: independent noise draws of the bound, or "all" to enumerate every mask.
+
+        Raises:
+            ValueError: tokens that do not fit, or a method that this block size does not allow.
+        """
+        tokens = self._check_tokens(tokens)
+        size = self._block_size(block_size, tokens.shape[1])
+        with torch.no_grad(), precision_context(self.precision, self.device)():
+            return row_nll(self.model, tokens, size, method, draws, seed, self._documents(tokens))
+
+    def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
+        """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
+        tokens = self._check_tokens(tokens)
+        size = self._block_size(block_size, tokens.shape[1])
+        with torch.no_grad(), precision_context(self.precision, self.device)():
+            masked = torch.ones_like(tokens, dtype=torch.bool)[:, None]
+            hidden = two_stream_hidden(self.model, tokens, masked, size, self._documents(tokens))
+            return self.model.head(hidden).unflatten(0, tokens.shape)
+
+    def engine(
+        self, block_size: int | None = None, decoder: Any = "first_hitting", temperature: float = 1.0,
+        top_k: int | None = None, top_p: float | None = None, seed: int = 0, cache: bool = True,
+        stop_at_end: bool = True,
+    ) -> Engine:  # fmt: skip
+        """The engine that `generate` and `stream` run."""
+        return Engine(
+            model=self.model,
+            seq_len=self.config.data.seq_len,
+            block_size=self._block_size(block_size, self.config.data.seq_len),
+            decoder=build(DECODERS, decoder, "decoder"),
+            sampling=Sampling(temperature, top_k, top_p),
+            seed=seed,
+            cache=cache,
+            stop_at_end=stop_at_end,
+            document_mask=self.config.data.document_mask,
+            precision=precision_context(self.precision, self.device),
+        )
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
+        decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
+        seed: int = 0, cache: bool = True, stop_at_end: bool = True,
+    ) -> Generation:  # fmt: skip
+        """Continue each prompt (token ids; may be empty, of different lengths) by at most `max_new_tokens`.
+
+        Args:
+            decoder: a name, a mapping with its options, or an instance.
+            cache: False recomputes everything: the same tokens under the same seed, slowly.
+            stop_at_end: a row ends with its first end-of-text, which is its last token.
+
+        Returns:
+            new tokens only, a list per prompt; the number of forwards; seconds.
+
+        Raises:
+            ValueError: a prompt that does not fit into the context, or an option out of range.
+        """
+        engine = self.engine(block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end)
+        return engine.generate(prompts, max_new_tokens)
+
+    def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any) -> Iterator[Progress]:
+        """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
+        return self.engine(**options).stream(prompts, max_new_tokens)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
+
+        Raises:
+            ValueError: the folder exists and holds something else.
+            OSError: it could not be written.
+        """
+        with new_folder(Path(folder)) as temporary:
+            checkpoint.save_tensors(checkpoint.module_tensors(self.model), temporary / "model.safetensors")
+            (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+            self.tokenizer.save(temporary / "tokenizer")
+            write_json_atomic(temporary / "model.json", self._facts())
+            (temporary / "README.md").write_text(self._card(), encoding="utf-8")
+        return Path(folder)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "parameters": self.model.n_parameters(),
+            "vocab_size": self.model.vocab_size,
+            "mask_token_id": self.mask_token_id,
+            "end_of_text": self.tokenizer.end_of_text,
+            "seq_len": self.config.data.seq_len,
+            "block_sizes": self.block_sizes,
+            "context": self.config.model.context,
+            "prediction": self.config.model.prediction,
+        }
+
+    def _card(self) -> str:
+        facts = "\n".join(f"| {name} | {value} |" for name, value in self._facts().items())
+        return (
+            f"# {self.config.run.name}\n\nA semi-autoregressive hybrid language model, trained with `hybrid` on "
+            f"`{self.config.data.corpus}`.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
+            'lm = hybrid.load("this/folder")\nids = lm.generate([lm.tokenizer.encode("The ")], 64).tokens[0]\n'
+            "print(lm.tokenizer.decode(ids))\n```\n"
+        )
+
+    def _block_size(self, value: int | None, length: int) -> int:
+        trained = self.block_sizes
+        if value is None:
+            return min(trained[0], length)
+        resolve_block_sizes(value, self.config.data.seq_len, "block_size")
+        if value not in trained:
+            log.warning("block_size: %s was not trained (trained: %s)", value, ", ".join(map(str, trained)))
+        return value
+
+    def _check_tokens(self, tokens: Tensor) -> Tensor:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
+            got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+            raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
+        if tokens.shape[1] > self.config.data.seq_len:
+            raise ValueError(
+                f"tokens: rows of {tokens.shape[1]} exceed the context of {self.config.data.seq_len} (data.seq_len); "
+                "cut them"
+            )
+        bad = (tokens < 0) | (tokens >= self.model.vocab_size)
+        if bad.any():
+            raise ValueError(
+                f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
+            )
+        return tokens.to(self.device)
+
+    def _documents(self, tokens: Tensor) -> Tensor | None:
+        if not self.config.data.document_mask:
+            return None
+        ends = (tokens == self.tokenizer.end_of_text).long()
+        return ends.cumsum(1) - ends
+
+
+def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
+    """Load a run folder, a checkpoint of a run, or a folder written by `LanguageModel.save`.
+
+    Averaged weights (EMA) are taken where there are any. Nothing is unpickled.
+
+    Raises:
+        ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
+    """
+    found = checkpoint.find_checkpoint(path)
+    home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
+    if home is None:
+        raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
+    config = load_config(home / "config.yaml")
+    tokenizer = load_tokenizer(home / "tokenizer")
+    where = resolve_device(device)
+    model = build_model(config, tokenizer, where, training=False).eval()
+    averaged = found / "ema.safetensors"
+    file = averaged if averaged.is_file() else found / "model.safetensors"
+    checkpoint.load_state(model, checkpoint.load_tensors(file))
+    return LanguageModel(config, tokenizer, model, precision)

@@ -1,0 +1,196 @@
+"""One run: a configuration becomes data, model, trainer and a run folder.
+
+runs/NAME/
+  config.yaml         the whole configuration        environment.json   versions, commit, machine, data
+  metrics.jsonl       a JSON object a line            events.out.*       the same for TensorBoard
+  checkpoints/        step-N, latest, best            samples/           text, by step
+  tokenizer/
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from hybrid import checkpoint
+from hybrid.atomic import write_json_atomic, write_text_atomic
+from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
+from hybrid.data import Data, prepare
+from hybrid.decoding import DECODERS
+from hybrid.decoding.engine import Engine
+from hybrid.device import precision_context, resolve_device, resolve_precision
+from hybrid.figures import attention_figure
+from hybrid.lm import build_model, load
+from hybrid.masks import TwoStream
+from hybrid.objective import build_estimator
+from hybrid.optim import EMA, Optimizer
+from hybrid.options import build
+from hybrid.tracking import Tracker, environment
+from hybrid.trainer import Stepper, Trainer
+from hybrid.validation import Sampler, Validator
+
+log = logging.getLogger(__name__)
+MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder")
+"""Settings that a resumed run may change without becoming another run."""
+
+
+class Run:
+    """Builds everything from a configuration; `open` claims the folder, `train` does the work.
+
+    Raises:
+        ValueError: whatever does not fit, before anything is written.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.device = resolve_device(config.run.device)
+        precision = resolve_precision(config.trainer.precision, self.device)
+        self.precision = precision_context(precision, self.device)
+        self.folder = Path(config.run.folder) / config.run.name
+        self.resume_from = self._find_resume()
+        self.data: Data = prepare(config.data)
+        self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+        self.model = build_model(config, self.data.tokenizer, self.device, training=True)
+        if config.trainer.init_from is not None and self.resume_from is None:
+            self._start_from(config.trainer.init_from)
+
+    def describe(self) -> str:
+        """What would be trained, for `--dry-run`."""
+        train, c = self.data.train, self.config
+        epochs = c.trainer.steps * c.trainer.batch_tokens / (train.n_rows * train.seq_len)
+        return (
+            f"run      {self.folder}\n"
+            f"data     {c.data.corpus}: {train.n_tokens:,} training tokens, {self.data.validation.n_tokens:,} for "
+            f"validation ({self.data.tokenizer.name}, {self.data.tokenizer.vocab_size:,} ids)\n"
+            f"model    {self.model.n_parameters():,} parameters, {c.model.context}, {c.model.prediction}\n"
+            f"blocks   {', '.join(map(str, self.block_sizes))} of {c.data.seq_len} tokens\n"
+            f"training {c.trainer.steps:,} steps of {c.trainer.batch_tokens:,} tokens ({epochs:.1f} epochs) on "
+            f"{self.device}"
+        )
+
+    def open(self) -> None:
+        """Create the run folder, or go on in it.
+
+        Raises:
+            ValueError: it holds something and the run does not resume.
+        """
+        if self.resume_from is None and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"run.folder: {self.folder} is not empty; go on with trainer.resume=auto, choose another run.name, "
+                "or remove the folder"
+            )
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.folder / "config.yaml", to_yaml(self.config))
+        facts = environment(self.device)
+        facts |= {"data": self.data.description, "parameters": self.model.n_parameters()}
+        write_json_atomic(self.folder / "environment.json", facts)
+        self.data.tokenizer.save(self.folder / "tokenizer")
+
+    def train(self) -> None:
+        c = self.config
+        log.info("%s", self.describe())
+        trainer_step = None if self.resume_from is None else checkpoint.step_of(self.resume_from)
+        with Tracker(self.folder, trainer_step) as tracker:
+            trainer = self._trainer(tracker)
+            if self.resume_from is not None:
+                trainer.restore(self.resume_from)
+            else:
+                self._introduce(tracker)
+            trainer.train()
+            if trainer.final:
+                final = {k: v for k, v in trainer.final.items() if k in ("val/nelbo", "val/bits_per_byte")}
+                tracker.hparams(flatten(c), final)
+                for b in trainer.validate.latest:  # type: ignore[attr-defined]
+                    log.info(
+                        "block size %d: %.4f nats per token, %.4f bits per byte (%s, +- %.4f)",
+                        b.block_size, b.nelbo, b.bits_per_byte, b.method, b.stderr,
+                    )  # fmt: skip
+
+    def _trainer(self, tracker: Tracker) -> Trainer:
+        c = self.config
+        stepper = Stepper(
+            model=self.model,
+            optimizer=Optimizer(self.model, c.optim),
+            ema=EMA(self.model, c.optim.ema_decay) if c.optim.ema_decay else None,
+            split=self.data.train,
+            estimator=build_estimator(c.objective),
+            block_sizes=self.block_sizes,
+            draws=c.objective.draws,
+            stratified=c.objective.stratified,
+            optim=c.optim,
+            trainer=c.trainer,
+            seed=c.run.seed,
+            precision=self.precision,
+        )
+        evaluated = self.block_sizes
+        if c.eval.block_sizes is not None:
+            evaluated = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
+        validate = Validator(self.model, self.data.validation, evaluated, c.eval, self.precision)
+        engine = Engine(
+            model=self.model,
+            seq_len=c.data.seq_len,
+            block_size=self.block_sizes[0],
+            decoder=build(DECODERS, c.decoder, "decoder"),
+            seed=c.run.seed,
+            document_mask=c.data.document_mask,
+            precision=self.precision,
+        )
+        sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens)
+        return Trainer(stepper, tracker, self.folder, validate, sample if c.eval.sample_tokens else None)
+
+    def _introduce(self, tracker: Tracker) -> None:
+        """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""
+        c = self.config
+        tracker.layout()
+        tracker.text("config", to_yaml(c), 0)
+        tracker.hparams(flatten(c))
+        size = self.block_sizes[0]
+        length = min(c.data.seq_len, max(2 * size, 32), 64)
+        pattern = TwoStream(length, min(size, length), c.model.context, c.model.prediction)
+        mask = pattern.dense()[0].numpy()
+        streams = {"clean": pattern.n_clean, "noisy": pattern.n_noisy}
+        title = f"{c.model.context}, block size {size}" + (f" ({length} tokens)" if length < c.data.seq_len else "")
+        tracker.image("attention_pattern", attention_figure(mask, title, streams, size), 0)
+
+    def _find_resume(self) -> Path | None:
+        mode = self.config.trainer.resume
+        if mode == "never":
+            return None
+        if mode == "auto":
+            if not (self.folder / "checkpoints").is_dir():
+                return None
+            found = checkpoint.find_checkpoint(self.folder)
+        else:
+            found = checkpoint.find_checkpoint(mode)
+        before = found.parent.parent / "config.yaml"
+        if before.is_file():
+            self._compare(load_config(before))
+        return found
+
+    def _compare(self, before: Config) -> None:
+        """Refuse to resume as another model, on other data, with another objective or optimizer."""
+        changed = differences(before, self.config)
+        for key, (old, new) in changed.items():
+            if not key.startswith(MAY_CHANGE):
+                raise ValueError(
+                    f"{key}: {new!r}, but the run to resume has {old!r}; set it back, or start a new run with "
+                    "trainer.init_from"
+                )
+            if key in ("trainer.steps", "trainer.batch_tokens", "run.seed"):
+                log.warning("%s: %r instead of %r: the run goes on, but not as if it had never stopped", key, new, old)
+
+    def _start_from(self, path: str) -> None:
+        """Take the weights of another run, whatever its block size, context or objective."""
+        other = load(path, device="cpu")
+        mine, theirs = self.data.tokenizer, other.tokenizer
+        if mine.fingerprint != theirs.fingerprint:
+            raise ValueError(
+                f"trainer.init_from: {path!r} has another vocabulary ({theirs.name}, {theirs.vocab_size} ids) than "
+                f"data.tokenizer = {self.config.data.tokenizer!r} ({mine.name}, {mine.vocab_size} ids); train with its "
+                "tokenizer"
+            )
+        with torch.no_grad():
+            checkpoint.load_state(self.model, checkpoint.module_tensors(other.model))
+        log.info("weights of %s (%s)", path, other.config.run.name)

@@ -1,0 +1,62 @@
+"""Train a hybrid model.
+
+    python train.py --config configs/quickstart.yaml                        # 3 minutes on 2 CPU cores, no download
+    python train.py --config configs/quickstart.yaml objective.block_size=1 run.name=ar
+    python train.py --config configs/quickstart.yaml trainer.resume=auto    # go on where it was stopped
+    python train.py --config configs/quickstart.yaml --print-config         # every key and its value
+
+Look at runs side by side with `tensorboard --logdir runs`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from hybrid import cli
+from hybrid.config import Config, check, describe, load_config, to_yaml
+
+log = logging.getLogger("hybrid.train")
+
+
+def main() -> int:
+    arguments = parse()
+    config = load_config(arguments.config, arguments.overrides)
+    for warning in check(config):
+        log.warning("%s", warning)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return 0
+
+    from hybrid.run import Run  # late, so that --help is quick
+
+    run = Run(config)
+    if arguments.dry_run:
+        print(run.describe())
+        return 0
+    run.open()
+    run.train()
+    return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the defaults")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, prepare the data, and stop")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
+    arguments = parser.parse_args()
+    if arguments.help:
+        print(parser.format_help())
+        print(describe())
+        raise SystemExit(0)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
