@@ -25,8 +25,10 @@ def rasterise(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def attention_figure(mask: np.ndarray, title: str, streams: Mapping[str, int], block_size: int | None = None) -> np.ndarray:
-    """Draw who may attend to whom: `mask` is bool [rows, rows], its rows those of the `streams` (name -> length) in turn.
+def attention_figure(
+    mask: np.ndarray, title: str, streams: Mapping[str, int], block_size: int | None = None
+) -> np.ndarray:
+    """Draw who may attend to whom: `mask` is bool [rows, rows]; its rows are the `streams` (name -> length) in turn.
 
     Each cell is a whole number of pixels, so that nothing blurs; grey lines separate blocks and black ones streams.
     Returns an image, uint8 [height, width, 3].

@@ -24,7 +24,6 @@ CHUNK = 64
 """Rows of text that share one prefix call. Smaller chunks compute less of the masked-out half, with more calls."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True)
@@ -83,64 +82,72 @@ def merged_attention(
     return _Merged.apply(q, *prefix, *own, chunks, own_mask, block_size)  # type: ignore[no-any-return]
 
 
-def _own_scores(q: Tensor, k: Tensor, own_mask: Tensor | None, scale: float) -> Tensor:
-    scores = torch.matmul(q, k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
-    return scores if own_mask is None else scores + own_mask
+def _scores(q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """q k^T / sqrt(d) + mask, at least in float32: a bfloat16 score would be off by more than its softmax can bear."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.matmul(q.to(wide) * q.shape[-1] ** -0.5, k.to(wide).transpose(-1, -2))
+    return scores if mask is None else scores.add_(mask)
+
+
+def _score_gradients(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, lse: Tensor, delta: Tensor, mask: Tensor | None):
+    """Gradients (q, k, v) of the part of an attention that sees these keys, given the log-sum-exp over all keys and
+    delta = sum(grad * out)."""
+    p = _scores(q, k, mask).sub_(lse[..., None]).exp_()
+    grad_v = torch.matmul(p.to(q.dtype).transpose(-1, -2), grad)
+    grad_scores = torch.matmul(grad, v.transpose(-1, -2)).to(p.dtype).sub_(delta[..., None]).mul_(p)
+    grad_scores = grad_scores.mul_(q.shape[-1] ** -0.5).to(q.dtype)
+    return torch.matmul(grad_scores, k), torch.matmul(grad_scores.transpose(-1, -2), q), grad_v
 
 
 class _Merged(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q, k_prefix, v_prefix, k_own, v_own, chunks, own_mask, block_size):  # type: ignore[override]
-        scale = q.shape[-1] ** -0.5
         blocks = (*q.shape[:3], -1, block_size, q.shape[-1])  # (b, h, s, g, B, d)
-        scores = _own_scores(q.view(blocks), k_own.view(blocks), own_mask, scale)
+        scores = _scores(q.view(blocks), k_own.view(blocks), own_mask)
         lse_own = scores.logsumexp(-1, keepdim=True)
-        out = torch.matmul((scores - lse_own).exp_().to(q.dtype), v_own.view(blocks)).view(q.shape)
-        lse = lse_own.view(*q.shape[:4]).clone()  # (b, h, s, n)
+        out = torch.matmul(scores.sub_(lse_own).exp_().to(q.dtype), v_own.view(blocks)).view(q.shape)
+        lse = lse_own.view(q.shape[:4])  # (b, h, s, n)
         for chunk in chunks:
             rows = slice(chunk.start, chunk.stop)
             part_q = q[:, :, :, rows].flatten(2, 3)
             keys, values = k_prefix[:, :, : chunk.n_keys], v_prefix[:, :, : chunk.n_keys]
-            o, l_prefix = _flash(part_q, keys, values, 0.0, False, attn_mask=chunk.mask, scale=scale)
+            o, l_prefix = _flash(part_q, keys, values, 0.0, False, attn_mask=chunk.mask)
             if chunk.blind is not None:  # the kernel reports 0, not -inf, where no key is visible
                 l_prefix = l_prefix.masked_fill(chunk.blind, -torch.inf)
-            l_prefix = l_prefix.view(lse[:, :, :, rows].shape)
-            l_own = lse[:, :, :, rows]
+            l_own, o_own = lse[:, :, :, rows], out[:, :, :, rows]
+            l_prefix = l_prefix.view(l_own.shape)
             merged = torch.logaddexp(l_own, l_prefix)
-            o_own = out[:, :, :, rows]
             w_prefix = (l_prefix - merged).exp_().to(q.dtype)[..., None]
             w_own = (l_own - merged).exp_().to(q.dtype)[..., None]
-            out[:, :, :, rows] = o.reshape(o_own.shape) * w_prefix + o_own * w_own
+            out[:, :, :, rows] = torch.addcmul(o_own * w_own, o.reshape(o_own.shape), w_prefix)
             lse[:, :, :, rows] = merged
         ctx.save_for_backward(q, k_prefix, v_prefix, k_own, v_own, out, lse)
-        ctx.chunks, ctx.own_mask, ctx.blocks, ctx.scale = chunks, own_mask, blocks, scale
+        ctx.chunks, ctx.own_mask, ctx.blocks = chunks, own_mask, blocks
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor):  # type: ignore[override]
         q, k_prefix, v_prefix, k_own, v_own, out, lse = ctx.saved_tensors
-        blocks, scale = ctx.blocks, ctx.scale
-        grad_out = grad_out.contiguous()
-        qb, kb, vb, gb = (t.view(blocks) for t in (q, k_own, v_own, grad_out))
-        p = (_own_scores(qb, kb, ctx.own_mask, scale) - lse.view(*blocks[:-1], 1)).exp_()
-        delta = (gb.to(p.dtype) * out.view(blocks).to(p.dtype)).sum(-1, keepdim=True)
-        grad_v_own = torch.matmul(p.to(q.dtype).transpose(-1, -2), gb).view(q.shape)
-        grad_scores = (p * (torch.matmul(gb, vb.transpose(-1, -2)) - delta) * scale).to(q.dtype)
-        grad_q = torch.matmul(grad_scores, kb).view(q.shape)
-        grad_k_own = torch.matmul(grad_scores.transpose(-1, -2), qb).view(q.shape)
-        grad_k, grad_v = torch.zeros_like(k_prefix), torch.zeros_like(v_prefix)
+        blocks = ctx.blocks
+        grad = grad_out.contiguous()
+        delta = (grad * out).sum(-1, dtype=lse.dtype)  # (b, h, s, n)
+        own = _score_gradients(
+            *(t.view(blocks) for t in (q, k_own, v_own, grad)), *(t.view(blocks[:-1]) for t in (lse, delta)), ctx.own_mask
+        )
+        grad_q, grad_k_own, grad_v_own = (t.view(q.shape) for t in own)
+        # The explicit products are several times faster here than the flash backward, which also skips nothing.
+        grad_k, grad_v = (torch.zeros_like(t, dtype=lse.dtype) for t in (k_prefix, v_prefix))
         for chunk in ctx.chunks:
-            rows = slice(chunk.start, chunk.stop)
-            part_q, part_out, part_grad = (t[:, :, :, rows].flatten(2, 3) for t in (q, out, grad_out))
-            keys, values = k_prefix[:, :, : chunk.n_keys], v_prefix[:, :, : chunk.n_keys]
-            gq, gk, gv = _flash_backward(
-                part_grad, part_q, keys, values, part_out, lse[:, :, :, rows].flatten(2, 3),
-                0.0, False, attn_mask=chunk.mask, scale=scale,
-            )  # fmt: skip
+            rows, n = slice(chunk.start, chunk.stop), chunk.n_keys
+            part_q, part_grad, part_lse, part_delta = (t[:, :, :, rows].flatten(2, 3) for t in (q, grad, lse, delta))
+            gq, gk, gv = _score_gradients(
+                part_q, k_prefix[:, :, :n], v_prefix[:, :, :n], part_grad, part_lse, part_delta, chunk.mask
+            )
             grad_q[:, :, :, rows] += gq.view(q[:, :, :, rows].shape)
-            grad_k[:, :, : chunk.n_keys] += gk
-            grad_v[:, :, : chunk.n_keys] += gv
-        return grad_q, grad_k, grad_v, grad_k_own, grad_v_own, None, None, None
+            grad_k[:, :, :n] += gk
+            grad_v[:, :, :n] += gv
+        grads = grad_k.to(q.dtype), grad_v.to(q.dtype)
+        return grad_q, *grads, grad_k_own, grad_v_own, None, None, None
 
 
 def pad_blocks(rows: Tensor, block_size: int) -> Tensor:

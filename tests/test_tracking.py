@@ -212,7 +212,7 @@ def test_importing_stays_light():
 def test_every_cell_of_an_attention_pattern_has_its_pixels(length):
     rng = np.random.default_rng(length)
     mask = rng.random((2 * length, 2 * length)) < 0.5
-    image = attention_figure(mask, "random")
+    image = attention_figure(mask, "random", {"clean": length, "noisy": length})
     cell = max(2, 256 // (2 * length))
     assert image.dtype == np.uint8
     corner = _corner(image, cell * 2 * length)
@@ -247,11 +247,12 @@ def test_figures_leave_no_global_state_and_reject_what_they_cannot_draw():
     before = "matplotlib.pyplot" in sys.modules
     assert count_figure({1: 0.5, 2: 1.0, 8: 2.0}, "loss", chance=5.5).shape == (240, 320, 3)
     assert rasterise(Figure(figsize=(1, 2), dpi=50)).shape == (100, 50, 3)
-    assert attention_figure(np.ones((3, 4), bool), "one stream", 2, streams=("text",)).ndim == 3
+    assert attention_figure(np.ones((5, 5), bool), "one stream", {"clean": 0, "noisy": 5}, 2).ndim == 3
+    assert attention_figure(np.ones((5, 5), bool), "unequal", {"clean": 2, "noisy": 3}, 2).ndim == 3
     assert ("matplotlib.pyplot" in sys.modules) == before
-    for shape in ((4,), (0, 4), (3, 4)):
+    for shape, streams in (((4,), {"a": 4}), ((0, 0), {}), ((3, 4), {"a": 4}), ((4, 4), {"a": 2, "b": 3})):
         with pytest.raises(ValueError, match="mask: shape"):
-            attention_figure(np.ones(shape, bool), "bad")
+            attention_figure(np.ones(shape, bool), "bad", streams)
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then():
