@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.masks import Cached, Coordinates, Pattern, TwoStream, may_attend
-from hybrid.merged import PrefixChunk, merged_attention, pad_blocks, prefix_chunks
 from hybrid.options import pick
+from hybrid.staircase import Chunk, plan, staircase_attention
 
 log = logging.getLogger(__name__)
 
@@ -44,104 +44,26 @@ class Eager:
 
 @dataclass(frozen=True)
 class SDPA:
-    """torch's scaled_dot_product_attention. On a CPU it skips what the two-stream mask rules out (see merged.py)."""
+    """torch's scaled_dot_product_attention. On a CPU it skips what the two-stream mask rules out (staircase.py)."""
 
     device: torch.device = torch.device("cpu")
     training: bool = True
-    plans: dict[Any, Any] = field(default_factory=dict, repr=False)  # chunks and masks by pattern; small, no weights
+    plans: dict[Any, list[Chunk]] = field(default_factory=dict, repr=False)  # chunks and masks by pattern
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         if isinstance(pattern, Cached):
             mask = None if pattern.unmasked else pattern.dense()[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if q.device.type == "cpu" and q.dtype != torch.float16:
-            return self._streams(q, k, v, pattern)
+            return staircase_attention(q, k, v, self._plan(pattern, q.dtype))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
 
-    def _streams(self, q: Tensor, k: Tensor, v: Tensor, pattern: TwoStream) -> Tensor:
-        q_clean, q_noisy = q.split([pattern.n_clean_queries, pattern.n_noisy], dim=2)
-        k_clean, k_noisy = k.split([pattern.n_clean, pattern.n_noisy], dim=2)
-        v_clean, v_noisy = v.split([pattern.n_clean, pattern.n_noisy], dim=2)
-        outputs = []
-        if pattern.n_clean_queries:
-            outputs.append(self._clean(q_clean, k_clean, v_clean, pattern))
-        if pattern.n_noisy:
-            outputs.append(self._noisy(q_noisy, (k_clean, v_clean), (k_noisy, v_noisy), pattern))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-
-    def _clean(self, q: Tensor, k: Tensor, v: Tensor, pattern: TwoStream) -> Tensor:
-        """Clean rows see clean rows only."""
-        simple = pattern.documents is None and not pattern.only_read
-        if simple and (pattern.context == "causal" or pattern.block_size == 1):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        if pattern.only_read or pattern.documents is not None:
-            mask = pattern.dense()[:, None, : q.shape[2], : k.shape[2]]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        begin = pattern.begin
-        first = [v[:, :, :begin]]  # the begin token sees itself alone
-        own = k[:, :, begin:, :].unsqueeze(2), v[:, :, begin:, :].unsqueeze(2)
-        if k.shape[2] == begin:
-            return first[0]
-        chunks, own_mask = self._plan(pattern, q.dtype, noisy=False)
-        rest = merged_attention(q[:, :, begin:].unsqueeze(2), (k, v), own, chunks, own_mask, pattern.block_size)
-        return torch.cat([*first, rest.squeeze(2)], dim=2) if begin else rest.squeeze(2)
-
-    def _noisy(self, q: Tensor, clean: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], pattern: TwoStream) -> Tensor:
-        """Noisy rows see the clean blocks before their own, and their own noisy block."""
-        if clean[0].shape[2] == 0 and pattern.documents is None:  # one block: ordinary full attention
-            whole = [t.unflatten(2, (pattern.draws, -1)).transpose(1, 2).flatten(0, 1) for t in (q, *own)]
-            out = F.scaled_dot_product_attention(*whole)
-            return out.unflatten(0, (-1, pattern.draws)).transpose(1, 2).flatten(2, 3)
-        B, n = pattern.block_size, pattern.length
-        q, k_own, v_own = (pad_blocks(t.unflatten(2, (pattern.draws, n)), B).contiguous() for t in (q, *own))
-        chunks, own_mask = self._plan(pattern, q.dtype, noisy=True)
-        out = merged_attention(q, clean, (k_own, v_own), chunks, own_mask, B)
-        return out[:, :, :, :n].flatten(2, 3)
-
-    def _plan(self, pattern: TwoStream, dtype: torch.dtype, noisy: bool) -> tuple[list[PrefixChunk], Tensor | None]:
-        """Chunks of the prefix part and the additive mask of the own-block part; kept where no document enters."""
-        key = None
-        if pattern.documents is None:
-            key = (pattern.length, pattern.block_size, pattern.begin, pattern.draws, dtype, noisy)
-            if key in self.plans:
-                return self.plans[key]
-        plan = _prefix_plan(pattern, dtype, noisy), _own_mask(pattern, noisy)
-        if key is not None:
-            self.plans[key] = plan
-        return plan
-
-
-def _prefix_plan(pattern: TwoStream, dtype: torch.dtype, noisy: bool) -> list[PrefixChunk]:
-    """What rows of one copy of the text see of the clean rows in blocks before their own."""
-    n = pattern.length if noisy else pattern.n_clean - pattern.begin
-    start = pattern.n_clean if noisy else pattern.begin
-    keys = pattern.keys
-    rows = Coordinates(*(None if t is None else t[:, start : start + n] for t in _fields(keys)))  # type: ignore[arg-type]
-    prefix = Coordinates(*(None if t is None else t[:, : pattern.n_clean] for t in _fields(keys)))  # type: ignore[arg-type]
-    visible = rows.block[..., :, None] > prefix.block[..., None, :]
-    if rows.document is not None and prefix.document is not None:
-        visible = visible & (rows.document[..., :, None] == prefix.document[..., None, :])
-    padded = -(-n // pattern.block_size) * pattern.block_size  # rows that fill the last block see what its rows see
-    visible = torch.cat([visible, visible[:, -1:].expand(-1, padded - n, -1)], dim=1)
-    return prefix_chunks(visible, pattern.draws if noisy else 1, pattern.block_size, dtype)
-
-
-def _own_mask(pattern: TwoStream, noisy: bool) -> Tensor | None:
-    """Additive mask inside blocks, (1 or b, 1, 1, g, B, B): padding behind a short last block, other documents."""
-    B, n = pattern.block_size, pattern.length
-    padded = pattern.n_blocks * B
-    if not noisy or (padded == n and pattern.documents is None):
-        return None
-    valid = (torch.arange(padded) < n).view(1, -1, B)
-    allowed = valid[:, :, None, :] | torch.eye(B, dtype=torch.bool)  # padding sees itself, so that no row is empty
-    if pattern.documents is not None:
-        document = F.pad(pattern.documents[:, pattern.begin :], (0, padded - n), value=-1).unflatten(1, (-1, B))
-        allowed = allowed & (document[..., :, None] == document[..., None, :])
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)[:, None, None]
-
-
-def _fields(c: Coordinates) -> tuple[Tensor | None, ...]:
-    return c.position, c.block, c.draw, c.document
+    def _plan(self, pattern: TwoStream, dtype: torch.dtype) -> list[Chunk]:
+        """Kept for good where no document enters, else for the layers of one forward."""
+        plans, key = (self.plans, pattern.key) if pattern.documents is None else (pattern.derived, ())
+        if (key, dtype) not in plans:
+            plans[key, dtype] = plan(pattern, dtype)
+        return plans[key, dtype]
 
 
 @dataclass(frozen=True)
@@ -169,13 +91,15 @@ class Flex:
 
     def block_mask(self, pattern: TwoStream):
         """torch's BlockMask of the pattern; made once per (length, block size, ...) where documents do not enter."""
+        masks, key = (self.masks, pattern.key) if pattern.documents is None else (pattern.derived, ())
+        if key not in masks:
+            masks[key] = self._block_mask(pattern)
+        return masks[key]
+
+    @staticmethod
+    def _block_mask(pattern: TwoStream):
         from torch.nn.attention.flex_attention import create_block_mask
 
-        key = None
-        if pattern.documents is None:
-            key = (pattern.length, pattern.block_size, pattern.context, pattern.begin, pattern.draws, pattern.only_read)
-            if key in self.masks:
-                return self.masks[key]
         queries, keys = pattern.queries, pattern.keys
         n_q, n_k = queries.position.shape[1], keys.position.shape[1]
 
@@ -187,10 +111,7 @@ class Flex:
             return may_attend(at(queries, q_index), at(keys, k_index), pattern.context)
 
         rows = None if pattern.documents is None else pattern.documents.shape[0]
-        mask = create_block_mask(mask_mod, rows, None, n_q, n_k, device=str(queries.position.device))
-        if key is not None:
-            self.masks[key] = mask
-        return mask
+        return create_block_mask(mask_mod, rows, None, n_q, n_k, device=str(queries.position.device))
 
 
 _compiled: dict[str, Any] = {}

@@ -9,8 +9,9 @@ Shape legend: b batch, q query rows, k key rows, N text length, B block size, D 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,6 +80,12 @@ class TwoStream:
     documents: Tensor | None = None  # (b, begin + N): document of each text token, seen as input
     device: torch.device | str = "cpu"
     only_read: bool = False  # queries are just the rows that a prediction is read from (the last layer)
+    derived: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a backend made of this pattern
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal patterns, documents apart; what a backend makes of the pattern is kept under it."""
+        return (self.length, self.block_size, self.context, self.prediction, self.draws, self.only_read, str(self.device))
 
     @property
     def begin(self) -> int:
@@ -110,7 +117,7 @@ class TwoStream:
 
     def reading(self) -> TwoStream:
         """The same pattern with only the rows as queries that predictions are read from."""
-        return replace(self, only_read=True)
+        return replace(self, only_read=True, derived={})
 
     def select_queries(self, rows: Tensor) -> Tensor:
         """`rows` (b, n_clean + n_noisy, ...) -> (b, q, ...), the rows that ask."""
