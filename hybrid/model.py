@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hybrid.attention import Backend, Eager
 from hybrid.cache import KVCache
+from hybrid.layers import RMSNorm, autocast_dtype, rotary_angles, rotate
 from hybrid.masks import Pattern
 from hybrid.options import at_least, option
 
@@ -58,39 +59,6 @@ class ModelConfig:
             )
         if self.n_heads % self.kv_heads:
             raise ValueError(f"model.n_kv_heads: {self.n_kv_heads} does not divide model.n_heads {self.n_heads}")
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in the precision that the next multiplication wants."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps)
-        return y.to(autocast_dtype(x))
-
-
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix multiplications of `x` run in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-
-
-def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin (1 or b, r, 1, d/2) of position * theta^(-2i/d) (Su et al. 2021, eq. 15)."""
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
-    angles = positions.double()[..., None, None] * theta**-exponent
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d)."""
-    cos, sin = angles
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
 
 
 class Layer(nn.Module):
@@ -194,8 +162,7 @@ class Transformer(nn.Module):
             (m, dim) for `read` of length m, else (b, q, dim).
         """
         x = self.embedding(tokens)
-        angle_dtype = torch.promote_types(x.dtype, torch.float32)
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, angle_dtype)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, autocast_dtype(x))
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             write = None

@@ -20,7 +20,7 @@ from hybrid.config import Config, differences, flatten, load_config, resolve_blo
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
-from hybrid.device import precision_context, resolve_device, resolve_precision
+from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.figures import attention_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
@@ -46,6 +46,8 @@ class Run:
     def __init__(self, config: Config):
         self.config = config
         self.device = resolve_device(config.run.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         precision = resolve_precision(config.trainer.precision, self.device)
         self.precision = precision_context(precision, self.device)
         self.folder = Path(config.run.folder) / config.run.name
@@ -159,8 +161,8 @@ class Run:
         if mode == "never":
             return None
         if mode == "auto":
-            if not (self.folder / "checkpoints").is_dir():
-                return None
+            if not checkpoint.list_checkpoints(self.folder / "checkpoints"):
+                return None  # never started, or stopped before its first save
             found = checkpoint.find_checkpoint(self.folder)
         else:
             found = checkpoint.find_checkpoint(mode)

@@ -1,0 +1,111 @@
+"""Generate text from a trained model.
+
+    python generate.py --checkpoint runs/quickstart --prompt "Return the "
+    python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
+    echo "The default is" | python generate.py --checkpoint runs/quickstart --prompt - --num-samples 3 --json
+
+Text goes to stdout, statistics to stderr. On a terminal the blocks fill in live.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from hybrid import cli
+
+
+def main() -> int:
+    arguments = parse()
+    prompt = read_prompt(arguments)
+    from hybrid.config import parse_options  # late, so that --help is quick
+    from hybrid.console import Console
+    from hybrid.lm import load
+
+    lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
+    decoder = lm.config.decoder
+    if arguments.decoder:
+        decoder = {"name": arguments.decoder[0], **parse_options(arguments.decoder[1:])}
+    engine = lm.engine(
+        block_size=arguments.block_size, decoder=decoder, temperature=arguments.temperature, top_k=arguments.top_k,
+        top_p=arguments.top_p, seed=arguments.seed, cache=not arguments.no_cache,
+        stop_at_end=not arguments.ignore_end_of_text,
+    )  # fmt: skip
+    ids = lm.tokenizer.encode(prompt)
+    room = lm.config.data.seq_len - len(ids)
+    new = arguments.max_new_tokens
+    if new is None:
+        if room <= 0:
+            raise ValueError(
+                f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
+            )
+        new = room
+    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live=sys.stdout.isatty())
+    generation = console.follow(engine.stream([ids] * arguments.num_samples, new))
+    if arguments.json:
+        print(json.dumps({"prompt": prompt, "texts": generation.texts, **generation.statistics(), "seed": engine.seed}))
+    elif not console.live:
+        print("\n---\n".join(prompt + text for text in generation.texts))
+    print(generation.summary(), file=sys.stderr)
+    return 0
+
+
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """From --prompt (`-`: standard input) or --prompt-file."""
+    if arguments.prompt_file is not None:
+        if arguments.prompt_file == "-":
+            return read_stdin()
+        try:
+            return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--prompt-file: {arguments.prompt_file} is not UTF-8 (byte {error.start}); convert it"
+            ) from None
+    return read_stdin() if arguments.prompt == "-" else arguments.prompt
+
+
+def read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--prompt: standard input is not UTF-8 (byte {error.start}); convert it") from None
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
+    source.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: until the context is full")
+    parser.add_argument(
+        "--decoder", nargs="+", metavar=("NAME", "key=value"),
+        help="which positions are revealed when, with options; default: that of the run's config. The names and "
+        "options are in `train.py --help`",
+    )  # fmt: skip
+    parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="how many texts (default: 1)")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
+    parser.add_argument("--ignore-end-of-text", action="store_true", help="go on behind an end-of-text token")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
+    parser.add_argument("--no-cache", action="store_true", help="recompute everything: the same text, slowly")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
+    )
+    arguments = parser.parse_args()
+    if arguments.num_samples < 1:
+        raise ValueError(f"--num-samples: {arguments.num_samples} must be at least 1")
+    if "" in arguments.stop:
+        raise ValueError("--stop: '' would stop every text before it starts; give a text")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

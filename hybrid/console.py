@@ -1,0 +1,119 @@
+"""Generated text on the command line: stop strings, live display, statistics. The engine knows token ids only."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TextIO
+
+from hybrid.decoding.engine import Progress
+from hybrid.tokenizer import Tokenizer
+
+UNKNOWN = "░"
+"""Shown for a position that is not revealed yet."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What was generated: texts without their prompt, and what they cost."""
+
+    texts: list[str]
+    n_tokens: int
+    nfe: int
+    seconds: float
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "tokens": self.n_tokens,
+            "forwards": self.nfe,
+            "seconds": round(self.seconds, 4),
+            "tokens_per_second": round(self.n_tokens / max(self.seconds, 1e-9), 2),
+            "tokens_per_forward": round(self.n_tokens / max(self.nfe, 1), 3),
+        }
+
+    def summary(self) -> str:
+        s = self.statistics()
+        return (
+            f"{self.n_tokens} tokens in {self.seconds:.2f} s ({s['tokens_per_second']:.0f} tokens/s), {self.nfe} forwards "
+            f"({s['tokens_per_forward']:.2f} tokens per forward)"
+        )
+
+
+class Console:
+    """Follows a generation.
+
+    Args:
+        stops: each text is cut before the first of these that is complete, and nothing is removed from its middle.
+        live: redraw the texts at every step (terminals).
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, mask_token_id: int, prompt: str, stops: Sequence[str] = (), live: bool = False,
+        stream: TextIO | None = None,
+    ):  # fmt: skip
+        self.tokenizer, self.mask, self.prompt, self.stops, self.live = tokenizer, mask_token_id, prompt, stops, live
+        self.stream = stream or sys.stdout
+        self._lines = 0
+
+    def follow(self, steps: Iterator[Progress]) -> Texts:
+        """Run a generation to its end, or until every text has met a stop string."""
+        started = time.perf_counter()
+        last = None
+        for last in steps:
+            if self.live:
+                self._draw([self._shown(row) for row in last.tokens])
+            if self.stops and all(self._cut(self._known(row)) is not None for row in last.tokens):
+                break
+        seconds = time.perf_counter() - started
+        rows: list[list[int]] = [] if last is None else [self._known(row) for row in last.tokens]
+        texts = [self._text(row) for row in rows]
+        if self.live:
+            self._draw([self.prompt + text for text in texts])
+        return Texts(texts, sum(map(len, rows)), 0 if last is None else last.nfe, seconds)
+
+    def _known(self, row: list[int]) -> list[int]:
+        """The tokens before the first unknown one."""
+        return row[: row.index(self.mask)] if self.mask in row else row
+
+    def _text(self, row: list[int]) -> str:
+        cut = self._cut(row)
+        return self.tokenizer.decode(row) if cut is None else cut
+
+    def _cut(self, row: list[int]) -> str | None:
+        """The text before the first stop string, or None if there is none in it."""
+        if not self.stops:
+            return None
+        text = self.tokenizer.decode(row)
+        found = [text.index(stop) for stop in self.stops if stop in text]
+        return text[: min(found)] if found else None
+
+    def _shown(self, row: list[int]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        for token in [*row, self.mask]:
+            if token != self.mask:
+                run.append(token)
+                continue
+            parts += [self.tokenizer.decode(run), UNKNOWN]
+            run = []
+        return self.prompt + "".join(parts[:-1])
+
+    def _draw(self, texts: list[str]) -> None:
+        """Overwrite what was drawn before."""
+        import shutil
+
+        width = shutil.get_terminal_size().columns
+        lines: list[str] = []
+        for i, text in enumerate(texts):
+            lines += ["---"] if i else []
+            for line in text.expandtabs().split("\n"):
+                lines += [line[k : k + width] for k in range(0, max(len(line), 1), width)]
+        lines = ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+        height = shutil.get_terminal_size().lines - 1
+        shown = lines[-height:]
+        up = f"\x1b[{self._lines}A" if self._lines else ""
+        self.stream.write(up + "\x1b[J" + "\n".join(shown) + "\n")
+        self.stream.flush()
+        self._lines = len(shown)
