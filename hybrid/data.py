@@ -177,9 +177,11 @@ def check(config: DataConfig) -> None:
             raise ValueError(f"{error}, nor the path of a tokenizer.json") from None
 
 
-def _fingerprint(config: DataConfig, source: Source) -> str:
+def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) -> str:
     """Of everything that decides the arrays; rows are cut later, so `seq_len` is no part of it."""
-    if (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
+    if given is not None:
+        tokenizer = ["given", given.fingerprint]
+    elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
         tokenizer = ["file", digest(Path(config.tokenizer).expanduser().read_bytes())]
     else:
         tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
@@ -187,16 +189,18 @@ def _fingerprint(config: DataConfig, source: Source) -> str:
     return digest(json.dumps(made_by))[:20]
 
 
-def prepare(config: DataConfig) -> Data:
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
     """Load the packed tokens from the cache, or build them.
 
-    Two processes may do so at once. A damaged cache is built again.
+    Two processes may do so at once. A damaged cache is built again. With `tokenizer`, that of a trained model, no other
+    is made.
 
     Raises:
         ValueError: names the key, its value and the way out: bad settings, a corpus that is missing, empty, unreadable
             or too small for both splits, a cache folder that can't be written.
     """
-    check(config)
+    if tokenizer is None:
+        check(config)
     cache = Path(config.cache_dir or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid").expanduser()
     source = locate(
         config.corpus,
@@ -207,12 +211,12 @@ def prepare(config: DataConfig) -> Data:
         config.split,
         str(cache / "hub"),
     )
-    fingerprint = _fingerprint(config, source)
+    fingerprint = _fingerprint(config, source, tokenizer)
     recipe = Recipe(config.corpus, config.tokenizer, config.vocab_size, config.validation_fraction)
     packed = open_packed(cache / fingerprint)
     for _ in range(3):  # another process may be replacing a damaged folder at the same moment
         if packed is None:
-            build(cache / fingerprint, source.load, recipe)
+            build(cache / fingerprint, source.load, recipe, tokenizer)
             packed = open_packed(cache / fingerprint)
     assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
     tokenizer = packed.tokenizer

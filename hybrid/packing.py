@@ -65,14 +65,16 @@ class Packed(NamedTuple):
     corpus_sha256: str
 
 
-def build(folder: Path, load: Callable[[Path], Documents], recipe: Recipe) -> None:
+def build(
+    folder: Path, load: Callable[[Path], Documents], recipe: Recipe, tokenizer: Tokenizer | None = None
+) -> None:
     """Build in a sibling folder and rename it, so that `folder` is complete or not there."""
     building = folder.with_name(f".building-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         building.mkdir(parents=True)
         documents = load(building / "scratch")
         survey = _survey(documents, recipe)
-        tokenizer = _tokenizer(recipe, documents, survey)
+        tokenizer = tokenizer or _tokenizer(recipe, documents, survey)
         tokenizer.save(building / "tokenizer")
         splits = {name: _pack(building, name, documents, survey.splits[name], tokenizer) for name in SPLITS}
         shutil.rmtree(building / "scratch", ignore_errors=True)

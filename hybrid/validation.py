@@ -15,7 +15,7 @@ import torch
 
 from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Engine
-from hybrid.likelihood import mean_and_error, monte_carlo
+from hybrid.likelihood import mean_and_error, monte_carlo, row_nll
 from hybrid.model import Transformer
 from hybrid.options import option
 from hybrid.tokenizer import Tokenizer
@@ -95,6 +95,26 @@ def bound(
         tokens,
         _ranges(sums.tolist(), counts.tolist()),
     )
+
+
+@torch.no_grad()
+def any_order(
+    model: Transformer, split: PackedTokens, block_size: int, *, rows: int = 0, batch_rows: int = 32,
+    precision: Callable[[], AbstractContextManager],
+) -> tuple[float, int]:  # fmt: skip
+    """Exact any-order NLL of the first `rows` rows of a split (0: all), in nats per target token, and their number."""
+    n_rows = min(rows, split.n_rows) if rows else split.n_rows
+    device = model.embedding.weight.device
+    nats, tokens = 0.0, 0
+    for start in range(0, n_rows, batch_rows):
+        batch = split.rows(list(range(start, min(start + batch_rows, n_rows)))).to(device)
+        with precision():
+            result = row_nll(
+                model, batch.tokens, block_size, "enumerate", documents=batch.documents, is_target=batch.is_target
+            )
+        nats += float(result.nll.sum())
+        tokens += int(result.tokens.sum())
+    return nats / max(tokens, 1), tokens
 
 
 def _ranges(sums: list[float], counts: list[float]) -> dict[int, float]:
