@@ -1,0 +1,116 @@
+"""The two ways to run the network agree: whole rows in two streams, and block by block over a cache."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy import MODES, random_tokens, toy_model
+
+from hybrid.attention import Eager
+from hybrid.cache import KVCache
+from hybrid.streams import block_hidden, two_stream_hidden, with_begin
+
+
+def cached_hidden(model, tokens, masked, block_size, starts, documents=None):
+    """Predict every block from `starts[row]` on with one fused forward per block; rows are at different blocks.
+
+    Returns (b, N, dim), NaN where a row did not go.
+    """
+    rows, n = tokens.shape
+    begin = int(model.config.prediction == "next_token")
+    n_blocks = -(-n // block_size)
+    cache = KVCache.empty(model, rows, n + begin)
+    text = with_begin(model, tokens)
+    noisy = torch.where(masked, model.mask_token_id, tokens)
+    states = torch.full((rows, n, model.config.dim), torch.nan, dtype=torch.float64)
+    active = list(range(rows))
+    for i in range(n_blocks):
+        going = [r for r in active if starts[r] + i < n_blocks]
+        if not going:
+            break
+        if going != active:
+            cache.keep([active.index(r) for r in going])
+        active = going
+        first = [(starts[r] + i) * block_size for r in active]
+        n_live = [min(block_size, n - f) for f in first]
+        pending = [text[r, cache.lengths[k] : begin + f] for k, (r, f) in enumerate(zip(active, first, strict=True))]
+        live = torch.stack(
+            [
+                F.pad(noisy[r, f : f + m], (0, block_size - m), value=model.mask_token_id)
+                for r, f, m in zip(active, first, n_live, strict=True)
+            ]
+        )
+        own = None if documents is None else F.pad(documents[active], (0, 1), value=-1)
+        hidden = block_hidden(model, cache, pending, live, n_live, block_size, own)
+        for k, (r, f, m) in enumerate(zip(active, first, n_live, strict=True)):
+            states[r, f : f + m] = hidden[k, :m]
+    return states
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(MODES), st.integers(1, 13), st.integers(1, 13), st.sampled_from(["eager", "sdpa"]), st.integers(0, 99)
+)
+def test_cached_blocks_equal_the_training_pass(mode, length, block_size, backend, seed):
+    """Ragged rows, short last blocks, both contexts and predictions, fused commits: to 1e-12 in float64."""
+    block_size = min(block_size, length)
+    model = toy_model(*mode, seed=seed)
+    if backend == "eager":
+        model.attend = Eager()
+    generator = torch.Generator().manual_seed(seed)
+    tokens = random_tokens(3, length, seed=seed)
+    masked = torch.rand(3, length, generator=generator) < 0.6
+    starts = torch.randint(0, -(-length // block_size), (3,), generator=generator).tolist()
+    expected = torch.full((3, length, model.config.dim), torch.nan, dtype=torch.float64)
+    with torch.no_grad():
+        expected[masked] = two_stream_hidden(model, tokens, masked[:, None], block_size)
+        got = cached_hidden(model, tokens, masked, block_size, starts)
+    for row in range(3):
+        compared = masked[row].clone()
+        compared[: starts[row] * block_size] = False
+        torch.testing.assert_close(got[row, compared], expected[row, compared], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_draws_share_the_clean_pass(mode):
+    """Each draw gives what it gives alone."""
+    model = toy_model(*mode)
+    tokens = random_tokens(2, 11)
+    masked = torch.rand(2, 3, 11, generator=torch.Generator().manual_seed(0)) < 0.5
+    together = torch.zeros(*masked.shape, 16, dtype=torch.float64)
+    together[masked] = two_stream_hidden(model, tokens, masked, 4)
+    for i in range(3):
+        one = masked[:, i : i + 1]
+        torch.testing.assert_close(together[:, i][one[:, 0]], two_stream_hidden(model, tokens, one, 4), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_last_layer_computes_only_what_is_read(mode):
+    """Rows that reach the last layer's SwiGLU are the masked tokens, no more; the clean stream has none in place."""
+    model = toy_model(*mode)
+    seen = []
+    model.layers[-1].w_down.register_forward_hook(lambda module, arguments, output: seen.append(len(output)))
+    masked = torch.rand(2, 1, 12, generator=torch.Generator().manual_seed(0)) < 0.3
+    two_stream_hidden(model, random_tokens(2, 12), masked, 4)
+    assert seen == [int(masked.sum())]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_documents_in_the_cache(mode):
+    """A prompt of two documents: the live block sees the last one only, as in training."""
+    model = toy_model(*mode)
+    end = model.end_of_text
+    tokens = torch.tensor([[0, 1, 2, end, 3, 0, 1, 2, 3, 1, 0, 2]])
+    ends = (tokens == end).long()
+    exclusive = ends.cumsum(1) - ends
+    masked = torch.zeros(1, 12, dtype=torch.bool)
+    masked[:, 8:] = True
+    slots = exclusive
+    if mode[1] == "next_token":
+        slots = F.pad(exclusive + ends, (1, 0))
+    expected = two_stream_hidden(model, tokens, masked[:, None], 4, exclusive)
+    got = cached_hidden(model, tokens, masked, 4, [2], slots)[masked]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    plain = cached_hidden(model, tokens, masked, 4, [2])[masked]
+    assert (plain - expected).abs().max() > 1e-3, "the first document would have mattered"
