@@ -1,0 +1,69 @@
+"""Schedules, optimizers and averages."""
+
+import pytest
+import torch
+from toy import toy_model
+
+from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
+
+
+def test_schedules_rise_hold_and_fall():
+    cosine = [lr_factor(s, 100, OptimConfig(warmup_steps=10)) for s in range(100)]
+    assert cosine[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert cosine[10] == 1 and cosine[99] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(cosine[10:], cosine[11:], strict=False))
+    wsd = [lr_factor(s, 100, OptimConfig(warmup_steps=10, schedule="wsd", final_lr_ratio=0.0)) for s in range(100)]
+    assert set(wsd[10:80]) == {1.0}
+    assert 0 < wsd[99] < 0.06 and all(a > b for a, b in zip(wsd[80:], wsd[81:], strict=False))
+    constant = [lr_factor(s, 100, OptimConfig(warmup_steps=0, schedule="constant")) for s in range(100)]
+    assert set(constant) == {1.0}
+    assert lr_factor(0, 1, OptimConfig(warmup_steps=0)) == 1, "one step is no division by zero"
+
+
+def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = toy_model()
+    parts = Optimizer(model, OptimConfig(name="muon")).parts
+    names = {p: n for n, p in model.named_parameters()}
+    muon = {names[p] for g in parts["muon"].param_groups for p in g["params"]}
+    adamw = {names[p] for g in parts["adamw"].param_groups for p in g["params"]}
+    assert muon | adamw == set(names.values()) and not muon & adamw
+    assert "layers.0.wq.weight" in muon and "layers.1.w_down.weight" in muon
+    assert {"embedding.weight", "head_weight", "final_norm.weight", "layers.0.q_norm.weight"} <= adamw
+
+
+def test_only_matrices_of_the_blocks_decay():
+    model = toy_model()
+    optimizer = Optimizer(model, OptimConfig(weight_decay=0.5))
+    names = {p: n for n, p in model.named_parameters()}
+    decayed = {names[p] for g in optimizer.parts["adamw"].param_groups if g["weight_decay"] for p in g["params"]}
+    assert decayed == {n for n in names.values() if n.startswith("layers.") and not n.endswith("norm.weight")}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_rates_follow_the_factor(name):
+    optimizer = Optimizer(toy_model(), OptimConfig(name=name, lr=0.3, muon_lr=0.2))
+    optimizer.set_rate(0.5)
+    rates = {n: {g["lr"] for g in part.param_groups} for n, part in optimizer.parts.items()}
+    assert rates["adamw"] == {0.15}
+    assert rates.get("muon", {0.1}) == {0.1}
+
+
+def test_another_optimizers_state_is_refused():
+    tensors, meta = Optimizer(toy_model(), OptimConfig(name="muon")).state()
+    with pytest.raises(ValueError, match=r"optim.name: the checkpoint was trained with adamw/muon, not 'adamw'"):
+        Optimizer(toy_model(), OptimConfig(name="adamw")).restore(tensors, meta)
+
+
+def test_ema_follows_and_gives_the_weights_back():
+    model = toy_model()
+    ema = EMA(model, 0.9)
+    start = model.final_norm.weight.detach().clone()
+    with torch.no_grad():
+        model.final_norm.weight.add_(1)
+    for step in range(3):
+        ema.update(step)  # decays 0.1, 2/11, 0.25
+    remaining = 0.1 * (2 / 11) * 0.25
+    torch.testing.assert_close(ema.shadow["final_norm.weight"], start + 1 - remaining)
+    with ema.applied():
+        torch.testing.assert_close(model.final_norm.weight.detach(), start + 1 - remaining)
+    torch.testing.assert_close(model.final_norm.weight.detach(), start + 1)
