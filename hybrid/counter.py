@@ -16,33 +16,50 @@ from torch import Tensor
 # Purposes keep draws apart that share all other keys.
 ORDER, TOKEN, DECIDE, COUNT, STRATUM = range(5)
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio, as a signed integer
-_MUL1 = 0xBF58476D1CE4E5B9 - (1 << 64)
-_MUL2 = 0x94D049BB133111EB - (1 << 64)
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
+_MUL1, _MUL2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Tensor | int) -> Tensor | int:
     """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64-bit integers in which every bit matters."""
-    x = (x ^ _shift(x, 30)) * _MUL1
-    x = (x ^ _shift(x, 27)) * _MUL2
+    x = _times(x ^ _shift(x, 30), _MUL1)
+    x = _times(x ^ _shift(x, 27), _MUL2)
     return x ^ _shift(x, 31)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of signed integers."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+def _times(x: Tensor | int, factor: int) -> Tensor | int:
+    return (x * factor) & _MASK if isinstance(x, int) else x * _signed(factor)
+
+
+def _plus(x: Tensor | int, term: Tensor | int) -> Tensor | int:
+    if isinstance(x, int) and isinstance(term, int):
+        return (x + term) & _MASK
+    return (_signed(x) if isinstance(x, int) else x) + (_signed(term) if isinstance(term, int) else term)
+
+
+def _shift(x: Tensor | int, bits: int) -> Tensor | int:
+    """Logical right shift, also of torch's signed integers."""
+    return x >> bits if isinstance(x, int) else (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The same 64 bits as a signed integer."""
+    return x - (1 << 64) if x >> 63 else x
 
 
 def uniform(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
     """float64 uniforms in [0, 1), of the shape to which the int64 `keys` broadcast.
 
     53 random bits each: float32 uniforms have 24, which biases large categoricals (Zheng et al. 2409.02908, section 5).
+    Keys that are plain integers are mixed as such, which costs a small draw much less than tensors of one element.
     """
-    device = next((key.device for key in keys if isinstance(key, Tensor)), None)
-    state = _mix(torch.tensor(seed, dtype=torch.int64, device=device) + _GOLDEN)
+    state: Tensor | int = _mix(_plus(seed & _MASK, _GOLDEN))
     for key in (purpose, *keys):
-        state = _mix(state * 3 + _GOLDEN + _mix(torch.as_tensor(key, dtype=torch.int64, device=device) + _GOLDEN))
-    return _shift(state, 11).to(torch.float64) * 2.0**-53
+        if isinstance(key, int):
+            key &= _MASK
+        state = _mix(_plus(_times(state, 3), _plus(_mix(_plus(key, _GOLDEN)), _GOLDEN)))
+    return _shift(torch.as_tensor(_signed(state) if isinstance(state, int) else state), 11).to(torch.float64) * 2.0**-53
 
 
 def row_keys(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -30,7 +30,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps, autocast_dtype(x))  # type: ignore[no-any-return]
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(autocast_dtype(x))
 
@@ -68,6 +68,8 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d)."""
+    if not torch.is_grad_enabled():  # a few rows at a time: the bookkeeping of a Function would cost as much
+        return _turn(x, *angles, 1)
     return _Rotate.apply(x, *angles)  # type: ignore[no-any-return]
 
 
