@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from hybrid import cli
-from hybrid.config import Config, check, describe, load_config, to_yaml
+from hybrid.config import check, describe, load_config, to_yaml
 
 log = logging.getLogger("hybrid.train")
 

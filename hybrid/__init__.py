@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hybrid import attention, decoding, noise, objective
     from hybrid.config import load_config
     from hybrid.lm import LanguageModel, load
 

@@ -164,7 +164,9 @@ def _block_times(engine: Engine, n_tokens: int, block_size: int) -> list[float]:
 def _model(a: argparse.Namespace, prediction: str, device: torch.device, training: bool) -> Transformer:
     torch.manual_seed(0)
     context = "causal" if prediction == "next_token" else "block_causal"
-    config = ModelConfig(dim=a.dim, n_layers=a.layers, n_heads=max(a.dim // 64, 1), context=context, prediction=prediction)
+    config = ModelConfig(
+        dim=a.dim, n_layers=a.layers, n_heads=max(a.dim // 64, 1), context=context, prediction=prediction
+    )
     model = Transformer(config, VOCAB, VOCAB - 1).to(device)
     model.attend = select_backend(a.attention, device, training)
     return model
@@ -185,9 +187,13 @@ def main() -> int:
     facts = environment(device)
     print(
         f"{facts['device']} ({facts['processor']}, {facts['threads']} threads), torch {facts['libraries']['torch']}, "
-        f"commit {(facts['commit'] or 'unknown')[:10]}{' + changes' if facts['dirty'] else ''}; dim {a.dim}, {a.layers} "
-        f"layers, {a.precision}, "
-        + (f"{a.rows} rows of {a.seq_len}" if a.what == "train" else f"{a.new_tokens} new tokens, {a.steps or 'all'} steps")
+        f"commit {(facts['commit'] or 'unknown')[:10]}{' + changes' if facts['dirty'] else ''}; dim {a.dim}, "
+        f"{a.layers} layers, {a.precision}, "
+        + (
+            f"{a.rows} rows of {a.seq_len}"
+            if a.what == "train"
+            else f"{a.new_tokens} new tokens, {a.steps or 'all'} steps"
+        )
     )
     print(bench_train(a) if a.what == "train" else bench_generate(a))
     return 0

@@ -31,7 +31,9 @@ class KVCache:
         dtype = model.compute_dtype(weight.device)
         shape = (len(model.layers), rows, slots + 1, model.config.kv_heads, model.config.head_dim)
         keys, values = (torch.zeros(shape, device=weight.device, dtype=dtype) for _ in range(2))
-        return cls(keys, values, [0] * rows, torch.zeros(rows, model.config.dim, device=weight.device, dtype=weight.dtype))
+        return cls(
+            keys, values, [0] * rows, torch.zeros(rows, model.config.dim, device=weight.device, dtype=weight.dtype)
+        )
 
     @property
     def bin(self) -> int:

@@ -36,8 +36,8 @@ class Texts:
     def summary(self) -> str:
         s = self.statistics()
         return (
-            f"{self.n_tokens} tokens in {self.seconds:.2f} s ({s['tokens_per_second']:.0f} tokens/s), {self.nfe} forwards "
-            f"({s['tokens_per_forward']:.2f} tokens per forward)"
+            f"{self.n_tokens} tokens in {self.seconds:.2f} s ({s['tokens_per_second']:.0f} tokens/s), {self.nfe} "
+            f"forwards ({s['tokens_per_forward']:.2f} tokens per forward)"
         )
 
 

@@ -59,11 +59,13 @@ def uniform(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
         if isinstance(key, int):
             key &= _MASK
         state = _mix(_plus(_times(state, 3), _plus(_mix(_plus(key, _GOLDEN)), _GOLDEN)))
-    return _shift(torch.as_tensor(_signed(state) if isinstance(state, int) else state), 11).to(torch.float64) * 2.0**-53
+    bits = _shift(torch.tensor(_signed(state)) if isinstance(state, int) else state, 11)
+    assert isinstance(bits, Tensor)
+    return bits.to(torch.float64) * 2.0**-53
 
 
 def row_keys(rows: Sequence[Sequence[int]]) -> list[int]:
-    """A key for each row that does not depend on its company: a hash of its tokens, and how many equal rows precede it."""
+    """Keys of rows that do not depend on their company: a hash of the tokens, and how many equal rows precede."""
     seen: Counter[bytes] = Counter()
     keys = []
     for row in rows:

@@ -1,8 +1,8 @@
 """Evaluate a trained model: a table of likelihoods by block size, and eval.json.
 
-    python -m hybrid.evaluate --checkpoint runs/quickstart
-    python -m hybrid.evaluate --checkpoint runs/quickstart --block-size 1 4 16 --draws 16
-    python -m hybrid.evaluate --checkpoint runs/quickstart --data "my/texts/*.txt"
+python -m hybrid.evaluate --checkpoint runs/quickstart
+python -m hybrid.evaluate --checkpoint runs/quickstart --block-size 1 4 16 --draws 16
+python -m hybrid.evaluate --checkpoint runs/quickstart --data "my/texts/*.txt"
 """
 
 from __future__ import annotations

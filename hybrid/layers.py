@@ -69,7 +69,7 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d)."""
     if not torch.is_grad_enabled():  # a few rows at a time: the bookkeeping of a Function would cost as much
-        return _turn(x, *angles, 1)
+        return _turn(x, angles[0], angles[1], 1)
     return _Rotate.apply(x, *angles)  # type: ignore[no-any-return]
 
 
@@ -83,7 +83,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor):  # type: ignore[override]
-        return _turn(grad, *ctx.saved_tensors, -1), None, None
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1), None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 `bound`      the ELBO, by Monte Carlo or with every mask enumerated.
 `enumerate`  the exact likelihood of decoding in a uniformly random order, marginalised over orders:
-             f(S) = 1/|S| sum_{l in S} p(x_l | the rest known) f(S without l). At most the bound in nats, block by block.
+             f(S) = 1/|S| sum_{l in S} p(x_l | the rest known) f(S without l). At most the bound in nats.
 `exact`      block size 1: the product of the conditionals.
 
 Shape legend: b rows, D noise draws, N text length, g blocks, B block size, s subsets.
@@ -186,8 +186,8 @@ def any_order_nll(table: Tensor, target: Tensor) -> Tensor:
     log_f = torch.full((len(table), 2**size), -torch.inf, dtype=torch.float64, device=table.device)
     log_f[:, 0] = 0.0
     for subset in range(1, 2**size):
-        members = [l for l in range(size) if subset >> l & 1]
-        terms = torch.stack([table[:, subset, l] + log_f[:, subset & ~(1 << l)] for l in members])
+        members = [i for i in range(size) if subset >> i & 1]
+        terms = torch.stack([table[:, subset, i] + log_f[:, subset & ~(1 << i)] for i in members])
         log_f[:, subset] = terms.logsumexp(0) - math.log(len(members))
     log_f = log_f.masked_fill(~usable, -torch.inf)
     # The set of all targets differs from row to row; it is the usable subset of the largest size.

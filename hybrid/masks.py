@@ -57,7 +57,9 @@ def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
     else:
         clean_sees = key.block <= query.block
     key_is_clean = key.draw < 0
-    noisy_sees = torch.where(key_is_clean, key.block < query.block, (key.block == query.block) & (key.draw == query.draw))
+    noisy_sees = torch.where(
+        key_is_clean, key.block < query.block, (key.block == query.block) & (key.draw == query.draw)
+    )
     allowed = torch.where(query.draw < 0, key_is_clean & clean_sees, noisy_sees)
     if query.document is not None and key.document is not None:
         allowed = allowed & (query.document == key.document)
@@ -85,7 +87,15 @@ class TwoStream:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for equal patterns, documents apart; what a backend makes of the pattern is kept under it."""
-        return (self.length, self.block_size, self.context, self.prediction, self.draws, self.only_read, str(self.device))
+        return (
+            self.length,
+            self.block_size,
+            self.context,
+            self.prediction,
+            self.draws,
+            self.only_read,
+            str(self.device),
+        )
 
     @property
     def begin(self) -> int:

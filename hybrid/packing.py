@@ -65,9 +65,7 @@ class Packed(NamedTuple):
     corpus_sha256: str
 
 
-def build(
-    folder: Path, load: Callable[[Path], Documents], recipe: Recipe, tokenizer: Tokenizer | None = None
-) -> None:
+def build(folder: Path, load: Callable[[Path], Documents], recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
     """Build in a sibling folder and rename it, so that `folder` is complete or not there."""
     building = folder.with_name(f".building-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:

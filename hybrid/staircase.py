@@ -1,9 +1,9 @@
 """Attention over the staircase of a two-stream pattern without computing what its mask rules out (CPU).
 
-Rows are cut into chunks of whole blocks. The rows of a chunk see a prefix of the clean rows and, if they are noisy, their
-own blocks: few keys of many. Each chunk is one call of torch's flash kernel over just the keys that it needs; the chunk's
-part of the mask remains. The backward accumulates the chunks' gradients in place, where autograd would add up a
-full-sized tensor for every slice.
+Rows are cut into chunks of whole blocks. The rows of a chunk see a prefix of the clean rows and, if they are noisy,
+their own blocks: few keys of many. Each chunk is one call of torch's flash kernel over just the keys that it needs; the
+chunk's part of the mask remains. The backward accumulates the chunks' gradients in place, where autograd would add up
+a full-sized tensor for every slice.
 
 Shape legend: b batch, h heads, q query rows, k key rows, d head dim.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -62,14 +63,14 @@ def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
     starts = [0, pattern.n_clean_queries]
     if pattern.n_noisy:
         starts += [pattern.n_clean_queries + (i + 1) * pattern.length for i in range(pattern.draws)]
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(starts):
         for first in range(start, stop, size):
             yield slice(first, min(first + size, stop))
 
 
 def _spans(seen: Tensor, bounds: list[int]) -> Iterator[slice]:
     """The span of keys that is needed in each stream."""
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(bounds):
         needed = seen[start:stop].nonzero()
         if len(needed):
             yield slice(start + int(needed[0]), start + int(needed[-1]) + 1)

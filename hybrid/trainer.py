@@ -1,7 +1,7 @@
 """The training loop: steps, and when to log, evaluate, sample, save and stop.
 
-Everything random is a function of (seed, step, row of the global batch), so a resumed run needs nothing but the weights,
-the optimizer and the step, and a batch can be split over forwards or ranks in any way.
+Everything random is a function of (seed, step, row of the global batch), so a resumed run needs nothing but weights,
+optimizer and step, and a batch can be split over forwards or ranks in any way.
 """
 
 from __future__ import annotations
@@ -276,8 +276,8 @@ class Trainer:
             broken = [n for n, p in self.stepper.model.named_parameters() if not bool(p.isfinite().all())]
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
-                f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step {self.step}, "
-                f"learning rate at {result.rate:.2f} of its peak; {where}); lower optim.lr or optim.muon_lr, raise "
+                f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
+                f"{self.step}, learning rate at {result.rate:.2f} of its peak; {where}); lower optim.lr or optim.muon_lr, raise "
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 

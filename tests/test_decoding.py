@@ -39,7 +39,7 @@ def as_name(spec):
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("spec", SPECS, ids=as_name)
 def test_rows_are_the_same_alone_and_in_a_batch_cached_and_not(spec, mode):
-    """float32, ragged prompts (an empty one, one that ends inside a block, one with an end of text), short last block."""
+    """float32; ragged prompts: an empty one, one that ends inside a block, one with an end of text; a short last block."""
     model = toy_model(*mode, vocab=9, dtype=torch.float32)
     prompts = [[], [1, 2, 3], [4] * 6, [8, 5, 0, 2, 1]]
     for block_size in (1, 4, 5, 14):
@@ -234,7 +234,9 @@ def test_text_is_cut_at_its_end_and_at_the_limit():
 
 def test_prompts_that_do_not_fit_are_refused():
     run = engine(toy_model(), 4)
-    with pytest.raises(ValueError, match=r"max_new_tokens: 5 new tokens behind prompt 1 of 10 tokens exceed the context of 14"):
+    with pytest.raises(
+        ValueError, match=r"max_new_tokens: 5 new tokens behind prompt 1 of 10 tokens exceed the context of 14"
+    ):
         run.generate([[1], [1] * 10], 5)
     with pytest.raises(ValueError, match=r"prompts: token 7 of prompt 0 is not in the vocabulary \(0 to 6\)"):
         run.generate([[7]], 2)

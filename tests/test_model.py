@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import random_tokens, toy_model
 from torch import nn
+from toy import random_tokens, toy_model
 
 from hybrid.attention import SDPA, Eager
 from hybrid.layers import RMSNorm, rotary_angles, rotate
@@ -54,9 +54,7 @@ class GPT(nn.Module):
         x = self.embedding(ids)
         for layer in self.layers:
             y = layer["attention_norm"](x)
-            q, k, v = (
-                layer[w](y).unflatten(-1, (-1, self.c.head_dim)).transpose(1, 2) for w in ("wq", "wk", "wv")
-            )
+            q, k, v = (layer[w](y).unflatten(-1, (-1, self.c.head_dim)).transpose(1, 2) for w in ("wq", "wk", "wv"))
             q, k = self.rotate(layer["q_norm"](q)), self.rotate(layer["k_norm"](k))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = x + layer["wo"](out.transpose(1, 2).flatten(2))
@@ -103,7 +101,9 @@ def test_in_place_at_block_size_one_agrees_with_its_exact_likelihood():
     assert float(loss) == pytest.approx(float(exact), rel=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"qk_norm": False}, {"tied_embeddings": True}, {"n_kv_heads": 1}, {"n_kv_heads": 4}])
+@pytest.mark.parametrize(
+    "options", [{}, {"qk_norm": False}, {"tied_embeddings": True}, {"n_kv_heads": 1}, {"n_kv_heads": 4}]
+)
 def test_variants_train_and_agree_between_backends(options):
     model = toy_model(**options)
     tokens = random_tokens(2, 11)

@@ -186,7 +186,9 @@ def test_noise_of_a_batch_can_be_made_in_parts(name):
     assert torch.equal(whole.masked, torch.cat([p.masked for p in parts]))
     assert torch.equal(whole.weight, torch.cat([p.weight for p in parts]))
     assert not torch.equal(whole.masked[0], whole.masked[1]), "rows differ"
-    assert not torch.equal(whole.masked, estimator.draw(Keys(3, 8, torch.arange(6), 0, 6), everything, 4, 2, True).masked)
+    assert not torch.equal(
+        whole.masked, estimator.draw(Keys(3, 8, torch.arange(6), 0, 6), everything, 4, 2, True).masked
+    )
 
 
 def test_losses_by_count_are_those_of_the_masks():
@@ -243,5 +245,7 @@ def test_cross_entropy_is_torchs():
     from hybrid.streams import two_stream_hidden
 
     loss = masked_loss(model, tokens, Masking(masked, masked.double()), 5)
-    expected = F.cross_entropy(model.head(two_stream_hidden(model, tokens, masked, 5)), tokens.flatten(), reduction="sum")
+    expected = F.cross_entropy(
+        model.head(two_stream_hidden(model, tokens, masked, 5)), tokens.flatten(), reduction="sum"
+    )
     torch.testing.assert_close(loss.total, expected)

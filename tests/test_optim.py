@@ -1,5 +1,7 @@
 """Schedules, optimizers and averages."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from toy import toy_model
@@ -11,10 +13,10 @@ def test_schedules_rise_hold_and_fall():
     cosine = [lr_factor(s, 100, OptimConfig(warmup_steps=10)) for s in range(100)]
     assert cosine[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert cosine[10] == 1 and cosine[99] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(cosine[10:], cosine[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(cosine[10:]))
     wsd = [lr_factor(s, 100, OptimConfig(warmup_steps=10, schedule="wsd", final_lr_ratio=0.0)) for s in range(100)]
     assert set(wsd[10:80]) == {1.0}
-    assert 0 < wsd[99] < 0.06 and all(a > b for a, b in zip(wsd[80:], wsd[81:], strict=False))
+    assert 0 < wsd[99] < 0.06 and all(a > b for a, b in pairwise(wsd[80:]))
     constant = [lr_factor(s, 100, OptimConfig(warmup_steps=0, schedule="constant")) for s in range(100)]
     assert set(constant) == {1.0}
     assert lr_factor(0, 1, OptimConfig(warmup_steps=0)) == 1, "one step is no division by zero"

@@ -21,8 +21,8 @@ class Stepped:
     steps: int = option(4, "steps")
     rate: float | None = option(None, "rate")
     mode: str = option("a", "mode", ("a", "b"))
-    sizes: list[int] = option([1], "sizes")  # noqa: RUF009
-    anything: Any = option(None, "anything")  # noqa: RUF009
+    sizes: list[int] = option([1], "sizes")
+    anything: Any = option(None, "anything")
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
@@ -94,7 +94,7 @@ def test_a_bad_spec_is_one_line_that_names_key_value_and_choices(spec: Any, word
 def test_defaults_are_not_shared() -> None:
     @dataclass
     class Holder:
-        nested: Any = option([{"a": [1]}], "nested")  # noqa: RUF009
+        nested: Any = option([{"a": [1]}], "nested")
 
     first = Holder()
     first.nested[0]["a"].append(2)

@@ -50,7 +50,11 @@ def cached_hidden(model, tokens, masked, block_size, starts, documents=None):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.sampled_from(MODES), st.integers(1, 13), st.integers(1, 13), st.sampled_from(["eager", "sdpa"]), st.integers(0, 99)
+    st.sampled_from(MODES),
+    st.integers(1, 13),
+    st.integers(1, 13),
+    st.sampled_from(["eager", "sdpa"]),
+    st.integers(0, 99),
 )
 def test_cached_blocks_equal_the_training_pass(mode, length, block_size, backend, seed):
     """Ragged rows, short last blocks, both contexts and predictions, fused commits: to 1e-12 in float64."""
@@ -82,7 +86,9 @@ def test_several_draws_share_the_clean_pass(mode):
     together[masked] = two_stream_hidden(model, tokens, masked, 4)
     for i in range(3):
         one = masked[:, i : i + 1]
-        torch.testing.assert_close(together[:, i][one[:, 0]], two_stream_hidden(model, tokens, one, 4), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            together[:, i][one[:, 0]], two_stream_hidden(model, tokens, one, 4), rtol=0, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -11,12 +11,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hybrid.data import DataConfig
-from hybrid.validation import EvalConfig
 from hybrid.model import ModelConfig
 from hybrid.objective import ObjectiveConfig
 from hybrid.optim import OptimConfig
 from hybrid.options import option
 from hybrid.trainer import RunConfig, TrainerConfig
+from hybrid.validation import EvalConfig
 
 
 @dataclass
@@ -27,9 +27,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    decoder: dict[str, Any] = option(  # noqa: RUF009 (it is a dataclass field)
-        {"name": "first_hitting"}, "how samples are decoded: an entry of DECODERS"
-    )
+    decoder: dict[str, Any] = option({"name": "first_hitting"}, "how samples are decoded: an entry of DECODERS")
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,6 +1,6 @@
 """The block loop: prefill, denoise, commit, next block; ragged prompts, a cache, and randomness that keeps rows apart.
 
-    prompt's full blocks -> per block: denoise (some forwards over the block) -> commit (its clean keys and values) -> next
+    prompt's full blocks -> per block: denoise (some forwards) -> commit (its clean keys and values) -> next block
 
 What is to be committed rides in the first forward of the next block, the prompt like any finished block, so a block
 costs its denoising forwards and no more. Rows step together, block iteration by block iteration, each at a block of its
@@ -87,10 +87,10 @@ class Engine:
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
         started = time.perf_counter()
-        last = Progress([[] for _ in prompts], 0, True)
-        for last in self.stream(prompts, max_new_tokens):
-            pass
-        return Generation(last.tokens, last.nfe, time.perf_counter() - started)
+        result = Progress([[] for _ in prompts], 0, True)
+        for step in self.stream(prompts, max_new_tokens):
+            result = step
+        return Generation(result.tokens, result.nfe, time.perf_counter() - started)
 
     def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Progress]:
         """Yield after every step that revealed something.
@@ -177,7 +177,9 @@ class Engine:
                 live = live.masked_fill(remask & ~is_fixed & is_valid, mask)
             idle = 0 if changed else idle + 1
             if idle > MAX_IDLE_STEPS:
-                raise ValueError(f"decoder: {self.decoder!r} revealed nothing in {idle} steps; select must make progress")
+                raise ValueError(
+                    f"decoder: {self.decoder!r} revealed nothing in {idle} steps; select must make progress"
+                )
             is_masked = (live == mask) & is_valid
             self._text[index[:, None], position] = live
             step += 1

@@ -74,9 +74,9 @@ class Ancestral(Ranked):
     """The reverse process on a time grid (MDLM): from t to s, each masked token is revealed with probability
     (alpha_s - alpha_t) / (1 - alpha_t).
 
-    A token is revealed in the cell that holds its hitting time, whose masked fraction 1 - alpha is uniform, so the cells
-    can be drawn beforehand; the number per cell is then binomial, as it must be. A model without a time variable can't
-    tell in which cell it is, so cells in which nothing happens are left out.
+    A token is revealed in the cell that holds its hitting time, whose masked fraction 1 - alpha is uniform, so that
+    cells can be drawn beforehand; the number per cell is then binomial, as it must be. A model without a time variable
+    can't tell in which cell it is, so cells in which nothing happens are left out.
     """
 
     steps: int = option(16, "cells of the time grid")

@@ -14,7 +14,6 @@ from hybrid.decoding.ranked import ranks
 from hybrid.decoding.view import View, quota
 from hybrid.options import at_least, option
 
-
 RESOLUTION = 2.0**-16
 """Scores closer than this are a tie, and the leftmost position wins. Positions of a block without any context have the
 same distribution, up to rounding that differs with the batch; without ties the order would differ too."""

@@ -49,7 +49,7 @@ class View:
 
     @cached_property
     def proposal(self) -> Tensor:
-        """(r, B) a token for each masked position, drawn with the sampling settings; elsewhere the token that is there."""
+        """(r, B) a token for each masked position, drawn with the sampling settings; elsewhere what is there."""
         there = self.tokens.clamp(max=self.prediction.log_probs.shape[-1] - 1)  # MASK behind a short block: any token
         return there.masked_scatter(self.is_masked, self.prediction.proposal)
 
@@ -78,7 +78,7 @@ class Decoder(Protocol):
 def quota(is_masked: Tensor, steps: int | None) -> Tensor:
     """(r, S) how many positions each row reveals at each step; S is the most steps that a row needs.
 
-    The masked positions are spread evenly over `steps` steps, the remainder over the first ones (LLaDA); None: one a step.
+    The masked positions are spread evenly over `steps` steps, the remainder over the first (LLaDA); None: one a step.
     """
     total = is_masked.sum(-1, keepdim=True)  # (r, 1)
     n_steps = total.clamp(min=1) if steps is None else total.clamp(min=1, max=steps)
