@@ -65,10 +65,15 @@ class Optimizer:
         if config.name == "muon":
             self.parts["muon"] = torch.optim.Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
 
-    def set_rate(self, factor: float) -> None:
+    def set_rate(self, factor: float) -> dict[str, float]:
+        """Set the learning rates to a fraction of their peaks, and return them by name."""
+        rates = {"lr": factor * self.config.lr}
+        if "muon" in self.parts:
+            rates["muon_lr"] = factor * self.config.muon_lr
         for name, part in self.parts.items():
             for group in part.param_groups:
-                group["lr"] = factor * (self.config.muon_lr if name == "muon" else self.config.lr)
+                group["lr"] = rates["muon_lr" if name == "muon" else "lr"]
+        return rates
 
     def step(self) -> None:
         for part in self.parts.values():

@@ -64,7 +64,7 @@ class StepResult:
     nelbo: float
     grad_norm: float
     block_size: int
-    rate: float
+    rates: dict[str, float]  # learning rates by name
     is_finite: bool
 
 
@@ -89,8 +89,7 @@ class Stepper:
 
     def __call__(self, step: int) -> StepResult:
         nelbo, block_size = self.accumulate(step)
-        factor = lr_factor(step, self.trainer.steps, self.optim)
-        self.optimizer.set_rate(factor)
+        rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
         grad_norm = float(norm)
         is_finite = math.isfinite(nelbo) and math.isfinite(grad_norm)
@@ -99,7 +98,7 @@ class Stepper:
             if self.ema is not None:
                 self.ema.update(step)
         self.optimizer.zero_grad()
-        return StepResult(nelbo, grad_norm, block_size, factor, is_finite)
+        return StepResult(nelbo, grad_norm, block_size, rates, is_finite)
 
     def accumulate(self, step: int) -> tuple[float, int]:
         """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
@@ -150,7 +149,7 @@ class Window:
         if good:
             metrics["train/nelbo"] = sum(r.nelbo for r in good) / len(good)
             metrics["optim/grad_norm"] = sum(r.grad_norm for r in good) / len(good)
-            metrics["optim/lr_factor"] = good[-1].rate
+            metrics |= {f"optim/{name}": rate for name, rate in good[-1].rates.items()}
             sizes = {r.block_size for r in good}
             for size in sizes if len(sizes) > 1 else ():
                 of_size = [r.nelbo for r in good if r.block_size == size]
@@ -277,7 +276,7 @@ class Trainer:
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
-                f"{self.step}, learning rate at {result.rate:.2f} of its peak; {where}); lower optim.lr or optim.muon_lr, raise "
+                f"{self.step}, learning rate {result.rates['lr']:.2g}; {where}); lower optim.lr or optim.muon_lr, raise "
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 

@@ -39,7 +39,7 @@ def as_name(spec):
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("spec", SPECS, ids=as_name)
 def test_rows_are_the_same_alone_and_in_a_batch_cached_and_not(spec, mode):
-    """float32; ragged prompts: an empty one, one that ends inside a block, one with an end of text; a short last block."""
+    """float32; ragged prompts: an empty one, one ending inside a block, one with an end of text; a short last block."""
     model = toy_model(*mode, vocab=9, dtype=torch.float32)
     prompts = [[], [1, 2, 3], [4] * 6, [8, 5, 0, 2, 1]]
     for block_size in (1, 4, 5, 14):
