@@ -75,9 +75,10 @@ def row_nll(
             f"method: 'exact' is the likelihood at block size 1, not {block_size}; "
             "ask for block_size=1, or use 'bound' or 'enumerate'"
         )
-    if (method == "enumerate" or draws == "all") and method != "exact" and block_size > MAX_ENUMERATED:
+    size = min(block_size, tokens.shape[1])
+    if (method == "enumerate" or draws == "all") and method != "exact" and size > MAX_ENUMERATED:
         raise ValueError(
-            f"block_size: {block_size} is too long to enumerate its 2^{block_size} masks (at most {MAX_ENUMERATED}); "
+            f"block_size: {size} is too long to enumerate its 2^{size} masks (at most {MAX_ENUMERATED}); "
             "use method='bound' with draws=N, or a smaller block size"
         )
     is_target = torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target

@@ -7,7 +7,7 @@ lm.generate([lm.tokenizer.encode("Return the ")], max_new_tokens=64).tokens
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,6 @@ from hybrid.model import Transformer
 from hybrid.options import build
 from hybrid.streams import two_stream_hidden
 from hybrid.tokenizer import Tokenizer, load_tokenizer
-
-log = logging.getLogger(__name__)
 
 
 def build_model(config: Config, tokenizer: Tokenizer, device: torch.device, training: bool) -> Transformer:
@@ -132,9 +130,22 @@ class LanguageModel:
         engine = self.engine(block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end)
         return engine.generate(prompts, max_new_tokens)
 
-    def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, **options: Any) -> Iterator[Progress]:
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        block_size: int | None = None,
+        decoder: Any = "first_hitting",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        cache: bool = True,
+        stop_at_end: bool = True,
+    ) -> Iterator[Progress]:
         """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
-        return self.engine(**options).stream(prompts, max_new_tokens)
+        engine = self.engine(block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end)
+        return engine.stream(prompts, max_new_tokens)
 
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
@@ -178,7 +189,8 @@ class LanguageModel:
             return min(trained[0], length)
         resolve_block_sizes(value, self.config.data.seq_len, "block_size")
         if value not in trained:
-            log.warning("block_size: %s was not trained (trained: %s)", value, ", ".join(map(str, trained)))
+            known = ", ".join(map(str, trained))
+            warnings.warn(f"block_size: {value} was not trained (trained: {known})", stacklevel=3)
         return value
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:
@@ -216,7 +228,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
-    config = load_config(home / "config.yaml")
+    config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
     tokenizer = load_tokenizer(home / "tokenizer")
     where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()

@@ -168,7 +168,7 @@ class Run:
             found = checkpoint.find_checkpoint(mode)
         before = found.parent.parent / "config.yaml"
         if before.is_file():
-            self._compare(load_config(before))
+            self._compare(load_config(before, checked=False))
         return found
 
     def _compare(self, before: Config) -> None:

@@ -276,7 +276,7 @@ class Trainer:
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
-                f"{self.step}, learning rate {result.rates['lr']:.2g}; {where}); lower optim.lr or optim.muon_lr, raise "
+                f"{self.step}, learning rate {result.rates['lr']:.2g}; {where}); lower optim.lr (or muon_lr), raise "
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 

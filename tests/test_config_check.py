@@ -13,10 +13,13 @@ REPO = Path(__file__).parents[1]
 
 
 def refusal(*overrides: str) -> str:
-    """The text of the error of `check`; loading must work."""
-    config = load_config(None, overrides)
+    """The text of the error of `check`, which loading calls."""
+    config = load_config(None, overrides, checked=False)
     with pytest.raises(ValueError) as caught:
         check(config)
+    with pytest.raises(ValueError) as again:
+        load_config(None, overrides)
+    assert str(again.value) == str(caught.value)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -77,7 +80,6 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
         (["trainer.micro_batch_tokens=768"], ["trainer.micro_batch_tokens", "768", "trainer.batch_tokens = 8192"]),
         (["trainer.micro_batch_tokens=16384"], ["trainer.micro_batch_tokens", "16384"]),
         (["trainer.steps=0"], ["trainer.steps", "0", "1"]),
-        (["trainer.steps=50"], ["optim.warmup_steps", "100", "trainer.steps = 50"]),
         (["trainer.minutes=0"], ["trainer.minutes", "0", "positive"]),
         (["optim.lr=0"], ["optim.lr", "positive"]),
         (["optim.lr=.nan"], ["optim.lr", "nan"]),
@@ -100,6 +102,13 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
 def test_what_does_not_fit_together_is_refused(overrides: list[str], words: list[str]) -> None:
     text = refusal(*overrides)
     assert [word for word in words if word not in text] == [], text
+
+
+def test_a_warm_up_that_never_ends_is_warned_of() -> None:
+    (warning,) = check(load_config(None, ["trainer.steps=50"]))
+    assert warning == (
+        "optim.warmup_steps = 100 is more than trainer.steps = 50: the learning rate never reaches its peak"
+    )
 
 
 def test_a_short_last_block_is_fine() -> None:

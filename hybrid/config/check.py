@@ -63,7 +63,13 @@ def check(config: Config) -> list[str]:
     sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
     if config.eval.block_sizes is not None:
         resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
-    return [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config, sizes)]
+    warnings = [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config, sizes)]
+    if config.optim.warmup_steps > config.trainer.steps:
+        warnings.append(
+            f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: the "
+            "learning rate never reaches its peak"
+        )
+    return warnings
 
 
 def resolve_block_sizes(value: Any, seq_len: int, key: str = "objective.block_size") -> list[int]:
@@ -138,11 +144,6 @@ def _check_tokens(config: Config) -> None:
         _whole_rows("trainer.micro_batch_tokens", micro, seq_len)
         if batch % micro:
             raise ValueError(f"trainer.micro_batch_tokens: {micro} does not divide trainer.batch_tokens = {batch}")
-    if config.optim.warmup_steps > config.trainer.steps:
-        raise ValueError(
-            f"optim.warmup_steps: {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}; "
-            f"shorten the warm-up or train longer"
-        )
 
 
 def _whole_rows(name: str, tokens: int, seq_len: int) -> None:

@@ -19,10 +19,11 @@ from hybrid.config.schema import SPECS, Config, choices, groups, keys, table
 from hybrid.options import build, convert, nearest, pick, type_name
 
 
-def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *, checked: bool = True) -> Config:
     """The configuration of a run: defaults < the file at `path` (and its bases) < `overrides` like `trainer.steps=9`.
 
-    `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem.
+    `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem. `checked`
+    also refuses values that are out of range or do not fit together (`check`, which in addition returns warnings).
 
     Raises:
         ValueError: one line naming key, value, what is allowed and the nearest match, or the file and its line.
@@ -42,6 +43,10 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
             pick(key.name, value, allowed)
     for name, address in SPECS.items():
         build(table(address), value_of(config, name), name)
+    if checked:
+        from hybrid.config.check import check  # it needs `value_of`
+
+        check(config)
     return config
 
 
