@@ -51,9 +51,7 @@ class Dense:
     """One attention over a dense [clean; noisy] mask."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        if "mask" not in pattern.derived:  # type: ignore[union-attr]
-            pattern.derived["mask"] = pattern.dense()[:, None]  # type: ignore[union-attr]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.derived["mask"])  # type: ignore[union-attr]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
 
 
 def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, pattern: Straightforward) -> Tensor:

@@ -174,8 +174,10 @@ class TwoStream:
         return self.keys._map(self.select_queries)
 
     def dense(self) -> Tensor:
-        """(1 or b, q, k) booleans."""
-        return may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
+        """(1 or b, q, k) booleans, made once for all layers."""
+        if "dense" not in self.derived:
+            self.derived["dense"] = may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
+        return self.derived["dense"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,11 +204,16 @@ class Trainer:
             tensors["ema"] = s.ema.shadow
         state = {"step": self.step, "skipped": self.skipped, "bad": self._bad, "optimizer": optimizer_meta}
         path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state)
-        nelbo = self.final.get("val/nelbo") if self.final.get("step") == self.step else None
-        best = checkpoint.read_best(self.checkpoints)
-        if nelbo is not None and math.isfinite(nelbo) and (best is None or nelbo < best[1]):
-            checkpoint.mark_best(self.checkpoints, path, nelbo)
+        if self._is_best():
+            checkpoint.mark_best(self.checkpoints, path, self.final["val/nelbo"])
         checkpoint.prune(self.checkpoints, self.config.keep_last)
+
+    def _is_best(self) -> bool:
+        """Whether this moment has been evaluated, with a lower bound than any checkpoint's before."""
+        if self.final.get("step") != self.step or not math.isfinite(self.final["val/nelbo"]):
+            return False
+        best = checkpoint.read_best(self.checkpoints)
+        return best is None or self.final["val/nelbo"] < best[1]
 
     def train(self) -> None:
         """Train to the last step, the time cap or a signal; what was done is saved in any case.
@@ -256,9 +261,10 @@ class Trainer:
             looks = _due(self.step, config.eval_every), _due(self.step, config.sample_every)
             if any(looks):
                 self.look(*looks)
-            if _due(self.step, config.save_every):
+            saves = _due(self.step, config.save_every) or (looks[0] and self._is_best())
+            if saves:
                 self.save()
-            if any(looks) or _due(self.step, config.save_every):
+            if any(looks) or saves:  # neither counts as training time
                 window = Window()
 
     def _note(self, result: StepResult) -> None:
