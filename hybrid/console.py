@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -70,7 +71,7 @@ class Console:
         rows: list[list[int]] = [] if last is None else [self._known(row) for row in last.tokens]
         texts = [self._text(row) for row in rows]
         if self.live:
-            self._draw([self.prompt + text for text in texts])
+            self._finish([self.prompt + text for text in texts])
         return Texts(texts, sum(map(len, rows)), 0 if last is None else last.nfe, seconds)
 
     def _known(self, row: list[int]) -> list[int]:
@@ -101,7 +102,7 @@ class Console:
         return self.prompt + "".join(parts[:-1])
 
     def _draw(self, texts: list[str]) -> None:
-        """Overwrite what was drawn before."""
+        """Overwrite what was drawn before, by as much of the texts' ends as the screen holds."""
         import shutil
 
         width = shutil.get_terminal_size().columns
@@ -109,11 +110,36 @@ class Console:
         for i, text in enumerate(texts):
             lines += ["---"] if i else []
             for line in text.expandtabs().split("\n"):
-                lines += [line[k : k + width] for k in range(0, max(len(line), 1), width)]
-        lines = ["".join(c if c.isprintable() else " " for c in line) for line in lines]
+                lines += _wrapped(_printable(line), width)
         height = shutil.get_terminal_size().lines - 1
         shown = lines[-height:]
-        up = f"\x1b[{self._lines}A" if self._lines else ""
-        self.stream.write(up + "\x1b[J" + "\n".join(shown) + "\n")
-        self.stream.flush()
+        self._overwrite("\n".join(shown))
         self._lines = len(shown)
+
+    def _finish(self, texts: list[str]) -> None:
+        """Overwrite what was drawn before by the whole texts, which may be longer than the screen."""
+        self._overwrite("\n---\n".join(_printable(text) for text in texts))
+        self._lines = 0
+
+    def _overwrite(self, text: str) -> None:
+        up = f"\x1b[{self._lines}A" if self._lines else ""
+        self.stream.write(f"{up}\x1b[J{text}\n")
+        self.stream.flush()
+
+
+def _printable(text: str) -> str:
+    """Without what a terminal would obey; a model of bytes can produce anything."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """The line in pieces of at most `width` columns, at least one piece."""
+    pieces, columns = [""], 0
+    for c in line:
+        wide = 0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        if columns + wide > width:
+            pieces.append("")
+            columns = 0
+        pieces[-1] += c
+        columns += wide
+    return pieces

@@ -64,12 +64,14 @@ def evaluate(
 
 
 def _line(size: int, method: str, nats: float, stderr: float, tokens: int, bytes_per_token: float) -> dict[str, Any]:
+    from hybrid.validation import perplexity
+
     return {
         "block_size": size,
         "likelihood": method,
         "nats_per_token": nats,
         "stderr": stderr,
-        "perplexity": math.exp(nats),
+        "perplexity": perplexity(nats),
         "bits_per_byte": nats / math.log(2) / bytes_per_token,
         "tokens": tokens,
     }
@@ -90,9 +92,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def default_output(checkpoint: str) -> Path:
-    """eval.json in the folder that was named (of a step folder: in its run)."""
-    path = Path(checkpoint)
-    return (path.parent.parent if path.parent.name == "checkpoints" else path) / "eval.json"
+    """eval.json in the folder that was named (of a folder of checkpoints or one of its steps: in their run)."""
+    path = Path(checkpoint).absolute()
+    run = next((p.parent for p in (path, path.parent) if p.name == "checkpoints"), path)
+    return run / "eval.json"
 
 
 def write(path: Path, rows: list[dict[str, Any]], data: dict[str, Any], arguments: argparse.Namespace) -> None:

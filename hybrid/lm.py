@@ -224,7 +224,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    found = checkpoint.find_checkpoint(path)
+    found = checkpoint.find_checkpoint(path).absolute()
     home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")

@@ -32,7 +32,7 @@ from hybrid.trainer import Stepper, Trainer
 from hybrid.validation import Sampler, Validator
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder")
+MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder", "data.cache_dir", "model.attention")
 """Settings that a resumed run may change without becoming another run."""
 
 
@@ -52,6 +52,10 @@ class Run:
         self.precision = precision_context(precision, self.device)
         self.folder = Path(config.run.folder) / config.run.name
         self.resume_from = self._find_resume()
+        # A run that was killed before its first save: nothing is lost by starting over in its folder.
+        self.starts_over = (
+            config.trainer.resume == "auto" and self.resume_from is None and (self.folder / "config.yaml").is_file()
+        )
         self.data: Data = prepare(config.data)
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
         self.model = build_model(config, self.data.tokenizer, self.device, training=True)
@@ -78,13 +82,15 @@ class Run:
         Raises:
             ValueError: it holds something and the run does not resume.
         """
-        if self.resume_from is None and self.folder.is_dir() and any(self.folder.iterdir()):
+        goes_on = self.resume_from is not None and _run_of(self.resume_from) == self.folder.absolute()
+        if not goes_on and not self.starts_over and self.folder.is_dir() and any(self.folder.iterdir()):
+            way_out = "" if self.config.trainer.resume != "never" else "go on with trainer.resume=auto, "
             raise ValueError(
-                f"run.folder: {self.folder} is not empty; go on with trainer.resume=auto, choose another run.name, "
-                "or remove the folder"
+                f"run.folder: {self.folder} is not empty; {way_out}choose another run.name, or remove the folder"
             )
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_text_atomic(self.folder / "config.yaml", to_yaml(self.config))
+        (self.folder / "samples").mkdir(exist_ok=True)
         facts = environment(self.device)
         facts |= {"data": self.data.description, "parameters": self.model.n_parameters()}
         write_json_atomic(self.folder / "environment.json", facts)
@@ -93,7 +99,9 @@ class Run:
     def train(self) -> None:
         c = self.config
         log.info("%s", self.describe())
-        trainer_step = None if self.resume_from is None else checkpoint.step_of(self.resume_from)
+        trainer_step = 0 if self.starts_over else None
+        if self.resume_from is not None:
+            trainer_step = checkpoint.step_of(self.resume_from)
         with Tracker(self.folder, trainer_step) as tracker:
             trainer = self._trainer(tracker)
             if self.resume_from is not None:
@@ -140,7 +148,8 @@ class Run:
             precision=self.precision,
         )
         sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens)
-        return Trainer(stepper, tracker, self.folder, validate, sample if c.eval.sample_tokens else None)
+        wants_samples = c.eval.sample_tokens and sample.prompts
+        return Trainer(stepper, tracker, self.folder, validate, sample if wants_samples else None)
 
     def _introduce(self, tracker: Tracker) -> None:
         """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""
@@ -166,7 +175,8 @@ class Run:
             found = checkpoint.find_checkpoint(self.folder)
         else:
             found = checkpoint.find_checkpoint(mode)
-        before = found.parent.parent / "config.yaml"
+            checkpoint.step_of(found)
+        before = _run_of(found) / "config.yaml"
         if before.is_file():
             self._compare(load_config(before, checked=False))
         return found
@@ -196,3 +206,8 @@ class Run:
         with torch.no_grad():
             checkpoint.load_state(self.model, checkpoint.module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
+
+
+def _run_of(checkpoint_folder: Path) -> Path:
+    """The run folder that a step folder belongs to."""
+    return checkpoint_folder.absolute().parent.parent

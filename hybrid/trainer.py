@@ -195,15 +195,36 @@ class Trainer:
         self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
         log.info("resumed at step %d from %s", self.step, path)
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment (atomically), and forget old ones."""
+    def save(self) -> Path:
+        """Write a checkpoint of this moment (atomically), and forget old ones.
+
+        Raises:
+            ValueError: something is not finite; a broken state is no successor of a good one.
+            OSError: it could not be written; what was saved before is unchanged.
+        """
         s = self.stepper
         optimizer_tensors, optimizer_meta = s.optimizer.state()
         tensors = {"model": checkpoint.module_tensors(s.model), "optimizer": optimizer_tensors}
         if s.ema is not None:
             tensors["ema"] = s.ema.shadow
         state = {"step": self.step, "skipped": self.skipped, "bad": self._bad, "optimizer": optimizer_meta}
+        broken = [
+            f"{group} {name}"
+            for group, named in tensors.items()
+            for name, tensor in named.items()
+            if not bool(tensor.isfinite().all())
+        ]
+        if broken:
+            raise ValueError(
+                f"trainer: {', '.join(broken[:3])} not finite at step {self.step}, which was not saved; lower optim.lr "
+                "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
+            )
         path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state)
+        self._tidy(path)
+        return path
+
+    def _tidy(self, path: Path) -> None:
+        """Mark the checkpoint of this step if it is the best, and forget old ones."""
         if self._is_best():
             checkpoint.mark_best(self.checkpoints, path, self.final["val/nelbo"])
         checkpoint.prune(self.checkpoints, self.config.keep_last)
@@ -227,22 +248,23 @@ class Trainer:
         try:
             with Progress(config.steps, self.step) as progress:
                 self._loop(progress, deadline)
+            stopped_by = self._signal
+            path = self.save()  # before anything else can go wrong or be interrupted
+            if stopped_by is not None:
+                name = signal.Signals(stopped_by).name
+                log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
+                return
+            if self.step < config.steps:
+                log.warning(
+                    "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule",
+                    self.step,
+                    config.steps,
+                )
+            self.look(sample=True)
+            self._tidy(path)
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
-        if self._signal is not None:
-            self.save()
-            name = signal.Signals(self._signal).name
-            log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
-            return
-        if self.step < config.steps:
-            log.warning(
-                "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule",
-                self.step,
-                config.steps,
-            )
-        self.look(sample=True)
-        self.save()
 
     def _loop(self, progress: Progress, deadline: float) -> None:
         config, window = self.config, Window()
@@ -252,7 +274,7 @@ class Trainer:
             self.step += 1
             window.results.append(result)
             progress.update(self.step, config.batch_tokens, result.nelbo)
-            if self.step % config.log_every == 0:
+            if self.step % config.log_every == 0 or self.step == config.steps:
                 metrics = window.metrics(config.batch_tokens)
                 self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.skipped})
                 window = Window()

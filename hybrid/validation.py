@@ -5,6 +5,7 @@ The noise is fixed: it is a function of the row and the draw, so curves compare,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,8 @@ from hybrid.likelihood import mean_and_error, monte_carlo, row_nll
 from hybrid.model import Transformer
 from hybrid.options import option
 from hybrid.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 NOISE_SEED = 0
 """Of every validation, whatever the seed of the run."""
@@ -54,7 +57,12 @@ class Bound:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nelbo)
+        return perplexity(self.nelbo)
+
+
+def perplexity(nats: float) -> float:
+    """exp of nats per token; infinite where a float cannot hold it (a model that has diverged is no error)."""
+    return math.exp(nats) if not nats > 700 else math.inf
 
 
 @torch.no_grad()
@@ -153,7 +161,7 @@ class Validator:
         metrics: dict[str, Any] = {
             "val/nelbo": sum(b.nelbo for b in self.latest) / n,
             "val/bits_per_byte": sum(b.bits_per_byte for b in self.latest) / n,
-            "val/perplexity": math.exp(sum(b.nelbo for b in self.latest) / n),
+            "val/perplexity": perplexity(sum(b.nelbo for b in self.latest) / n),
         }
         for b in self.latest:
             metrics[f"val/nelbo/b{b.block_size}"] = b.nelbo
@@ -166,12 +174,28 @@ class Validator:
 
 @dataclass
 class Sampler:
-    """Prompts -> text and the figures of its generation."""
+    """Prompts -> text and the figures of its generation. Prompts that cannot be continued are left out, with a warning."""
 
     engine: Engine
     tokenizer: Tokenizer
     prompts: Sequence[str]
     max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        self.prompts = [prompt for prompt in self.prompts if self._fits(prompt)]
+
+    def _fits(self, prompt: str) -> bool:
+        try:
+            n = len(self.tokenizer.encode(prompt))
+        except ValueError as error:  # a character that the vocabulary does not have
+            log.warning("eval.sample_prompts: %r is left out: %s", prompt, error)
+            return False
+        if n >= self.engine.seq_len:
+            log.warning(
+                "eval.sample_prompts: %r is left out: its %d tokens fill the context of %d (data.seq_len)",
+                prompt, n, self.engine.seq_len,
+            )  # fmt: skip
+        return n < self.engine.seq_len
 
     def __call__(self) -> tuple[str, dict[str, float]]:
         ids = [self.tokenizer.encode(prompt) for prompt in self.prompts]

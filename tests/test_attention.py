@@ -38,6 +38,7 @@ def variants():
             yield pattern.reading()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", [n for n in BACKENDS if n not in ("eager", "xformers")])
 def test_training_passes_agree_with_eager(name):
     """Outputs and, where the backend can train here, gradients; to rounding in float64."""

@@ -66,8 +66,8 @@ def check(config: Config) -> list[str]:
     warnings = [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config, sizes)]
     if config.optim.warmup_steps > config.trainer.steps:
         warnings.append(
-            f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: the "
-            "learning rate never reaches its peak"
+            f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: "
+            "the learning rate never reaches its peak"
         )
     return warnings
 
