@@ -131,12 +131,12 @@ def bench_generate(a: argparse.Namespace) -> str:
             precision=precision_context(a.precision, device),
         )  # fmt: skip
         engine.generate([[]], min(2 * a.block_size, a.new_tokens))  # warm-up
-        times = _block_times(engine, a.new_tokens, a.block_size)
+        times, nfe = _block_times(engine, a.new_tokens, a.block_size)
         totals[name] = sum(times)
         quarters = [times[i * len(times) // 4 : (i + 1) * len(times) // 4] for i in range(4)]
         by_quarter = [1e3 * statistics.median(q) for q in quarters if q]
         lines.append(
-            f"{name:36} {totals[name]:8.2f} {a.new_tokens / totals[name]:9.1f} {engine.nfe:9}  "
+            f"{name:36} {totals[name]:8.2f} {a.new_tokens / totals[name]:9.1f} {nfe:9}  "
             + "  ".join(f"{ms:.1f}" for ms in by_quarter)
             + f"   (last / first: {by_quarter[-1] / by_quarter[0]:.2f})"
         )
@@ -144,19 +144,19 @@ def bench_generate(a: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _block_times(engine: Engine, n_tokens: int, block_size: int) -> list[float]:
-    """Seconds of each block."""
-    times, last = [], time.perf_counter()
-    done = 0
+def _block_times(engine: Engine, n_tokens: int, block_size: int) -> tuple[list[float], int]:
+    """Seconds of each block, and the number of forwards."""
+    times, done, nfe = [], 0, 0
+    last = time.perf_counter()
     for progress in engine.stream([[]], n_tokens):
         known = sum(t != engine.model.mask_token_id for t in progress.tokens[0])
         if known >= min((done + 1) * block_size, n_tokens):
             now = time.perf_counter()
             times.append(now - last)
-            last, done = now, done + 1
+            last, done, nfe = now, done + 1, progress.nfe
             if done * block_size >= n_tokens:
                 break
-    return times
+    return times, nfe
 
 
 def _model(a: argparse.Namespace, prediction: str, device: torch.device, training: bool) -> Transformer:

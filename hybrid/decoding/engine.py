@@ -32,12 +32,13 @@ MAX_IDLE_STEPS = 10_000
 
 @dataclass
 class Row:
-    """One text being generated. `start` is the first position of its live block."""
+    """One text being generated."""
 
     prompt: list[int]
-    key: int
-    start: int
-    n_new: int = 0  # tokens that are final and wanted
+    key: int  # what its randomness is keyed by
+    start: int  # first position of its live block
+    n_new: int = 0  # new tokens that are final and wanted
+    is_done: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ class Generation:
     seconds: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Engine:
-    """Generates from a model, block by block.
+    """How to generate from a model, block by block.
 
     Args:
         seq_len: the longest text (prompt and new tokens); blocks end there or at multiples of `block_size`.
@@ -86,6 +87,11 @@ class Engine:
     precision: Callable[[], AbstractContextManager] = nullcontext
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
+        """Run to the end.
+
+        Raises:
+            ValueError: as `stream`.
+        """
         started = time.perf_counter()
         result = Progress([[] for _ in prompts], 0, True)
         for step in self.stream(prompts, max_new_tokens):
@@ -93,34 +99,13 @@ class Engine:
         return Generation(result.tokens, result.nfe, time.perf_counter() - started)
 
     def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Progress]:
-        """Yield after every step that revealed something.
+        """An iterator that yields after every step that revealed something.
 
         Raises:
-            ValueError: a prompt that does not fit, or ids that the vocabulary does not have.
+            ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
         self._check(prompts, max_new_tokens)
-        B = self.block_size
-        keys = counter.row_keys(prompts)
-        rows = [Row(list(p), key, len(p) // B * B) for p, key in zip(prompts, keys, strict=True)]
-        self._finished = [max_new_tokens == 0 for _ in rows]
-        active = [i for i in range(len(rows)) if not self._finished[i]]
-        self.nfe = 0
-        if not active:
-            return
-        device = self.model.embedding.weight.device
-        longest = max(len(row.prompt) for row in rows) + max_new_tokens
-        width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
-        text = torch.full((len(rows), width), self.model.mask_token_id, dtype=torch.long)
-        for i, row in enumerate(rows):
-            text[i, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
-        self._text = text.to(device)
-        self._begin = int(self.model.config.prediction == "next_token")
-        with self.precision():
-            self._cache = KVCache.empty(self.model, len(active), self._begin + min(width, self.seq_len))
-        while active:
-            yield from self._block(rows, active, max_new_tokens)
-            active = self._advance(rows, active, max_new_tokens)
-            yield self._progress(rows, max_new_tokens, done=not active)
+        return _Session(self, prompts, max_new_tokens).run() if prompts and max_new_tokens else iter(())
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
@@ -137,114 +122,144 @@ class Engine:
             if bad is not None:
                 raise ValueError(f"prompts: token {bad} of prompt {i} is not in the vocabulary (0 to {vocab - 1})")
 
-    def _block(self, rows: list[Row], active: list[int], max_new_tokens: int) -> Iterator[Progress]:
-        """Denoise the live block of every active row."""
-        device, B, mask = self._text.device, self.block_size, self.model.mask_token_id
-        index = torch.tensor(active, device=device)
-        starts = torch.tensor([rows[i].start for i in active], device=device)[:, None]
-        n_live = [min(B, self.seq_len - rows[i].start) for i in active]
-        position = starts + torch.arange(B, device=device)  # (r, B)
-        is_valid = torch.arange(B, device=device) < torch.tensor(n_live, device=device)[:, None]
-        is_fixed = position < torch.tensor([len(rows[i].prompt) for i in active], device=device)[:, None]
-        keys = torch.tensor([rows[i].key for i in active], device=device)[:, None]
-        documents = self._documents(rows, active)
 
-        def forward(live: Tensor, is_masked: Tensor, step: int) -> Prediction:
-            hidden = self._forward(rows, active, live, n_live, documents)
-            with torch.no_grad(), self.precision():
-                logits = self.model.head(hidden[is_masked])
-            log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            draw = counter.uniform(self.seed, counter.TOKEN, keys, position, step)
-            return Prediction(log_probs, self.sampling.propose(log_probs, draw[is_masked]))
+class _Live:
+    """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised."""
 
-        state, idle = None, 0
-        live = self._text[index[:, None], position]  # (r, B)
-        is_masked = (live == mask) & is_valid
-        step = 0
-        while bool(is_masked.any()):
-            view = View(
-                step, live, is_masked, is_fixed, is_valid,
-                lambda i, step=step: counter.uniform(self.seed, counter.DECIDE, keys, position, step, i),
-                lambda live=live, is_masked=is_masked, step=step: forward(live, is_masked, step),
-            )  # fmt: skip
+    def __init__(self, rows: list[Row], text: Tensor, index: list[int], engine: Engine):
+        device, B = text.device, engine.block_size
+        active = [rows[i] for i in index]
+        self.mask = engine.model.mask_token_id
+        self.index = torch.tensor(index, device=device)[:, None]
+        self.n_valid = [min(B, engine.seq_len - row.start) for row in active]
+        offset = torch.arange(B, device=device)
+        self.position = torch.tensor([row.start for row in active], device=device)[:, None] + offset  # (r, B)
+        self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
+        self.is_fixed = self.position < torch.tensor([len(row.prompt) for row in active], device=device)[:, None]
+        self.key = torch.tensor([row.key for row in active], device=device)[:, None]
+        self.update(text[self.index, self.position])
+
+    def update(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self.is_masked = (tokens == self.mask) & self.is_valid
+
+
+class _Session:
+    """One generation: the texts, their cache, and the loop over blocks."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+        self.engine, self.model, self.max_new_tokens = engine, engine.model, max_new_tokens
+        B, device = engine.block_size, engine.model.embedding.weight.device
+        keys = counter.row_keys(prompts)
+        self.rows = [Row(list(p), key, len(p) // B * B) for p, key in zip(prompts, keys, strict=True)]
+        self.active = list(range(len(self.rows)))
+        longest = max(len(row.prompt) for row in self.rows) + max_new_tokens
+        width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
+        text = torch.full((len(self.rows), width), self.model.mask_token_id, dtype=torch.long)
+        for i, row in enumerate(self.rows):
+            text[i, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
+        self.text = text.to(device)
+        self.begin = int(self.model.config.prediction == "next_token")
+        with engine.precision():
+            self.cache = KVCache.empty(self.model, len(self.rows), self.begin + min(width, engine.seq_len))
+        self.documents = self._documents() if engine.document_mask else None
+        self.nfe = 0
+
+    def run(self) -> Iterator[Progress]:
+        while self.active:
+            live = _Live(self.rows, self.text, self.active, self.engine)
+            yield from self._denoise(live)
+            self._advance()
+            yield self._progress()
+
+    def _denoise(self, live: _Live) -> Iterator[Progress]:
+        """Step until nothing of the live blocks is masked."""
+        decoder, state, step, idle = self.engine.decoder, None, 0, 0
+        while bool(live.is_masked.any()):
+            view = self._view(live, step)
             if step == 0:
-                state = self.decoder.start(view)
-            reveal, remask = self.decoder.select(view, state)
+                state = decoder.start(view)
+            reveal, remask = decoder.select(view, state)
             changed = bool(reveal.any())
+            tokens = live.tokens
             if changed:
-                live = torch.where(reveal & is_masked, view.proposal, live)
+                tokens = torch.where(reveal & live.is_masked, view.proposal, tokens)
             if remask is not None:
-                live = live.masked_fill(remask & ~is_fixed & is_valid, mask)
+                tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, live.mask)
+            live.update(tokens)
             idle = 0 if changed else idle + 1
             if idle > MAX_IDLE_STEPS:
-                raise ValueError(
-                    f"decoder: {self.decoder!r} revealed nothing in {idle} steps; select must make progress"
-                )
-            is_masked = (live == mask) & is_valid
-            self._text[index[:, None], position] = live
+                raise ValueError(f"decoder: {decoder!r} revealed nothing in {idle} steps; select must make progress")
             step += 1
             if changed:
-                yield self._progress(rows, max_new_tokens, done=False)
+                self.text[live.index, live.position] = live.tokens
+                yield self._progress()
 
-    def _forward(
-        self, rows: list[Row], active: list[int], live: Tensor, n_live: list[int], documents: Tensor | None
-    ) -> Tensor:
-        """Hidden states (r, B, dim) that predict the live block; commits what precedes it."""
-        if not self.cache:
-            self._cache.reset()
+    def _view(self, live: _Live, step: int) -> View:
+        seed, tokens, is_masked = self.engine.seed, live.tokens, live.is_masked
+
+        def uniform(i: int) -> Tensor:
+            return counter.uniform(seed, counter.DECIDE, live.key, live.position, step, i)
+
+        def forward() -> Prediction:
+            hidden = self._forward(tokens, live.n_valid)
+            with torch.no_grad(), self.engine.precision():
+                logits = self.model.head(hidden[is_masked])
+            log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            draw = counter.uniform(seed, counter.TOKEN, live.key, live.position, step)
+            return Prediction(log_probs, self.engine.sampling.propose(log_probs, draw[is_masked]))
+
+        return View(step, tokens, is_masked, live.is_fixed, live.is_valid, uniform, forward)
+
+    def _forward(self, tokens: Tensor, n_valid: list[int]) -> Tensor:
+        """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B); commits what precedes them."""
+        if not self.engine.cache:
+            self.cache.reset()
         pending = []
-        for i, length in zip(active, self._cache.lengths, strict=True):
-            text = self._text[i, max(length - self._begin, 0) : rows[i].start]
-            if self._begin and length == 0:
+        for i, length in zip(self.active, self.cache.lengths, strict=True):
+            text = self.text[i, max(length - self.begin, 0) : self.rows[i].start]
+            if self.begin and length == 0:
                 text = torch.cat([text.new_tensor([self.model.end_of_text]), text])
             pending.append(text)
+        documents = None if self.documents is None else self.documents[self.active]
         self.nfe += 1
-        with torch.no_grad(), self.precision():
-            return block_hidden(self.model, self._cache, pending, live, n_live, self.block_size, documents)
+        with torch.no_grad(), self.engine.precision():
+            return block_hidden(self.model, self.cache, pending, tokens, n_valid, self.engine.block_size, documents)
 
-    def _documents(self, rows: list[Row], active: list[int]) -> Tensor | None:
-        """(r, slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
-        if not self.document_mask:
-            return None
-        slots = self._cache.bin + 1
-        documents = torch.zeros(len(active), slots, dtype=torch.long)
-        for k, i in enumerate(active):
-            ends = torch.tensor([t == self.model.end_of_text for t in rows[i].prompt], dtype=torch.long)
+    def _documents(self) -> Tensor:
+        """(rows, slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
+        documents = torch.zeros(len(self.rows), self.cache.bin + 1, dtype=torch.long)
+        for i, row in enumerate(self.rows):
+            ends = torch.tensor([t == self.model.end_of_text for t in row.prompt], dtype=torch.long)
             count = ends.cumsum(0)
-            document = count if self._begin else count - ends
-            end = self._begin + len(ends)
-            documents[k, self._begin : end] = document
-            documents[k, end:] = int(count[-1]) if len(ends) else 0
-        return documents.to(self._text.device)
+            end = self.begin + len(ends)
+            documents[i, self.begin : end] = count if self.begin else count - ends
+            documents[i, end:] = int(count[-1]) if len(ends) else 0
+        return documents.to(self.text.device)
 
-    def _advance(self, rows: list[Row], active: list[int], max_new_tokens: int) -> list[int]:
-        """Move to the next block; return the rows that go on, and drop the others from the cache."""
-        texts = self._text.tolist()
-        going = []
-        for k, i in enumerate(active):
-            row = rows[i]
-            first, end = max(row.start, len(row.prompt)), min(row.start + self.block_size, self.seq_len)
-            row.n_new = min(end - len(row.prompt), max_new_tokens)
+    def _advance(self) -> None:
+        """Move every active row to its next block; rows that are done leave the cache."""
+        texts = self.text.tolist()
+        for i in self.active:
+            row = self.rows[i]
+            first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.engine.seq_len)
+            row.start += self.engine.block_size
+            row.n_new = min(end - len(row.prompt), self.max_new_tokens)
+            row.is_done = row.n_new >= self.max_new_tokens
             new = texts[i][first:end]
-            if self.stop_at_end and self.model.end_of_text in new:
+            if self.engine.stop_at_end and self.model.end_of_text in new:
                 stop = first + new.index(self.model.end_of_text) + 1 - len(row.prompt)
-                row.n_new = min(stop, max_new_tokens)
-                self._finished[i] = True
-            row.start += self.block_size
-            if row.n_new >= max_new_tokens or end >= self.seq_len:
-                self._finished[i] = True
-            if not self._finished[i]:
-                going.append(k)
-        if going and len(going) < len(active):
-            self._cache.keep(going)
-        return [active[k] for k in going]
+                row.n_new, row.is_done = min(stop, self.max_new_tokens), True
+        going = [k for k, i in enumerate(self.active) if not self.rows[i].is_done]
+        if going and len(going) < len(self.active):
+            self.cache.keep(going)
+        self.active = [self.active[k] for k in going]
 
-    def _progress(self, rows: list[Row], max_new_tokens: int, done: bool) -> Progress:
-        texts = self._text.tolist()
+    def _progress(self) -> Progress:
         tokens = []
-        for i, row in enumerate(rows):
+        for row, text in zip(self.rows, self.text.tolist(), strict=True):
             n = row.n_new
-            if not self._finished[i]:
-                n = min(row.start + self.block_size - len(row.prompt), max_new_tokens, self.seq_len - len(row.prompt))
-            tokens.append(texts[i][len(row.prompt) : len(row.prompt) + n])
-        return Progress(tokens, self.nfe, done)
+            if not row.is_done:  # the live block too
+                n = min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens)
+            tokens.append(text[len(row.prompt) : len(row.prompt) + n])
+        return Progress(tokens, self.nfe, done=not self.active)
