@@ -42,7 +42,8 @@ def main() -> int:
                 f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
             )
         new = room
-    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live=sys.stdout.isatty() and not arguments.json)
+    live = sys.stdout.isatty() and not arguments.json
+    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live)
     generation = console.follow(engine.stream([ids] * arguments.num_samples, new))
     if arguments.json:
         print(json.dumps({"prompt": prompt, "texts": generation.texts, **generation.statistics(), "seed": engine.seed}))

@@ -30,10 +30,6 @@ class Schedule(Protocol):
         """-alpha'(t), the derivative of `masked`."""
         ...
 
-    def time(self, masked: Tensor) -> Tensor:
-        """The t at which `masked(t)` has the given value."""
-        ...
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -44,9 +40,6 @@ class Linear:
 
     def rate(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
-
-    def time(self, masked: Tensor) -> Tensor:
-        return masked
 
 
 @dataclass(frozen=True)
@@ -65,9 +58,6 @@ class Polynomial:
     def rate(self, t: Tensor) -> Tensor:
         return self.power * t ** (self.power - 1)
 
-    def time(self, masked: Tensor) -> Tensor:
-        return masked ** (1 / self.power)
-
 
 @dataclass(frozen=True)
 class CosineMDLM:
@@ -78,9 +68,6 @@ class CosineMDLM:
 
     def rate(self, t: Tensor) -> Tensor:
         return math.pi / 2 * torch.sin(math.pi / 2 * t)
-
-    def time(self, masked: Tensor) -> Tensor:
-        return 4 / math.pi * torch.asin((masked / 2).sqrt())
 
 
 @dataclass(frozen=True)
@@ -93,9 +80,6 @@ class CosineMD4:
     def rate(self, t: Tensor) -> Tensor:
         return math.pi / 2 * torch.cos(math.pi / 2 * t)
 
-    def time(self, masked: Tensor) -> Tensor:
-        return 2 / math.pi * torch.asin(masked)
-
 
 @dataclass(frozen=True)
 class Logarithmic:
@@ -106,9 +90,6 @@ class Logarithmic:
 
     def rate(self, t: Tensor) -> Tensor:
         return 1 / ((1 + t) * math.log(2))
-
-    def time(self, masked: Tensor) -> Tensor:
-        return torch.expm1(masked * math.log(2))
 
 
 SCHEDULES: dict[str, Any] = {

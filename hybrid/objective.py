@@ -43,10 +43,19 @@ class Masking:
     masked: Tensor
     weight: Tensor
 
+    @classmethod
+    def of_blocks(cls, masked: Tensor, weight: Tensor, length: int) -> Masking:
+        """From (b, D, g, B) booleans and weights that broadcast against them; `length` is N."""
+        flat = masked.flatten(2)[..., :length], weight.expand(masked.shape).flatten(2)[..., :length].double()
+        return cls(*flat)
+
 
 class Estimator(Protocol):
     def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
-        """Noise for rows whose target tokens are True in `is_target` (b, N); only those are ever masked."""
+        """Noise for rows whose target tokens are True in `is_target` (b, N); only those are ever masked.
+
+        Where no noise is left, one draw stands for all.
+        """
         ...
 
 
@@ -59,12 +68,13 @@ class Count:
     """
 
     def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+        draws = 1 if block_size == 1 else draws  # all would be the same
         rank = target_ranks(keys, is_target, block_size, draws)  # (b, D, g, B)
         targets = block_view(is_target, block_size, False).sum(-1)[:, None]  # (b, 1, g): L
         u = block_uniforms(keys, rank.shape[2], draws, stratified)
         n = torch.minimum((u * targets).long() + 1, targets)  # 1..L; 0 where the block has no target
         weight = targets / n.clamp(min=1)
-        return _flat(rank < n[..., None], weight[..., None], is_target)
+        return Masking.of_blocks(rank < n[..., None], weight[..., None], is_target.shape[1])
 
 
 @dataclass(frozen=True)
@@ -79,23 +89,14 @@ class Time:
 
     def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
         schedule: Schedule = build(SCHEDULES, self.schedule, "objective.schedule")
-        length, b = is_target.shape[1], len(is_target)
-        n_blocks = -(-length // block_size)
-        t = 1 - block_uniforms(keys, n_blocks, draws, stratified)  # (0, 1]: no division by 0
+        length = is_target.shape[1]
+        t = 1 - block_uniforms(keys, -(-length // block_size), draws, stratified)  # (0, 1]: no division by 0
         coin = position_uniforms(keys, length, draws)
         probability = schedule.masked(t)[..., None]
         masked = block_view(coin, block_size, 2.0) < probability
         weight = schedule.rate(t)[..., None] / probability.clamp(min=1e-300)
-        masking = _flat(masked, weight, is_target)
-        return Masking(masking.masked & is_target[:, None].expand(b, draws, length), masking.weight)
-
-
-def _flat(masked: Tensor, weight: Tensor, is_target: Tensor) -> Masking:
-    """(b, D, g, B) -> (b, D, N)."""
-    length = is_target.shape[1]
-    return Masking(
-        masked.flatten(2)[..., :length], weight.expand(masked.shape).flatten(2)[..., :length].to(torch.float64)
-    )
+        targets = block_view(is_target, block_size, False)[:, None]
+        return Masking.of_blocks(masked & targets, weight, length)
 
 
 OBJECTIVES: dict[str, Any] = {"count": Count, "time": Time}

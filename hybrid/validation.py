@@ -174,7 +174,7 @@ class Validator:
 
 @dataclass
 class Sampler:
-    """Prompts -> text and the figures of its generation. Prompts that cannot be continued are left out, with a warning."""
+    """Prompts -> text and the figures of its generation. Warns of prompts that cannot be continued: they are left out."""
 
     engine: Engine
     tokenizer: Tokenizer

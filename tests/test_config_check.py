@@ -123,7 +123,6 @@ def test_a_short_last_block_is_fine() -> None:
             ["objective.estimator={name: time, schedule: linear}", "objective.schedule=cosine_mdlm"],
             "objective.schedule",
         ),
-        (["objective.block_size=1", "objective.draws=2"], "objective.draws"),
         (["optim.muon_lr=0.1"], "optim.muon_lr"),
         (["optim.momentum=0.9"], "optim.momentum"),
         (["optim.decay_fraction=0.5"], "optim.decay_fraction"),

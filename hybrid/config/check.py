@@ -60,10 +60,10 @@ def check(config: Config) -> list[str]:
     estimator = config.objective.estimator
     if isinstance(estimator, dict) and "schedule" in estimator:
         build(table(SPECS["objective.schedule"]), estimator["schedule"], "objective.estimator.schedule")
-    sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+    resolve_block_sizes(config.objective.block_size, config.data.seq_len)
     if config.eval.block_sizes is not None:
         resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
-    warnings = [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config, sizes)]
+    warnings = [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config)]
     if config.optim.warmup_steps > config.trainer.steps:
         warnings.append(
             f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: "
@@ -153,7 +153,7 @@ def _whole_rows(name: str, tokens: int, seq_len: int) -> None:
         raise ValueError(f"{name}: {tokens} is not a whole number of rows of data.seq_len = {seq_len}; try {near}")
 
 
-def _ignored(config: Config, sizes: list[int]) -> list[tuple[str, str]]:
+def _ignored(config: Config) -> list[tuple[str, str]]:
     """(key, reason) of each setting that differs from its default and has no effect."""
     optim, objective = config.optim, config.objective
     estimator = objective.estimator if isinstance(objective.estimator, dict) else {"name": objective.estimator}
@@ -167,7 +167,6 @@ def _ignored(config: Config, sizes: list[int]) -> list[tuple[str, str]]:
         "data.split": is_embedded,
         "data.column": is_embedded,
         "objective.schedule": (f"objective.estimator = {objective.estimator!r} does not read it", not reads_schedule),
-        "objective.draws": ("block size 1 has no noise", sizes == [1]),
         "optim.muon_lr": ("optim.name is not muon", optim.name != "muon"),
         "optim.momentum": ("optim.name is not muon", optim.name != "muon"),
         "optim.decay_fraction": ("optim.schedule is not wsd", optim.schedule != "wsd"),

@@ -1,0 +1,210 @@
+"""The README tells the truth: its tree, its commands and its examples."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from toy import random_tokens, toy_model
+
+from hybrid.attention import BACKENDS, Eager, select_backend
+from hybrid.config import check, load_config, parse_options
+from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding.engine import Engine
+from hybrid.masks import TwoStream
+from hybrid.noise import SCHEDULES, Keys
+from hybrid.objective import OBJECTIVES, ObjectiveConfig, build_estimator
+from hybrid.options import build
+
+REPO = Path(__file__).parents[1]
+README = (REPO / "README.md").read_text(encoding="utf-8")
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
+TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, OBJECTIVES, SCHEDULES)
+
+
+def commands() -> list[list[str]]:
+    """Every command of a bash block, as its words."""
+    found = []
+    for language, text in FENCED:
+        if language == "bash":
+            lines = text.replace("\\\n", " ").splitlines()
+            found += [shlex.split(part) for line in lines for part in line.split("&&")]
+    return found
+
+
+def commands_of(program: str) -> list[list[str]]:
+    """The arguments of each command that runs `program`."""
+    return [words[words.index(program) + 1 :] for words in commands() if program in words]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"readme_{name}", REPO / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parsed(parse: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    return parse()
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of the README can be imported; what they register is gone afterwards."""
+    before = [dict(table) for table in TABLES]
+    for name, code in EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for table, entries in zip(TABLES, before, strict=True):
+        table.clear()
+        table.update(entries)
+    for name in EXAMPLES:
+        sys.modules.pop(name, None)
+
+
+def test_the_tree_is_what_is_there() -> None:
+    (tree,) = [text for language, text in FENCED if not language and "\nhybrid/\n" in text]
+    folders: list[str] = []
+    listed: list[str] = []
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            listed.append("".join([*folders, name]))
+            assert len(line.split()) > 1, f"{name} has no description"
+    package = [path.relative_to(REPO).as_posix() for path in (REPO / "hybrid").rglob("*.py")]
+    there = {path for path in package if path != "hybrid/__init__.py"}
+    assert sorted(listed) == sorted({*there, "train.py", "generate.py", ".ci/run"})
+
+
+def test_every_config_is_named() -> None:
+    for path in (REPO / "configs").rglob("*.yaml"):
+        name = path.relative_to(REPO).as_posix()
+        general = name.startswith("configs/block_size/")
+        variant = re.sub(r"_(ar|masked)\.yaml$", ".yaml", name)
+        assert general or f"`{variant}`" in README, name
+
+
+def test_training_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+    train = script("train")
+    monkeypatch.chdir(REPO)
+    found = commands_of("train.py")
+    assert len(found) >= 8
+    for arguments in found:
+        a = parsed(train.parse, arguments, monkeypatch)
+        assert check(load_config(a.config, a.overrides)) == [], arguments
+
+
+def test_generation_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+    generate = script("generate")
+    importlib.import_module("my_decoder")
+    found = commands_of("generate.py")
+    assert len(found) >= 3
+    for arguments in found:
+        a = parsed(generate.parse, arguments, monkeypatch)
+        if a.decoder:
+            build(DECODERS, {"name": a.decoder[0], **parse_options(a.decoder[1:])}, "decoder")
+
+
+def test_module_commands_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("hybrid.evaluate", "hybrid.bench"):
+        for arguments in commands_of(module):
+            parsed(importlib.import_module(module).parse, arguments, monkeypatch)
+    assert commands_of("hybrid.evaluate")
+
+
+def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
+    monkeypatch.chdir(REPO)
+    train = script("train")
+    runs = set()
+    for arguments in commands_of("train.py"):
+        a = parsed(train.parse, arguments, monkeypatch)
+        config = load_config(a.config, a.overrides)
+        runs.add(f"{config.run.folder}/{config.run.name}")
+    for program in ("generate.py", "hybrid.evaluate"):
+        for arguments in commands_of(program):
+            assert arguments[arguments.index("--checkpoint") + 1] in runs
+
+
+def test_every_table_has_an_example() -> None:
+    assert sorted(EXAMPLES) == ["my_attention", "my_decoder", "my_objective", "my_schedule"]
+
+
+def test_the_decoder_of_the_example_decodes(examples: None) -> None:
+    importlib.import_module("my_decoder")
+    results = []
+    for cache in (True, False):
+        decoder = build(DECODERS, {"name": "strided", "stride": 3}, "decoder")
+        engine = Engine(toy_model(), 16, 8, decoder, Sampling(), stop_at_end=False, cache=cache)
+        results.append(engine.generate([[], [1, 2, 3]], 13))
+    assert results[0].tokens == results[1].tokens
+    assert [len(row) for row in results[0].tokens] == [13, 13]
+    assert results[0].nfe == 2 * 3  # two blocks
+    with pytest.raises(ValueError, match=r"decoder\.stride: 0"):
+        build(DECODERS, {"name": "strided", "stride": 0}, "decoder")
+
+
+def test_the_estimator_of_the_example_is_unbiased(examples: None) -> None:
+    """By the law of its counts: P(n) times its weight must be 1/n for each number n of masked tokens."""
+    importlib.import_module("my_objective")
+    estimator = build_estimator(ObjectiveConfig(estimator="many_masks"))
+    rows, block_size = 4000, 4
+    is_target = torch.ones(rows, 7, dtype=torch.bool)  # blocks of 4 and 3
+    is_target[:, 6] = False  # which leaves 2 targets in the second
+    masking = estimator.draw(Keys(0, 1, torch.arange(rows), 0, rows), is_target, block_size, 1, True)
+    assert not masking.masked[..., 6].any()
+    for block, length in ((slice(0, 4), 4), (slice(4, 7), 2)):
+        masked = masking.masked[:, 0, block]
+        weight = masking.weight[:, 0, block].double()
+        n = masked.sum(-1)
+        for count in range(1, length + 1):
+            rows_of_count = n == count
+            assert float(rows_of_count.double().mean()) == pytest.approx((2 * count - 1) / length**2, abs=0.03)
+            expected = length**2 / (count * (2 * count - 1))
+            torch.testing.assert_close(
+                weight[rows_of_count][masked[rows_of_count]],
+                torch.full((count * int(rows_of_count.sum()),), expected, dtype=torch.float64),
+                rtol=1e-6,
+                atol=0,
+            )
+
+
+def test_the_schedule_of_the_example_is_consistent(examples: None) -> None:
+    importlib.import_module("my_schedule")
+    schedule = build(SCHEDULES, "smoothstep", "objective.schedule")
+    t = torch.linspace(0, 1, 101, dtype=torch.float64, requires_grad=True)
+    masked = schedule.masked(t)
+    assert masked[0] == 0 and masked[-1] == 1
+    (slope,) = torch.autograd.grad(masked.sum(), t)
+    torch.testing.assert_close(slope, schedule.rate(t.detach()))
+    estimator = build_estimator(ObjectiveConfig(estimator="time", schedule="smoothstep"))
+    is_target = torch.ones(50, 8, dtype=torch.bool)
+    masking = estimator.draw(Keys(0, 1, torch.arange(50), 0, 50), is_target, 4, 1, True)
+    assert masking.weight[masking.masked].isfinite().all()
+
+
+def test_the_backend_of_the_example_agrees_with_eager(examples: None) -> None:
+    importlib.import_module("my_attention")
+    backend = select_backend("double", torch.device("cpu"), True)
+    model, tokens = toy_model(dtype=torch.float32), random_tokens(2, 10)
+    pattern = TwoStream(10, 4)
+    rows = torch.cat([tokens[:, : pattern.n_clean], torch.full_like(tokens, model.mask_token_id)], dim=1)
+    outputs = []
+    for model.attend in (Eager(), backend):
+        outputs.append(model(rows, pattern.positions, pattern))
+    torch.testing.assert_close(*outputs)
