@@ -10,6 +10,7 @@ runs/NAME/
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
-from hybrid.figures import attention_figure
+from hybrid.figures import attention_figure, count_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
 from hybrid.objective import build_estimator
@@ -103,22 +104,36 @@ class Run:
         if self.resume_from is not None:
             trainer_step = checkpoint.step_of(self.resume_from)
         with Tracker(self.folder, trainer_step) as tracker:
-            trainer = self._trainer(tracker)
+            validate = self._validator()
+            trainer = self._trainer(tracker, validate)
             if self.resume_from is not None:
                 trainer.restore(self.resume_from)
             else:
                 self._introduce(tracker)
             trainer.train()
             if trainer.final:
-                final = {k: v for k, v in trainer.final.items() if k in ("val/nelbo", "val/bits_per_byte")}
-                tracker.hparams(flatten(c), final)
-                for b in trainer.validate.latest:  # type: ignore[attr-defined]
-                    log.info(
-                        "block size %d: %.4f nats per token, %.4f bits per byte (%s, +- %.4f)",
-                        b.block_size, b.nelbo, b.bits_per_byte, b.method, b.stderr,
-                    )  # fmt: skip
+                self._conclude(tracker, trainer, validate)
 
-    def _trainer(self, tracker: Tracker) -> Trainer:
+    def _conclude(self, tracker: Tracker, trainer: Trainer, validate: Validator) -> None:
+        """What TensorBoard and the terminal show at the end: final metrics beside the settings, loss by count."""
+        final = {k: v for k, v in trainer.final.items() if k in ("val/nelbo", "val/bits_per_byte")}
+        tracker.hparams(flatten(self.config), final)
+        chance = math.log(self.data.tokenizer.vocab_size)
+        for b in validate.latest:
+            figure = count_figure(b.by_count, f"block size {b.block_size}, step {trainer.final['step']}", chance)
+            tracker.image(f"loss_by_count/b{b.block_size}", figure, trainer.final["step"])
+            log.info(
+                "block size %d: %.4f nats per token, %.4f bits per byte (%s, +- %.4f)",
+                b.block_size, b.nelbo, b.bits_per_byte, b.method, b.stderr,
+            )  # fmt: skip
+
+    def _validator(self) -> Validator:
+        c, sizes = self.config, self.block_sizes
+        if c.eval.block_sizes is not None:
+            sizes = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
+        return Validator(self.model, self.data.validation, sizes, c.eval, self.precision)
+
+    def _trainer(self, tracker: Tracker, validate: Validator) -> Trainer:
         c = self.config
         stepper = Stepper(
             model=self.model,
@@ -134,10 +149,6 @@ class Run:
             seed=c.run.seed,
             precision=self.precision,
         )
-        evaluated = self.block_sizes
-        if c.eval.block_sizes is not None:
-            evaluated = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
-        validate = Validator(self.model, self.data.validation, evaluated, c.eval, self.precision)
         engine = Engine(
             model=self.model,
             seq_len=c.data.seq_len,

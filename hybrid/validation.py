@@ -174,7 +174,7 @@ class Validator:
 
 @dataclass
 class Sampler:
-    """Prompts -> text and the figures of its generation. Warns of prompts that cannot be continued: they are left out."""
+    """Prompts -> text and the figures of its generation. Prompts that can't be continued are left out (a warning)."""
 
     engine: Engine
     tokenizer: Tokenizer

@@ -21,8 +21,8 @@ import pytest
 import torch
 from conftest import ROOT, Configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import random_tokens, toy_model
 from torch import Tensor
+from toy import random_tokens, toy_model
 
 import hybrid
 from hybrid import checkpoint
@@ -419,7 +419,10 @@ def test_broken_weights_are_never_saved_over_good_ones(
             next(iter(self.names)).data[0] = math.inf
 
     monkeypatch.setattr(Optimizer, "step", overflow)
-    with pytest.raises(ValueError, match=r"embedding.*not finite at step 5, which was not saved; lower optim\.lr"):
+    with pytest.raises(
+        ValueError,
+        match=r"model head_weight, ema head_weight not finite at step 5, which was not saved; lower optim\.lr",
+    ):
         train(configure(tmp_path, *ALWAYS_SAVE))
     last = checkpoint.find_checkpoint(tmp_path / "tiny")
     assert last.name == "step-00000004"
