@@ -49,7 +49,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="check everything, prepare the data, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # settings may come before and after the flags
     if arguments.help:
         print(parser.format_help())
         print(describe())

@@ -125,6 +125,18 @@ class Data:
     validation: PackedTokens
     description: dict[str, Any]
 
+    def everything(self) -> PackedTokens:
+        """Both splits in one, in memory: to evaluate a corpus that was not trained on."""
+        a, b = self.train, self.validation
+        masks = None
+        if a.is_target is not None or b.is_target is not None:
+            masks = np.concatenate(
+                [np.ones(len(s.tokens), np.uint8) if s.is_target is None else s.is_target for s in (a, b)]
+            )
+        counts = Counts(*(x + y for x, y in zip(a.counts, b.counts, strict=True)))
+        tokens = np.concatenate([a.tokens, b.tokens])
+        return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The order of rows

@@ -29,9 +29,10 @@ def main() -> int:
         lm.engine(block_size=size)  # warns of a size that was not trained, refuses an impossible one
     data = dataclasses.replace(lm.config.data)
     if arguments.data is not None:
-        data.corpus, data.format, data.revision = arguments.data, "auto", None
+        data.corpus, data.format, data.revision = arguments.data, "auto", arguments.revision
     prepared = prepare(data, tokenizer=lm.tokenizer)
-    split = prepared.train if arguments.split == "train" else prepared.validation
+    name = arguments.split or ("validation" if arguments.data is None else "all")
+    split = prepared.everything() if name == "all" else getattr(prepared, name)
     rows = evaluate(
         lm, split, sizes, rows=arguments.rows, draws=arguments.draws, seed=arguments.seed,
         batch_rows=arguments.batch_rows, enumerate_orders=arguments.enumerate,
@@ -113,7 +114,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
-    parser.add_argument("--split", choices=("validation", "train"), default="validation", help="default: validation")
+    parser.add_argument("--revision", metavar="COMMIT", help="of a Hub data set given with --data: 40 digits")
+    parser.add_argument(
+        "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"
+    )
     parser.add_argument("--rows", type=int, default=0, metavar="R", help="rows of text (default: 0, all)")
     parser.add_argument("--draws", type=int, default=4, metavar="D", help="noise draws per row (default: 4)")
     parser.add_argument("--enumerate", action="store_true", help="add the exact any-order likelihood (short blocks)")

@@ -98,7 +98,6 @@ class Run:
         self.data.tokenizer.save(self.folder / "tokenizer")
 
     def train(self) -> None:
-        c = self.config
         log.info("%s", self.describe())
         trainer_step = 0 if self.starts_over else None
         if self.resume_from is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_an_ignored_setting_is_a_warning(command: Command, overrides: Overrides,
 # Bad input
 
 BAD = [
-    ("trainer.stepps=3", "trainer.stepps: unknown key (value 3); .*did you mean 'trainer.steps'"),
+    ("trainer.stepps=3", "trainer.stepps: unknown key .value 3.; .*did you mean 'trainer.steps'"),
     ("nonsense.key=3", "unknown group 'nonsense'"),
     ("trainer.steps", "'trainer.steps' is not key=value"),
     ("trainer.steps=many", "trainer.steps: 'many'"),
@@ -114,7 +115,7 @@ BAD = [
     ("trainer.batch_tokens=100", "trainer.batch_tokens: 100 is not a whole number of rows .*try 96 or 128"),
     ("trainer.micro_batch_tokens=96", "trainer.micro_batch_tokens: 96 does not divide trainer.batch_tokens = 128"),
     ("model.n_heads=3", "model.n_heads: 3 does not divide"),
-    ("optim.lr=nan", "optim.lr: nan is not a finite number"),
+    ("optim.lr=.nan", "optim.lr: nan is not a finite number"),
     ("run.device=toaster", "run.device: 'toaster' is not a device"),
     ("run.name=../elsewhere", "run.name: '../elsewhere' does not name a folder"),
     ("run.imports=[no_such_module_here]", "run.imports: cannot import 'no_such_module_here'"),
@@ -131,10 +132,8 @@ BAD = [
 def test_a_wrong_setting_is_one_line(
     override: str, message: str, command: Command, overrides: Overrides, tmp_path: Path
 ) -> None:
-    pattern = pytest.raises(ValueError, match=message)
     error = command("train.py", *overrides(tmp_path), override).error
-    with pattern:
-        raise ValueError(error)
+    assert re.search(message, error), error
     assert not (tmp_path / "tiny").exists()
 
 
@@ -161,8 +160,7 @@ def test_a_corpus_that_cannot_be_used(
 ) -> None:
     (tmp_path / "corpus.txt").write_bytes(content)
     error = command("train.py", *overrides(tmp_path), f"data.corpus={tmp_path / 'corpus.txt'}").error
-    with pytest.raises(ValueError, match=message):
-        raise ValueError(error)
+    assert re.search(message, error), error
     assert not (tmp_path / "tiny").exists()
 
 
@@ -182,9 +180,7 @@ def test_a_folder_that_is_not_empty_names_the_ways_out(
     assert "go on with trainer.resume=auto, choose another run.name, or remove the folder" in error
 
 
-def test_resuming_as_another_model_names_the_key(
-    command: Command, overrides: Overrides, copy_of_trained: Path
-) -> None:
+def test_resuming_as_another_model_names_the_key(command: Command, overrides: Overrides, copy_of_trained: Path) -> None:
     error = command("train.py", *overrides(copy_of_trained.parent), "trainer.resume=auto", "model.dim=32").error
     assert error.startswith("error: model.dim: 32, but the run to resume has 16; set it back")
 

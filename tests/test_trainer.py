@@ -421,7 +421,7 @@ def test_broken_weights_are_never_saved_over_good_ones(
     monkeypatch.setattr(Optimizer, "step", overflow)
     with pytest.raises(
         ValueError,
-        match=r"model head_weight, ema head_weight not finite at step 5, which was not saved; lower optim\.lr",
+        match=r"model head_weight.* not finite at step 5, which was not saved",
     ):
         train(configure(tmp_path, *ALWAYS_SAVE))
     last = checkpoint.find_checkpoint(tmp_path / "tiny")

@@ -1,0 +1,366 @@
+"""generate.py as its user sees it: text on stdout, figures on stderr, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Command, Configure
+
+import hybrid
+from hybrid.console import UNKNOWN, Console
+from hybrid.decoding import DECODERS
+from hybrid.decoding.engine import Progress
+from hybrid.tokenizer import ByteTokenizer, CharTokenizer
+
+
+def text_of(command: Command, trained: Path, *words: object, **options) -> str:
+    done = command("generate.py", "--checkpoint", trained, *words, **options)
+    assert done.code == 0, done.err
+    return done.out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it prints
+
+
+def test_text_goes_to_stdout_and_figures_to_stderr(command: Command, trained: Path) -> None:
+    done = command("generate.py", "--checkpoint", trained, "--prompt", "The list", "--max-new-tokens", 12, "--seed", 1)
+    assert done.code == 0
+    lm = hybrid.load(trained)
+    prompt = lm.tokenizer.encode("The list")
+    new = lm.generate([prompt], 12, decoder=lm.config.decoder, seed=1)
+    assert done.out == f"The list{lm.tokenizer.decode(new.tokens[0])}\n"
+    n, nfe = len(new.tokens[0]), new.nfe
+    pattern = rf"{n} tokens in [\d.]+ s \(\d+ tokens/s\), {nfe} forwards \({n / nfe:.2f} tokens per forward\)"
+    assert re.fullmatch(pattern, done.err.splitlines()[-1]), done.err
+
+
+def test_json_is_one_object(command: Command, trained: Path) -> None:
+    words = ["--prompt", "The ", "--num-samples", 3, "--max-new-tokens", 8, "--ignore-end-of-text"]
+    plain = text_of(command, trained, *words)
+    result = json.loads(text_of(command, trained, *words, "--json"))
+    assert result["prompt"] == "The " and result["seed"] == 0 and len(result["texts"]) == 3
+    assert plain == "\n---\n".join("The " + text for text in result["texts"]) + "\n"
+    assert result["tokens"] == 24 and result["forwards"] == 8
+    assert result["tokens_per_forward"] == 3.0 and result["tokens_per_second"] > 0 and result["seconds"] > 0
+
+
+def test_samples_differ_and_the_first_does_not_depend_on_their_number(command: Command, trained: Path) -> None:
+    one, three = (
+        json.loads(text_of(command, trained, "--prompt", "Key", "--num-samples", k, "--json"))["texts"] for k in (1, 3)
+    )
+    assert len(set(three)) == 3 and three[0] == one[0]
+
+
+def test_the_seed_decides(command: Command, trained: Path) -> None:
+    a, b, c = (text_of(command, trained, "--prompt", "The", "--seed", seed) for seed in (5, 5, 6))
+    assert a == b != c
+
+
+def test_without_the_cache_the_text_is_the_same(command: Command, trained: Path) -> None:
+    for size in ("1", "4"):
+        words = ["--prompt", "The value", "--block-size", size, "--seed", "2"]
+        assert text_of(command, trained, *words) == text_of(command, trained, *words, "--no-cache")
+
+
+def test_prompts_from_a_file_and_from_standard_input(command: Command, trained: Path, tmp_path: Path) -> None:
+    direct = text_of(command, trained, "--prompt", "The list")
+    (tmp_path / "prompt.txt").write_text("The list")
+    assert text_of(command, trained, "--prompt-file", tmp_path / "prompt.txt") == direct
+    assert text_of(command, trained, "--prompt", "-", stdin=b"The list\n") == direct
+    assert text_of(command, trained, "--prompt-file", "-", stdin=b"The list\n") == direct
+
+
+def test_by_default_the_context_is_filled(command: Command, trained: Path) -> None:
+    assert json.loads(text_of(command, trained, "--ignore-end-of-text", "--prompt", "The", "--json"))["tokens"] == 29
+    assert text_of(command, trained, "--prompt", "The", "--max-new-tokens", "0") == "The\n"
+
+
+def test_a_stop_string_cuts_the_text_and_removes_nothing_else(command: Command, trained: Path) -> None:
+    words = ["--seed", 3, "--num-samples", 2, "--ignore-end-of-text", "--json"]
+    whole = json.loads(text_of(command, trained, *words))["texts"]
+    stop = whole[0][5:7]
+    assert len(whole[0]) == 32
+    cut = json.loads(text_of(command, trained, *words, "--stop", stop))["texts"]
+    assert cut == [text[: text.index(stop)] if stop in text else text for text in whole]
+    assert len(cut[0]) <= 5
+    # Two: the earliest counts. And a prompt may hold a stop string.
+    both = json.loads(text_of(command, trained, *words, "--stop", stop, "--stop", whole[0][2:4]))["texts"]
+    assert both[0] == whole[0][: min(whole[0].index(stop), whole[0].index(whole[0][2:4]))]
+    held = json.loads(text_of(command, trained, "--prompt", stop + "the", *words, "--stop", stop))
+    assert held["prompt"] == stop + "the"
+
+
+def test_generation_ends_when_every_text_has_met_its_stop(command: Command, trained: Path) -> None:
+    words = ["--seed", 3, "--ignore-end-of-text", "--json"]
+    whole = json.loads(text_of(command, trained, *words))
+    cut = json.loads(text_of(command, trained, *words, "--stop", whole["texts"][0][:2]))
+    assert cut["texts"] == [""] and cut["forwards"] < whole["forwards"] / 3
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_every_decoder_and_its_options(name: str, command: Command, trained: Path) -> None:
+    words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json", "--decoder", name]
+    result = json.loads(text_of(command, trained, *words, "steps=1"))
+    assert result["tokens"] == 9 and result["forwards"] == 3  # blocks of 4: 3..3, 4..7, 8..11
+
+
+def test_the_decoder_of_the_run_is_the_default(command: Command, copy_of_trained: Path) -> None:
+    config = copy_of_trained / "config.yaml"
+    assert "name: first_hitting" in config.read_text()
+    config.write_text(config.read_text().replace("name: first_hitting", "name: first_hitting\n  steps: 2"))
+    words = ["--max-new-tokens", "8", "--ignore-end-of-text", "--json"]
+    assert json.loads(text_of(command, copy_of_trained, *words))["forwards"] == 4
+    words += ["--decoder", "first_hitting"]
+    assert json.loads(text_of(command, copy_of_trained, *words))["forwards"] == 8
+
+
+def test_greedy_text_does_not_depend_on_the_seed(command: Command, trained: Path) -> None:
+    words = ["--temperature", "0", "--decoder", "left_to_right", "--max-new-tokens", "8"]
+    assert text_of(command, trained, *words, "--seed", "1") == text_of(command, trained, *words, "--seed", "2")
+    assert text_of(command, trained, *words, "--seed", "1") == text_of(
+        command, trained, "--top-k", "1", *words[2:], "--seed", "3"
+    )
+
+
+def test_a_size_that_was_not_trained_is_a_warning(command: Command, trained: Path) -> None:
+    done = command("generate.py", "--checkpoint", trained, "--block-size", "8")
+    assert done.code == 0
+    assert done.err.splitlines()[0] == "warning: block_size: 8 was not trained (trained: 4, 1)"
+
+
+@pytest.mark.parametrize("which", ["run", "checkpoints", "step", "saved", "from inside"])
+def test_what_a_checkpoint_may_be(which: str, command: Command, trained: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "The", "--seed", "4"]
+    expected = text_of(command, trained, *words)
+    step = trained / "checkpoints" / "step-00000008"
+    if which == "saved":
+        hybrid.load(trained).save(tmp_path / "saved")
+    path = {"run": trained, "checkpoints": step.parent, "step": step, "saved": tmp_path / "saved"}.get(which)
+    with contextlib.chdir(step.parent if which == "from inside" else tmp_path):
+        assert text_of(command, path or Path("step-00000008"), *words) == expected
+
+
+def test_a_damaged_latest_falls_back(command: Command, copy_of_trained: Path) -> None:
+    step = copy_of_trained / "checkpoints" / "step-00000008"
+    (step / "model.safetensors").write_bytes(b"")
+    done = command("generate.py", "--checkpoint", copy_of_trained)
+    assert done.code == 0
+    assert "using step 4" in done.err and "(truncated?)" in done.err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+BAD = [
+    ("--block-size 0", "block_size: 0 is too small; a block has from 1 to 32"),
+    ("--block-size -3", "block_size: -3 is too small"),
+    ("--block-size 33", "block_size: 33 is larger than data.seq_len = 32"),
+    ("--decoder first_hiting", "decoder: 'first_hiting' is not one of .*did you mean 'first_hitting'"),
+    ("--decoder confidence stepz=2", "decoder.*stepz"),
+    ("--decoder confidence steps", "option 'steps' is not name=value"),
+    ("--decoder confidence steps=0", "steps: 0 is too small"),
+    ("--decoder confidence steps=many", "decoder.*steps.*'many'"),
+    ("--decoder confidence steps=2 threshold=0.5", "give either steps or threshold"),
+    ("--temperature -1", "temperature: -1.0 must be a finite number of at least 0"),
+    ("--temperature nan", "temperature: nan must be"),
+    ("--temperature inf", "temperature: inf must be"),
+    ("--top-k 0", "top_k: 0 must be an integer of at least 1"),
+    ("--top-p 0", r"top_p: 0.0 must be in \(0, 1\]"),
+    ("--top-p 1.5", r"top_p: 1.5 must be in \(0, 1\]"),
+    ("--num-samples 0", "--num-samples: 0 must be at least 1"),
+    ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
+    ("--max-new-tokens 33", "exceed the context of 32"),
+    ("--prompt thethethethethethethethethethethethe", "--prompt: 36 tokens fill the context of 32"),
+    ("--prompt thethethethethethethethethethethethe --max-new-tokens 1", "prompt 0 of 36 tokens exceed the context of 32"),
+    ("--prompt caf\u00e9", "not in the vocabulary|'\u00e9'"),
+    ("--prompt-file no/such/file", "no/such/file: No such file"),
+    ("--device toaster", "'toaster' is not a device"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words, message", BAD, ids=[words for words, _ in BAD])
+def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, trained: Path) -> None:
+    error = command("generate.py", "--checkpoint", trained, *words.split()).error
+    assert re.search(message, error), error
+
+
+def test_an_empty_stop_and_a_size_that_is_no_number(command: Command, trained: Path) -> None:
+    assert "--stop: ''" in command("generate.py", "--checkpoint", trained, "--stop", "").error
+    done = command("generate.py", "--checkpoint", trained, "--block-size", "eight")
+    assert done.code == 2 and done.out == ""
+    assert "--block-size: invalid int value: 'eight'" in done.err.splitlines()[-1]
+
+
+def test_prompts_that_are_not_utf8(command: Command, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    done = command("generate.py", "--checkpoint", trained, "--prompt-file", tmp_path / "latin.txt")
+    assert "latin.txt is not UTF-8 (byte 3)" in done.error
+    assert "not UTF-8" in command("generate.py", "--checkpoint", trained, "--prompt", "-", stdin=b"caf\xe9").error
+
+
+def test_checkpoints_that_cannot_be_used(command: Command, copy_of_trained: Path, tmp_path: Path) -> None:
+    def error(path: Path) -> str:
+        return command("generate.py", "--checkpoint", path).error
+
+    assert "does not exist" in error(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in error(tmp_path / "empty")
+    assert "is a file" in error(copy_of_trained / "config.yaml")
+    config = copy_of_trained / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("dim: 16", "dim: 32"))
+    assert "another architecture" in error(copy_of_trained)
+    config.unlink()
+    assert "no config.yaml" in error(copy_of_trained)
+    config.write_text(text)
+    shutil.rmtree(copy_of_trained / "tokenizer")
+    assert "tokenizer" in error(copy_of_trained)
+    for step in (copy_of_trained / "checkpoints").glob("step-*"):
+        (step / "ema.safetensors").write_bytes(b"rubbish")
+    assert "none in" in error(copy_of_trained)
+
+
+def test_in_a_process_of_its_own(trained: Path, environment_of_a_child: dict[str, str]) -> None:
+    """The real streams, and a reader that goes away."""
+    script = [sys.executable, str(ROOT / "generate.py"), "--checkpoint", str(trained), "--prompt", "-", "--json"]
+    done = subprocess.run(script, input="The", capture_output=True, text=True, env=environment_of_a_child)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompt"] == "The" and "tokens/s" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The live display
+
+MASK = 257
+
+
+class Terminal(io.StringIO):
+    """What a terminal of `width` columns shows at the end; knows newlines, cursor up, and clear to the end."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self, width: int) -> list[str]:
+        lines, row = [""], 0
+        for part in re.findall(r"\x1b\[\d*[AJ]|\n|[^\x1b\n]+", self.getvalue()):
+            if part.endswith("A") and part.startswith("\x1b"):
+                row -= int(part[2:-1])
+                assert row >= 0
+            elif part == "\x1b[J":
+                del lines[row:]
+                lines.append("")
+            elif part == "\n":
+                row += 1
+                if row == len(lines):
+                    lines.append("")
+            else:
+                pieces = [part[k : k + width] for k in range(0, len(part), width)]
+                lines[row] += pieces[0]
+                lines[row + 1 : row + 1] = pieces[1:]
+                row += len(pieces) - 1
+        return lines
+
+
+def follow(steps: list[list[list[int]]], prompt: str, stops: list[str] | None = None, live: bool = True):
+    terminal = Terminal()
+    console = Console(ByteTokenizer(), MASK, prompt, stops or [], live, terminal)
+    progress = [Progress(rows, k + 1, k == len(steps) - 1) for k, rows in enumerate(steps)]
+    return console.follow(iter(progress)), terminal
+
+
+@pytest.fixture
+def small_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "5")
+    yield
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_blocks_fill_in_live_and_the_end_is_complete() -> None:
+    text = "a text that is far longer\nthan five lines of\n\ntwenty columns, so that a screen cannot hold it at all.\n"
+    ids = list(text.encode())
+    steps = [[[*ids[:k], *[MASK] * (len(ids) - k)]] for k in range(0, len(ids), 7)] + [[ids]]
+    texts, terminal = follow(steps, "Prompt: ")
+    assert texts.texts == [text]
+    assert terminal.getvalue().endswith(f"\x1b[JPrompt: {text}\n")
+    assert UNKNOWN in terminal.getvalue() and UNKNOWN not in "".join(terminal.screen(20))
+    shown = terminal.getvalue().split("\x1b[J")[1:-1]
+    assert all(len(frame.splitlines()) <= 4 for frame in shown)
+    assert all(len(line) <= 20 for frame in shown for line in frame.splitlines())
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_a_frame_replaces_the_one_before() -> None:
+    steps = [[[MASK] * 4], [[*b"a", MASK, MASK, *b"d"]], [list(b"abcd")]]
+    _, terminal = follow(steps, "> ")
+    assert terminal.screen(20) == ["> abcd", ""]
+    assert [frame.split("\x1b")[0].strip() for frame in terminal.getvalue().split("\x1b[J")[1:]] == [
+        f"> {UNKNOWN * 4}", f"> a{UNKNOWN * 2}d", "> abcd", "> abcd",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_several_texts_are_drawn_apart_and_control_characters_not_obeyed() -> None:
+    texts, terminal = follow([[[MASK], [MASK]], [list(b"one\x1b[2J"), list(b"two")]], "")
+    assert texts.texts == ["one\x1b[2J", "two"]
+    assert terminal.screen(20) == ["one [2J", "---", "two", ""]
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_wide_characters_count_two_columns() -> None:
+    wide = "\u6587\u5b57" * 8  # 16 characters, 32 columns
+    _, terminal = follow([[list(wide.encode())]], "")
+    first = terminal.getvalue().split("\x1b[J")[1]
+    assert [len(line) for line in first.split("\n")[:2]] == [10, 6]
+
+
+def test_a_stop_is_seen_when_what_is_before_it_is_known() -> None:
+    steps = [
+        [[*b"ab", MASK, *b"END", MASK]],  # the stop is there, but the text before it is not
+        [[*b"abcEND", MASK]],
+        [[*b"abcENDx"]],
+    ]
+    texts, _ = follow(steps, "", ["END"], live=False)
+    assert texts.texts == ["abc"] and texts.nfe == 2
+
+
+def test_a_stop_inside_a_character_of_several_bytes_is_no_stop() -> None:
+    texts, _ = follow([[list("a\u00e9b".encode())]], "", ["\u00a9"], live=False)
+    assert texts.texts == ["a\u00e9b"]
+
+
+def test_on_a_terminal_json_is_still_one_object(
+    command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hybrid.console
+
+    kept = []
+    original = hybrid.console.Console.__init__
+
+    def spy(self: Console, *words, **options) -> None:
+        original(self, *words, **options)
+        kept.append(self.live)
+
+    monkeypatch.setattr(hybrid.console.Console, "__init__", spy)
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
+    assert json.loads(text_of(command, trained, "--json"))["texts"] and kept == [False]
+    assert "\x1b[J" in text_of(command, trained) and kept == [False, True]
+
+
+def test_the_console_works_with_other_tokenizers(configure: Configure) -> None:
+    tokenizer = CharTokenizer("abc")
+    console = Console(tokenizer, tokenizer.vocab_size, "", [], False)
+    texts = console.follow(iter([Progress([[0, 1, tokenizer.end_of_text]], 3, True)]))
+    assert texts.texts == ["ab"] and texts.statistics()["tokens"] == 3
+    assert torch.tensor(texts.statistics()["tokens_per_forward"]).item() == 1.0
