@@ -44,7 +44,7 @@ def main() -> int:
         new = room
     live = sys.stdout.isatty() and not arguments.json
     console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live)
-    generation = console.follow(engine.stream([ids] * arguments.num_samples, new))
+    generation = console.follow(engine.stream([ids] * arguments.num_samples, new), arguments.num_samples)
     if arguments.json:
         print(json.dumps({"prompt": prompt, "texts": generation.texts, **generation.statistics(), "seed": engine.seed}))
     elif not console.live:

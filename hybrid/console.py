@@ -58,8 +58,8 @@ class Console:
         self.stream = stream or sys.stdout
         self._lines = 0
 
-    def follow(self, steps: Iterator[Progress]) -> Texts:
-        """Run a generation to its end, or until every text has met a stop string."""
+    def follow(self, steps: Iterator[Progress], n_texts: int) -> Texts:
+        """Run a generation of `n_texts` to its end, or until every text has met a stop string."""
         started = time.perf_counter()
         last = None
         for last in steps:
@@ -68,7 +68,8 @@ class Console:
             if self.stops and all(self._cut(self._known(row)) is not None for row in last.tokens):
                 break
         seconds = time.perf_counter() - started
-        rows: list[list[int]] = [] if last is None else [self._known(row) for row in last.tokens]
+        # Nothing is yielded where nothing was to be generated.
+        rows = [[] for _ in range(n_texts)] if last is None else [self._known(row) for row in last.tokens]
         texts = [self._text(row) for row in rows]
         if self.live:
             self._finish([self.prompt + text for text in texts])

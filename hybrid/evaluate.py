@@ -21,12 +21,17 @@ def main() -> int:
     arguments = parse()
     from hybrid.data import prepare  # late, so that --help is quick
     from hybrid.device import precision_context
+    from hybrid.likelihood import MAX_ENUMERATED
     from hybrid.lm import load
 
     lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     sizes = arguments.block_size or lm.block_sizes
     for size in sizes:
         lm.engine(block_size=size)  # warns of a size that was not trained, refuses an impossible one
+    if arguments.enumerate and max(sizes) > MAX_ENUMERATED:
+        raise ValueError(
+            f"--enumerate: block size {max(sizes)} is too long (at most {MAX_ENUMERATED}); leave it out, or --enumerate"
+        )
     data = dataclasses.replace(lm.config.data)
     if arguments.data is not None:
         data.corpus, data.format, data.revision = arguments.data, "auto", arguments.revision

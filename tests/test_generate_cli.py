@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,9 @@ def test_prompts_from_a_file_and_from_standard_input(command: Command, trained: 
 
 def test_by_default_the_context_is_filled(command: Command, trained: Path) -> None:
     assert json.loads(text_of(command, trained, "--ignore-end-of-text", "--prompt", "The", "--json"))["tokens"] == 29
-    assert text_of(command, trained, "--prompt", "The", "--max-new-tokens", "0") == "The\n"
+    nothing = ["--prompt", "The", "--max-new-tokens", "0", "--num-samples", "2"]
+    assert text_of(command, trained, *nothing) == "The\n---\nThe\n"
+    assert json.loads(text_of(command, trained, *nothing, "--json"))["texts"] == ["", ""]
 
 
 def test_a_stop_string_cuts_the_text_and_removes_nothing_else(command: Command, trained: Path) -> None:
@@ -136,7 +137,7 @@ def test_greedy_text_does_not_depend_on_the_seed(command: Command, trained: Path
 def test_a_size_that_was_not_trained_is_a_warning(command: Command, trained: Path) -> None:
     done = command("generate.py", "--checkpoint", trained, "--block-size", "8")
     assert done.code == 0
-    assert done.err.splitlines()[0] == "warning: block_size: 8 was not trained (trained: 4, 1)"
+    assert "warning: block_size: 8 was not trained (trained: 4, 1)" in done.err.splitlines()
 
 
 @pytest.mark.parametrize("which", ["run", "checkpoints", "step", "saved", "from inside"])
@@ -182,8 +183,8 @@ BAD = [
     ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
     ("--max-new-tokens 33", "exceed the context of 32"),
     ("--prompt thethethethethethethethethethethethe", "--prompt: 36 tokens fill the context of 32"),
-    ("--prompt thethethethethethethethethethethethe --max-new-tokens 1", "prompt 0 of 36 tokens exceed the context of 32"),
-    ("--prompt caf\u00e9", "not in the vocabulary|'\u00e9'"),
+    ("--max-new-tokens 1 --prompt thethethethethethethethethethethethe", "prompt 0 of 36 tokens exceed the context"),
+    ("--prompt th\u00e9", "character '\u00e9' .* at position 2 is not among the"),
     ("--prompt-file no/such/file", "no/such/file: No such file"),
     ("--device toaster", "'toaster' is not a device"),
 ]  # fmt: skip
@@ -276,14 +277,13 @@ def follow(steps: list[list[list[int]]], prompt: str, stops: list[str] | None = 
     terminal = Terminal()
     console = Console(ByteTokenizer(), MASK, prompt, stops or [], live, terminal)
     progress = [Progress(rows, k + 1, k == len(steps) - 1) for k, rows in enumerate(steps)]
-    return console.follow(iter(progress)), terminal
+    return console.follow(iter(progress), len(steps[0])), terminal
 
 
 @pytest.fixture
-def small_terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("LINES", "5")
-    yield
 
 
 @pytest.mark.usefixtures("small_terminal")
@@ -295,7 +295,7 @@ def test_blocks_fill_in_live_and_the_end_is_complete() -> None:
     assert texts.texts == [text]
     assert terminal.getvalue().endswith(f"\x1b[JPrompt: {text}\n")
     assert UNKNOWN in terminal.getvalue() and UNKNOWN not in "".join(terminal.screen(20))
-    shown = terminal.getvalue().split("\x1b[J")[1:-1]
+    shown = [re.sub(r"\n\x1b\[\d+A$", "", frame) for frame in terminal.getvalue().split("\x1b[J")[1:-1]]
     assert all(len(frame.splitlines()) <= 4 for frame in shown)
     assert all(len(line) <= 20 for frame in shown for line in frame.splitlines())
 
@@ -361,6 +361,6 @@ def test_on_a_terminal_json_is_still_one_object(
 def test_the_console_works_with_other_tokenizers(configure: Configure) -> None:
     tokenizer = CharTokenizer("abc")
     console = Console(tokenizer, tokenizer.vocab_size, "", [], False)
-    texts = console.follow(iter([Progress([[0, 1, tokenizer.end_of_text]], 3, True)]))
+    texts = console.follow(iter([Progress([[0, 1, tokenizer.end_of_text]], 3, True)]), 1)
     assert texts.texts == ["ab"] and texts.statistics()["tokens"] == 3
     assert torch.tensor(texts.statistics()["tokens_per_forward"]).item() == 1.0

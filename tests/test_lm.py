@@ -1,0 +1,200 @@
+"""The handle of a trained model: saving and loading, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Configure
+from torch import Tensor
+
+import hybrid
+from hybrid.checkpoint import find_checkpoint, load_tensors
+from hybrid.run import Run
+
+
+@pytest.fixture(scope="module")
+def lm(trained: Path) -> hybrid.LanguageModel:
+    return hybrid.load(trained)
+
+
+@pytest.fixture(scope="module")
+def tokens(lm: hybrid.LanguageModel) -> Tensor:
+    return torch.randint(0, lm.tokenizer.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
+
+
+def same_results(a: hybrid.LanguageModel, b: hybrid.LanguageModel, tokens: Tensor) -> None:
+    for size, method in ((4, "bound"), (4, "enumerate"), (1, "exact")):
+        x, y = (lm.nll(tokens, size, method, draws=3) for lm in (a, b))
+        assert torch.equal(x.nll, y.nll) and torch.equal(x.stderr, y.stderr)
+    prompts = [[], [1, 2, 3], [4] * 9]
+    assert a.generate(prompts, 8, seed=1).tokens == b.generate(prompts, 8, seed=1).tokens
+
+
+def test_saving_and_loading_gives_the_same_model(lm: hybrid.LanguageModel, tokens: Tensor, tmp_path: Path) -> None:
+    folder = lm.save(tmp_path / "deep" / "saved")
+    again = hybrid.load(folder)
+    same_results(lm, again, tokens)
+    assert again.config == lm.config and again.tokenizer.fingerprint == lm.tokenizer.fingerprint
+    assert again.block_sizes == [4, 1] and again.mask_token_id == lm.tokenizer.vocab_size
+    # What was loaded can be saved again, and read without the run that it came from.
+    moved = shutil.move(hybrid.load(folder).save(tmp_path / "second"), tmp_path / "moved")
+    same_results(lm, hybrid.load(moved), tokens)
+
+
+def test_what_a_saved_folder_holds(lm: hybrid.LanguageModel, tmp_path: Path) -> None:
+    folder = lm.save(tmp_path / "saved")
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors", "config.yaml", "tokenizer", "model.json", "README.md", "manifest.json",
+    }  # fmt: skip
+    card = (folder / "README.md").read_text()
+    for part in ("# tiny", "hybrid.load", "| block_sizes | [4, 1] |", "| seq_len | 32 |", "| context | block_causal |"):
+        assert part in card
+    facts = json.loads((folder / "model.json").read_text())
+    weights = load_tensors(folder / "model.safetensors")
+    assert facts["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert facts["mask_token_id"] == facts["vocab_size"] == facts["end_of_text"] + 1
+    assert [path for path in tmp_path.iterdir() if path != folder] == []
+
+
+def test_saving_replaces_its_own_folder_and_no_other(lm: hybrid.LanguageModel, tokens: Tensor, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and was not written by hybrid"):
+        lm.save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    lm.save(tmp_path / "saved")
+    lm.save(tmp_path / "saved")
+    (tmp_path / "empty").mkdir()
+    lm.save(tmp_path / "empty")
+    same_results(lm, hybrid.load(tmp_path / "empty"), tokens)
+
+
+def test_averaged_weights_are_taken_where_there_are_any(
+    lm: hybrid.LanguageModel, trained: Path, configure: Configure, tmp_path: Path
+) -> None:
+    step = find_checkpoint(trained)
+    averaged, own = load_tensors(step / "ema.safetensors"), load_tensors(step / "model.safetensors")
+    assert torch.equal(lm.model.embedding.weight, averaged["embedding.weight"])
+    assert not torch.equal(lm.model.embedding.weight, own["embedding.weight"])
+    run = Run(configure(tmp_path, "optim.ema_decay=0", "trainer.steps=1", "eval.sample_tokens=0"))
+    run.open()
+    run.train()
+    assert torch.equal(hybrid.load(run.folder).model.embedding.weight, run.model.embedding.weight)
+
+
+def test_a_model_with_every_option_survives(configure: Configure, tmp_path: Path) -> None:
+    options = [
+        "model.context=causal", "model.prediction=next_token", "model.tied_embeddings=true", "model.qk_norm=false",
+        "model.n_kv_heads=1", "data.document_mask=true", "objective.block_size=seq_len", "trainer.steps=1",
+    ]  # fmt: skip
+    run = Run(configure(tmp_path, *options))
+    run.open()
+    run.train()
+    lm = hybrid.load(run.folder)
+    assert lm.block_sizes == [32]
+    ids = torch.tensor([lm.tokenizer.encode("The value of a list")])
+    again = hybrid.load(lm.save(tmp_path / "saved"))
+    assert torch.equal(lm.nll(ids, draws=2).nll, again.nll(ids, draws=2).nll)
+    assert lm.generate([ids[0].tolist()], 5).tokens == again.generate([ids[0].tolist()], 5).tokens
+
+
+def test_a_damaged_saved_model_is_refused(lm: hybrid.LanguageModel, tmp_path: Path) -> None:
+    folder = lm.save(tmp_path / "saved")
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"truncated\?"):
+        hybrid.load(folder)
+    weights.write_bytes(content[:-1] + b"\xff")
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        hybrid.load(folder)
+
+
+def test_a_model_outlives_its_corpus(trained: Path, tmp_path: Path, tokens: Tensor) -> None:
+    """Files that the configuration names are needed for training only."""
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    config = (folder / "config.yaml").read_text()
+    corpus = next(line for line in config.splitlines() if line.strip().startswith("corpus:"))
+    tokenizer = next(line for line in config.splitlines() if line.strip().startswith("tokenizer:"))
+    changed = config.replace(corpus, "  corpus: /gone/for/ever.txt").replace(tokenizer, "  tokenizer: gone.json")
+    (folder / "config.yaml").write_text(changed)
+    assert hybrid.load(folder).nll(tokens).nll.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"tokens": torch.zeros(2, 3)}, r"tokens: \[2, 3\] torch\.float32 is not a non-empty int64 tensor"),
+        ({"tokens": torch.zeros(3, dtype=torch.int64)}, r"tokens: \[3\] "),
+        ({"tokens": torch.zeros(0, 3, dtype=torch.int64)}, "non-empty"),
+        ({"tokens": [[1, 2]]}, "tokens: list is not"),
+        ({"tokens": torch.full((1, 4), 10_000)}, r"tokens: 10000 is not in the vocabulary \(0 to \d+\)"),
+        ({"tokens": torch.full((1, 4), -1)}, "tokens: -1 is not in the vocabulary"),
+        ({"tokens": torch.zeros(1, 33, dtype=torch.int64)}, "rows of 33 exceed the context of 32"),
+        ({"block_size": 0}, "block_size: 0 is too small"),
+        ({"block_size": "eight"}, "block_size: 'eight' is not a block size"),
+        ({"method": "exact"}, "'exact' is the likelihood at block size 1, not 4"),
+        ({"method": "guess"}, "method: 'guess' is not one of"),
+        ({"draws": 0}, "draws: 0 must be an integer of at least 1, or 'all'"),
+        ({"draws": "many"}, "draws: 'many' must be"),
+    ],
+)
+def test_what_nll_refuses(arguments: dict, message: str, lm: hybrid.LanguageModel, tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match=message):
+        lm.nll(**{"tokens": tokens, **arguments})
+
+
+def test_what_generate_refuses(lm: hybrid.LanguageModel) -> None:
+    for prompts, new, options, message in (
+        ([[1], [lm.mask_token_id]], 4, {}, r"token \d+ of prompt 1 is not in the vocabulary"),
+        ([[1] * 30], 3, {}, "exceed the context of 32"),
+        ([[1]], -1, {}, "must be an integer of at least 0"),
+        ([[1]], 4, {"block_size": 33}, "block_size: 33 is larger"),
+        ([[1]], 4, {"decoder": "nope"}, "decoder: 'nope' is not one of"),
+        ([[1]], 4, {"decoder": {"name": "margin", "setps": 1}}, "setps"),
+        ([[1]], 4, {"top_k": 1.5}, "top_k: 1.5 must be an integer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lm.generate(prompts, new, **options)
+
+
+def test_a_size_that_was_not_trained_warns_at_the_caller(lm: hybrid.LanguageModel, tokens: Tensor) -> None:
+    for call in (
+        lambda: lm.nll(tokens, 8),
+        lambda: lm.logits(tokens, 8),
+        lambda: lm.generate([[1]], 4, block_size=8),
+    ):
+        with pytest.warns(UserWarning, match=r"block_size: 8 was not trained \(trained: 4, 1\)"):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm.nll(tokens, 1)
+        lm.nll(tokens)
+
+
+def test_the_default_block_size_is_the_first_that_was_trained(lm: hybrid.LanguageModel, tokens: Tensor) -> None:
+    assert torch.equal(lm.nll(tokens).nll, lm.nll(tokens, 4).nll)
+    assert torch.equal(lm.logits(tokens), lm.logits(tokens, 4))
+    assert lm.generate([[1]], 8).tokens == lm.generate([[1]], 8, block_size=4).tokens
+    assert lm.nll(tokens[:, :2]).nll.shape == (3,)  # a row shorter than a block
+
+
+def test_logits_give_the_likelihood_of_block_size_1(lm: hybrid.LanguageModel, tokens: Tensor) -> None:
+    logits = lm.logits(tokens, 1)
+    assert logits.shape == (3, 13, lm.tokenizer.vocab_size)
+    expected = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).sum((1, 2))
+    torch.testing.assert_close(lm.nll(tokens, 1, "exact").nll, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_stream_ends_where_generate_does(lm: hybrid.LanguageModel) -> None:
+    prompts = [[1, 2], []]
+    steps = list(lm.stream(prompts, 10, seed=2))
+    result = lm.generate(prompts, 10, seed=2)
+    assert steps[-1].tokens == result.tokens and steps[-1].nfe == result.nfe and steps[-1].done
+    assert any(lm.mask_token_id in row for row in steps[0].tokens)
+    assert not any(step.done for step in steps[:-1])
