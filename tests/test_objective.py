@@ -152,7 +152,9 @@ def test_count_masks_as_many_as_it_weighs(length, block_size, draws, step):
         stop = min(start + block_size, length)
         masked, weight = masking.masked[..., start:stop], masking.weight[..., start:stop]
         assert masked.any(-1).all()
-        torch.testing.assert_close((weight * masked).sum(-1), torch.full_like(masked[..., 0], stop - start, dtype=torch.float64))
+        torch.testing.assert_close(
+            (weight * masked).sum(-1), torch.full_like(masked[..., 0], stop - start, dtype=torch.float64)
+        )
 
 
 def test_strata_cover_the_range_once_per_batch():
