@@ -162,11 +162,13 @@ def test_strata_cover_the_range_once_per_batch():
     assert sorted((u.flatten() * 60).long().tolist()) == list(range(60))
 
 
-def test_strata_are_not_tied_to_a_position():
-    """Over steps, the uniforms of each block of a batch of ONE row fill [0, 1]: Kolmogorov-Smirnov, false alarm 1e-6
-    per block (8 blocks, 2,000 steps)."""
+@pytest.mark.parametrize("rows", [1, 2])
+def test_strata_are_not_tied_to_a_position(rows):
+    """Over steps, the uniforms of each block of a batch of one or two rows fill [0, 1]: Kolmogorov-Smirnov, false alarm
+    1e-6 per block (8 blocks, 2,000 steps)."""
     steps = 2000
-    draws = torch.stack([block_uniforms(Keys(0, s, torch.arange(1), 0, 1), 8, 1, True)[0, 0] for s in range(steps)])
+    batches = [block_uniforms(Keys(0, s, torch.arange(rows), 0, rows), 8 // rows, 1, True) for s in range(steps)]
+    draws = torch.stack([batch.flatten() for batch in batches])
     ordered = draws.sort(0).values
     grid = torch.arange(1, steps + 1, dtype=torch.float64)[:, None] / steps
     distance = torch.maximum((grid - ordered).abs(), (ordered - grid + 1 / steps).abs()).amax(0)

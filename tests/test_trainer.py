@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,10 +70,24 @@ def before_step(monkeypatch: pytest.MonkeyPatch, action) -> None:
     monkeypatch.setattr(Stepper, "__call__", call)
 
 
+@pytest.fixture
+def signals_that_nobody_catches_fail() -> Iterator[None]:
+    """Without it, a trainer that does not catch SIGTERM would end the whole test session."""
+
+    def fail(number: int, frame: Any) -> None:
+        raise AssertionError(f"{signal.Signals(number).name} was not caught")
+
+    old = {number: signal.signal(number, fail) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Resuming
 
 
+@pytest.mark.usefixtures("signals_that_nobody_catches_fail")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_resuming_is_bit_identical_with_never_having_stopped(
@@ -233,6 +249,7 @@ def test_a_killed_run_resumes(
     assert not [path for path in (tmp_path / "tiny" / "checkpoints").iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.usefixtures("signals_that_nobody_catches_fail")
 def test_a_signal_during_the_last_evaluation_loses_nothing(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
