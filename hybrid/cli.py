@@ -22,7 +22,7 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    # Read by the OpenMP of torch when it is loaded, so it must be set before. Threads that wait for each other spin, for
+    # The OpenMP of torch reads it when it is loaded, so it must be set before. Threads that wait for each other spin, for
     # milliseconds by default: beside one other busy process on two cores, training then runs at a twentieth of its
     # speed. A shorter spin costs nothing alone and makes that a third.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
