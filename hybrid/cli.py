@@ -22,9 +22,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 if "OMP_WAIT_POLICY" not in os.environ:
-    # The OpenMP of torch reads it when it is loaded, so it must be set before. Threads that wait for each other spin, for
-    # milliseconds by default: beside one other busy process on two cores, training then runs at a twentieth of its
-    # speed. A shorter spin costs nothing alone and makes that a third.
+    # Torch's OpenMP reads it when it is loaded, so it must be set before. Threads that wait for each other spin, by
+    # default for milliseconds: beside one other busy process on two cores, training then ran at a twentieth of its
+    # speed. With a shorter spin it ran at a third, and alone about as fast as before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
