@@ -210,10 +210,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=1024, help="generate: tokens of the text")
     parser.add_argument("--steps", type=int, help="generate: forwards of a block (default: one per token)")
     parser.add_argument("--repeats", type=int, default=9, help="train: counted steps of each variant")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        help="default: auto to train, fp32 to generate (as generate.py)",
+    )
     parser.add_argument("--attention", default="auto")
     parser.add_argument("--device", default="auto")
-    return parser.parse_args()
+    a = parser.parse_args()
+    a.precision = a.precision or ("auto" if a.what == "train" else "fp32")
+    return a
 
 
 if __name__ == "__main__":
