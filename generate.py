@@ -75,7 +75,7 @@ def read_stdin() -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
     source = parser.add_mutually_exclusive_group()

@@ -41,9 +41,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
-    )
+    parser = cli.Parser(description=__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, prepare the data, and stop")

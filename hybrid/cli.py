@@ -10,12 +10,13 @@ the program and keeps its traceback.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, NoReturn, TextIO
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -26,6 +27,16 @@ if "OMP_WAIT_POLICY" not in os.environ:
     # default for milliseconds: beside one other busy process on two cores, training then ran at a twentieth of its
     # speed. With a shorter spin it ran at a third, and alone about as fast as before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a wrong option in one line, as a wrong setting is refused."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; --help lists the options")
 
 
 def run(main: Callable[[], int | None]) -> int:
