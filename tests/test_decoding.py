@@ -182,7 +182,7 @@ def test_ancestral_reveals_as_many_per_cell_as_the_schedule_says(block, steps, s
 
     is_masked = torch.ones(3, block, dtype=torch.bool)
     u = torch.rand(3, block, generator=torch.Generator().manual_seed(block), dtype=torch.float64)
-    view = View(0, torch.zeros(3, block).long(), is_masked, ~is_masked, is_masked, lambda i: u, lambda: None)
+    view = View(0, torch.zeros(3, block).long(), is_masked, ~is_masked, is_masked, lambda: u, lambda: None)
     rank = Ancestral(steps, schedule).start(view)
     from hybrid.noise import SCHEDULES
 
@@ -342,7 +342,9 @@ def test_scores_rank_by_what_they_say():
     probabilities = torch.tensor([[0.5, 0.45, 0.05], [0.4, 0.1, 0.5], [0.6, 0.2, 0.2]])
     prediction = Prediction(probabilities.log(), torch.tensor([0, 1, 0]))
     is_masked = torch.ones(1, 3, dtype=torch.bool)
-    view = View(0, torch.full((1, 3), 3), is_masked, ~is_masked, is_masked, lambda i: None, lambda: prediction)
+    view = View(
+        0, torch.full((1, 3), 3), is_masked, ~is_masked, is_masked, lambda: torch.zeros(1, 3), lambda: prediction
+    )
     assert Confidence().score(view)[0].tolist() == pytest.approx([0.5, 0.1, 0.6])
     assert Margin().score(view)[0].tolist() == pytest.approx([0.05, 0.1, 0.4], abs=1e-6)
     reveal, _ = Confidence(threshold=0.45).select(view, Confidence(threshold=0.45).start(view))

@@ -198,18 +198,18 @@ class _Session:
     def _view(self, live: _Live, step: int) -> View:
         seed, tokens, is_masked = self.engine.seed, live.tokens, live.is_masked
 
-        def uniform(i: int) -> Tensor:
-            return counter.uniform(seed, counter.DECIDE, live.key, live.position, step, i)
+        def draw() -> Tensor:
+            return counter.uniform(seed, counter.DECIDE, live.key, live.position, step)
 
         def forward() -> Prediction:
             hidden = self._forward(tokens, live.n_valid)
             with torch.no_grad(), self.engine.precision():
                 logits = self.model.head(hidden[is_masked])
             log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            draw = counter.uniform(seed, counter.TOKEN, live.key, live.position, step)
-            return Prediction(log_probs, self.engine.sampling.propose(log_probs, draw[is_masked]))
+            uniform = counter.uniform(seed, counter.TOKEN, live.key, live.position, step)
+            return Prediction(log_probs, self.engine.sampling.propose(log_probs, uniform[is_masked]))
 
-        return View(step, tokens, is_masked, live.is_fixed, live.is_valid, uniform, forward)
+        return View(step, tokens, is_masked, live.is_fixed, live.is_valid, draw, forward)
 
     def _forward(self, tokens: Tensor, n_valid: list[int]) -> Tensor:
         """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B); commits what precedes them."""

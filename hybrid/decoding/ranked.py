@@ -51,7 +51,7 @@ class FirstHitting(Ranked):
             at_least("steps", self.steps, 1)
 
     def start(self, view: View) -> Tensor:
-        return steps_of(ranks(view.uniform(0), view.is_masked), view.is_masked, self.steps)
+        return steps_of(ranks(view.uniform, view.is_masked), view.is_masked, self.steps)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Ancestral(Ranked):
     def start(self, view: View) -> Tensor:
         schedule: Schedule = build(SCHEDULES, self.schedule, "schedule")
         grid = schedule.masked(torch.linspace(0, 1, self.steps + 1, dtype=torch.float64, device=view.tokens.device))
-        cell = self.steps - torch.searchsorted(grid[1:-1].contiguous(), view.uniform(0))  # time runs from 1 to 0
+        cell = self.steps - torch.searchsorted(grid[1:-1].contiguous(), view.uniform)  # time runs from 1 to 0
         cell = cell.masked_fill(~view.is_masked, self.steps + 1)
         ordered, index = cell.sort(dim=-1)
         new = torch.cat([torch.zeros_like(ordered[:, :1]), (ordered[:, 1:] != ordered[:, :-1]).long()], dim=1)

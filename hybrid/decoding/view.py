@@ -35,17 +35,17 @@ class View:
     is_masked: Tensor  # (r, B) booleans: may be revealed
     is_fixed: Tensor  # (r, B): part of the prompt, may never be re-masked
     is_valid: Tensor  # (r, B): False behind the end of a short last block
-    uniform: Callable[[int], Tensor]  # uniform(i) -> (r, B) float64 in [0, 1), the i-th draw of this step
+    draw: Callable[[], Tensor]
     forward: Callable[[], Prediction]
+
+    @cached_property
+    def uniform(self) -> Tensor:
+        """(r, B) float64 in [0, 1), independent of the batch: for decisions that are random."""
+        return self.draw()
 
     @cached_property
     def prediction(self) -> Prediction:
         return self.forward()
-
-    @property
-    def has_run(self) -> bool:
-        """Whether the network has been run at this step."""
-        return "prediction" in self.__dict__
 
     @cached_property
     def proposal(self) -> Tensor:
