@@ -9,6 +9,7 @@ Shape legend: b batch, q query rows, k key rows, N text length, B block size, D 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -31,13 +32,14 @@ class Coordinates:
 
     def as_queries(self) -> Coordinates:
         """Coordinates that broadcast along a new key axis."""
-        return self._map(lambda t: t[..., :, None])
+        return self.map(lambda t: t[..., :, None])
 
     def as_keys(self) -> Coordinates:
         """Coordinates that broadcast along a new query axis."""
-        return self._map(lambda t: t[..., None, :])
+        return self.map(lambda t: t[..., None, :])
 
-    def _map(self, f) -> Coordinates:
+    def map(self, f: Callable[[Tensor], Tensor]) -> Coordinates:
+        """Apply `f` to every tensor."""
         document = None if self.document is None else f(self.document)
         return Coordinates(f(self.position), f(self.block), f(self.draw), document)
 
@@ -171,7 +173,7 @@ class TwoStream:
 
     @cached_property
     def queries(self) -> Coordinates:
-        return self.keys._map(self.select_queries)
+        return self.keys.map(self.select_queries)
 
     def dense(self) -> Tensor:
         """(1 or b, q, k) booleans, made once for all layers."""

@@ -45,7 +45,7 @@ def plan(pattern: TwoStream, dtype: torch.dtype) -> list[Chunk]:
     """The chunks of a pattern; `dtype` is that of the queries."""
     chunks = []
     for rows in _row_chunks(pattern):
-        queries = pattern.queries._map(lambda t, rows=rows: t[:, rows]).as_queries()
+        queries = pattern.queries.map(lambda t, rows=rows: t[:, rows]).as_queries()
         allowed = may_attend(queries, pattern.keys.as_keys(), pattern.context)  # (1 or b, rows, k)
         seen = allowed.any(0).any(0)
         spans = tuple(_spans(seen, [0, pattern.n_clean, pattern.n_clean + pattern.n_noisy]))
