@@ -62,6 +62,12 @@ class Batch:
         return Batch(self.tokens.to(device), self.is_target.to(device), documents)
 
 
+def document_numbers(tokens: Tensor, end_of_text: int) -> Tensor:
+    """The document of each token of rows [R, L], from 0 in each row: end-of-text tokens before it."""
+    ends = (tokens == end_of_text).long()
+    return ends.cumsum(dim=1) - ends
+
+
 class PackedTokens:
     """One split: documents one after the other, cut into rows of `seq_len`; a last, shorter row is left out."""
 
@@ -111,8 +117,7 @@ class PackedTokens:
             is_target = torch.from_numpy(self.is_target[positions].astype(bool))
         documents = None
         if self.document_mask:
-            ends = (tokens == self.end_of_text).long()
-            documents = ends.cumsum(dim=1) - ends
+            documents = document_numbers(tokens, self.end_of_text)
         return Batch(tokens, is_target, documents)
 
 

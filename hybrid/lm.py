@@ -20,6 +20,7 @@ from hybrid import checkpoint
 from hybrid.atomic import new_folder, write_json_atomic
 from hybrid.attention import select_backend
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
+from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine, Generation, Progress
 from hybrid.device import precision_context, resolve_device
@@ -212,8 +213,7 @@ class LanguageModel:
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
             return None
-        ends = (tokens == self.tokenizer.end_of_text).long()
-        return ends.cumsum(1) - ends
+        return document_numbers(tokens, self.tokenizer.end_of_text)
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:

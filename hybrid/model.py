@@ -48,6 +48,11 @@ class ModelConfig:
     def mlp_dim(self) -> int:
         return self.hidden_dim or -(-8 * self.dim // 3 // 64) * 64
 
+    @property
+    def begin(self) -> int:
+        """1 if a begin token stands before the text, else 0; text token l has rotary position begin + l."""
+        return int(self.prediction == "next_token")
+
     def check(self) -> None:
         """Raise a ValueError if the sizes do not fit each other."""
         for key in ("dim", "n_layers", "n_heads", "kv_heads", "mlp_dim"):

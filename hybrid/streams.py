@@ -45,7 +45,7 @@ def two_stream_hidden(
 
 def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
     """Put the begin token before the text of `next_token` models."""
-    if model.config.prediction != "next_token":
+    if not model.config.begin:
         return tokens
     return F.pad(tokens, (1, 0), value=model.end_of_text)
 
@@ -53,7 +53,7 @@ def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
 def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor | None:
     """Document of each input row, (b, begin + N). An end-of-text token ends its document as something to predict; as
     an input of a `next_token` model it opens the next one, whose first token is read off it."""
-    if documents is None or model.config.prediction != "next_token":
+    if documents is None or not model.config.begin:
         return documents
     opening = documents + (tokens == model.end_of_text).to(documents.dtype)
     return torch.cat([documents[:, :1], opening], dim=1)
@@ -78,7 +78,7 @@ def block_hidden(
     Returns:
         (b, l, dim): the states that predict the live tokens.
     """
-    device, begin = live.device, int(model.config.prediction == "next_token")
+    device, begin = live.device, model.config.begin
     counts = [len(p) for p in pending]
     needs_live = not (begin and block_size == 1)  # an ordinary autoregressive step reads no noisy row
     width = max(counts)
@@ -96,8 +96,7 @@ def block_hidden(
         slot_document=documents,
         first_query=0 if begin else width,
     )
-    if tokens.shape[1] == 0:
-        raise AssertionError("a forward of no rows")
+    assert tokens.shape[1], "a forward of no rows"
     hidden = model(tokens, slots, pattern, cache=cache, slots=slots)
     if not begin:
         cache.commit(counts)
@@ -116,7 +115,7 @@ def _lay_out(
     model: Transformer, cache: KVCache, pending: list[Tensor], live: Tensor, n_live: list[int], block_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, slots and number of visible slots of the rows `[pending ; live]`, each (b, p + l)."""
-    device, begin = live.device, int(model.config.prediction == "next_token")
+    device, begin = live.device, model.config.begin
     width = max(len(p) for p in pending)
     counts = torch.tensor([len(p) for p in pending], device=device)[:, None]
     starts = torch.tensor(cache.lengths, device=device)[:, None]

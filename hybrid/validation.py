@@ -76,7 +76,6 @@ def bound(
     nats, variance, tokens = 0.0, 0.0, 0
     sums = torch.zeros(block_size + 1, dtype=torch.float64, device=device)
     counts = torch.zeros_like(sums)
-    draws = 1 if block_size == 1 else draws
     for start in range(0, n_rows, batch_rows):
         index = range(start, min(start + batch_rows, n_rows))
         batch = split.rows(list(index)).to(device)

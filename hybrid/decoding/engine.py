@@ -159,7 +159,7 @@ class _Session:
         for i, row in enumerate(self.rows):
             text[i, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(device)
-        self.begin = int(self.model.config.prediction == "next_token")
+        self.begin = self.model.config.begin
         with engine.precision():
             self.cache = KVCache.empty(self.model, len(self.rows), self.begin + min(width, engine.seq_len))
         self.documents = self._documents() if engine.document_mask else None
