@@ -69,7 +69,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader, also after a kill or a power cut, sees the old content or the new one.
+    """`write_bytes_atomic` of `text` in UTF-8."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, also after a kill or a power cut, sees the old content or the new one.
 
     Raises:
         OSError: it could not be written (disk full, say); one line, and the old content is still there.
@@ -77,8 +82,8 @@ def write_text_atomic(path: Path, text: str) -> None:
     path = Path(path)
     temporary = _temporary(path)
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

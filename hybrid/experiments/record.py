@@ -1,0 +1,87 @@
+"""Results as Markdown, with the command, commit, machine and seeds that made them beside the numbers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid.atomic import write_bytes_atomic, write_text_atomic
+from hybrid.tracking import environment
+
+_MARK = "<!-- Written by a command; edits are lost when it runs again. -->"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` hold a value per column; floats are shown with four significant digits, None as a dash."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    caption: str = ""
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *([_cell(v) for v in row] for row in self.rows)]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{self.caption}\n\n{body}" if self.caption else body
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+
+
+def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
+    """One sentence: how to make the numbers again, and on what they were made."""
+    e = environment(device)
+    commit = (
+        "no commit" if e["commit"] is None else f"commit {e['commit'][:7]}" + (" with changes" if e["dirty"] else "")
+    )
+    machine = e["processor"] if e["device"] == "cpu" else e["device"]
+    plural = "seed" if len(seeds) == 1 else "seeds"
+    return (
+        f"`{command}`; {commit}; {machine}, {e['threads']} threads, torch {e['libraries']['torch']}; "
+        f"{plural} {', '.join(map(str, seeds))}; {e['started'][:10]}."
+    )
+
+
+def refuse_foreign(path: Path) -> None:
+    """Results may replace older results, but nothing else.
+
+    Raises:
+        ValueError: a file is there that no experiment wrote.
+    """
+    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"--output: {path} exists and was not written by an experiment; choose another file")
+
+
+def write_result(
+    path: Path, title: str, origin: str, parts: Sequence[str | Table], figures: dict[str, np.ndarray] | None = None
+) -> None:
+    """Write `path` (Markdown) and its figures beside it: `figures` maps a caption to an image, uint8 [h, w, 3].
+
+    Raises:
+        ValueError: `path` holds something that no experiment wrote.
+    """
+    from PIL import Image
+
+    refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = [f"# {title}", _MARK, f"Made by {origin}"]
+    text += [part if isinstance(part, str) else part.markdown() for part in parts]
+    for number, (caption, image) in enumerate((figures or {}).items()):
+        name = f"{path.stem}.png" if number == 0 else f"{path.stem}-{number + 1}.png"
+        png = io.BytesIO()
+        Image.fromarray(image).save(png, format="png", optimize=True)
+        write_bytes_atomic(path.with_name(name), png.getvalue())
+        text.append(f"![{caption}]({name})")
+    write_text_atomic(path, "\n\n".join(text) + "\n")
