@@ -106,7 +106,7 @@ class Flex:
         def mask_mod(batch: Tensor, head: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
             def at(c: Coordinates, i: Tensor) -> Coordinates:
                 document = None if c.document is None else c.document[batch, i]
-                return Coordinates(c.position[0, i], c.block[0, i], c.draw[0, i], document)
+                return Coordinates(c.position[0, i], c.start[0, i], c.draw[0, i], document)
 
             return may_attend(at(queries, q_index), at(keys, k_index), pattern.context)
 

@@ -17,16 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BEGIN_BLOCK = -1
-"""The begin token of `next_token` models is a block of its own, before the text."""
-
 
 @dataclass(frozen=True)
 class Coordinates:
     """Where rows stand. All tensors broadcast against each other; `document` may be None (one document)."""
 
-    position: Tensor  # text position; the begin token is at -1
-    block: Tensor  # position // B; BEGIN_BLOCK for the begin token
+    position: Tensor  # text position; the begin token is at -1, a block of its own
+    start: Tensor  # position of the first token of its block
     draw: Tensor  # -1: clean stream; 0, 1, ...: noisy stream of that noise draw
     document: Tensor | None = None
 
@@ -41,7 +38,7 @@ class Coordinates:
     def map(self, f: Callable[[Tensor], Tensor]) -> Coordinates:
         """Apply `f` to every tensor."""
         document = None if self.document is None else f(self.document)
-        return Coordinates(f(self.position), f(self.block), f(self.draw), document)
+        return Coordinates(f(self.position), f(self.start), f(self.draw), document)
 
 
 def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
@@ -52,15 +49,16 @@ def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
     | clean l | clean k with block(k) <= block(l) (`block_causal`), or k <= l (`causal`)           |
     | noisy l | clean k with block(k) < block(l); noisy k of its own block and its own noise draw  |
 
-    Rows of different documents never see each other.
+    Rows of different documents never see each other. Streams may be cut into blocks of different sizes, so what a noisy
+    row sees of the clean stream is what stands before its own block.
     """
     if context == "causal":
         clean_sees = key.position <= query.position
     else:
-        clean_sees = key.block <= query.block
+        clean_sees = key.start <= query.start
     key_is_clean = key.draw < 0
     noisy_sees = torch.where(
-        key_is_clean, key.block < query.block, (key.block == query.block) & (key.draw == query.draw)
+        key_is_clean, key.position < query.start, (key.start == query.start) & (key.draw == query.draw)
     )
     allowed = torch.where(query.draw < 0, key_is_clean & clean_sees, noisy_sees)
     if query.document is not None and key.document is not None:
@@ -74,6 +72,9 @@ class TwoStream:
 
     Streams hold what somebody reads and no more: nobody reads the clean last block, so the clean stream ends before it
     (`in_place` at B = N has none), and `next_token` at B = 1 reads only clean rows, so it has no noisy stream.
+
+    `autoregressive` adds what predicts every token from those before it alone: of `next_token` all clean rows are read,
+    `in_place` gets one more noisy stream, at block size 1. It needs `context: causal`.
     """
 
     length: int  # N
@@ -83,6 +84,7 @@ class TwoStream:
     draws: int = 1  # D
     documents: Tensor | None = None  # (b, begin + N): document of each text token, seen as input
     device: torch.device | str = "cpu"
+    autoregressive: bool = False
     only_read: bool = False  # queries are just the rows that a prediction is read from (the last layer)
     derived: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a backend made of this pattern
 
@@ -95,6 +97,7 @@ class TwoStream:
             self.context,
             self.prediction,
             self.draws,
+            self.autoregressive,
             self.only_read,
             str(self.device),
         )
@@ -110,16 +113,23 @@ class TwoStream:
 
     @property
     def n_clean(self) -> int:
-        return self.begin + (self.n_blocks - 1) * self.block_size
+        return self.begin + (self.length - 1 if self.autoregressive else (self.n_blocks - 1) * self.block_size)
+
+    @property
+    def noisy_block_sizes(self) -> list[int]:
+        """The block size of each noisy stream."""
+        if self.prediction == "next_token":
+            return [] if self.block_size == 1 else [self.block_size] * self.draws
+        return [self.block_size] * self.draws + [1] * self.autoregressive
 
     @property
     def n_noisy(self) -> int:
-        return 0 if self.prediction == "next_token" and self.block_size == 1 else self.draws * self.length
+        return len(self.noisy_block_sizes) * self.length
 
     @property
     def clean_queries(self) -> slice:
         """Which clean rows ask. `next_token` reads the first token of each block off the clean row before it."""
-        if not self.only_read:
+        if not self.only_read or (self.begin and self.autoregressive):
             return slice(0, self.n_clean)
         return slice(0, self.n_clean, self.block_size) if self.begin else slice(0, 0)
 
@@ -148,28 +158,40 @@ class TwoStream:
         if not self.begin:
             return row * n_queries + draw * self.length + position
         block, offset = position // self.block_size, position % self.block_size
+        clean = position if self.autoregressive else block
         noisy = self.reading().n_clean_queries + draw * self.length + position - 1
-        return row * n_queries + torch.where(offset == 0, block, noisy)
+        return row * n_queries + torch.where(offset == 0, clean, noisy)
+
+    def autoregressive_rows(self, is_target: Tensor) -> Tensor:
+        """Flat indices into (b, q) of `reading()`, from which the tokens True in `is_target` (b, N) are read, each
+        given those before it."""
+        row, position = is_target.nonzero(as_tuple=True)
+        n_clean = self.reading().n_clean_queries
+        first = 0 if self.begin else n_clean + self.draws * self.length
+        return row * (n_clean + self.n_noisy) + first + position
 
     @cached_property
     def positions(self) -> Tensor:
         """(1, n_clean + n_noisy): rotary positions."""
-        text = torch.arange(self.begin, self.begin + self.length, device=self.device).repeat(self.draws)
-        return torch.cat([torch.arange(self.n_clean, device=self.device), text[: self.n_noisy]])[None]
+        text = torch.arange(self.begin, self.begin + self.length, device=self.device)
+        return torch.cat([torch.arange(self.n_clean, device=self.device), text.repeat(self.n_noisy // self.length)])[
+            None
+        ]
 
     @cached_property
     def keys(self) -> Coordinates:
         clean = torch.arange(self.n_clean, device=self.device) - self.begin
-        noisy = torch.arange(self.length, device=self.device).repeat(self.draws)[: self.n_noisy]
-        position = torch.cat([clean, noisy])
-        draw = torch.arange(self.draws, device=self.device).repeat_interleave(self.length)[: self.n_noisy]
-        draw = torch.cat([torch.full_like(clean, -1), draw])
-        block = torch.where(position < 0, BEGIN_BLOCK, position // self.block_size)
+        text = torch.arange(self.length, device=self.device)
+        sizes = self.noisy_block_sizes
+        position = torch.cat([clean, *(text for _ in sizes)])
+        start = torch.cat([clean // self.block_size * self.block_size, *(text // size * size for size in sizes)])
+        start = torch.where(position < 0, position, start)
+        draw = torch.cat([torch.full_like(clean, -1), *(torch.full_like(text, i) for i in range(len(sizes)))])
         document = None
         if self.documents is not None:
-            text = self.documents[:, self.begin :].repeat(1, self.draws)
-            document = torch.cat([self.documents[:, : self.n_clean], text[:, : self.n_noisy]], dim=1)
-        return Coordinates(position[None], block[None], draw[None], document)
+            noisy = self.documents[:, self.begin :].repeat(1, len(sizes))
+            document = torch.cat([self.documents[:, : self.n_clean], noisy], dim=1)
+        return Coordinates(position[None], start[None], draw[None], document)
 
     @cached_property
     def queries(self) -> Coordinates:

@@ -25,7 +25,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.figures import attention_figure, count_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
-from hybrid.objective import build_estimator
+from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build
 from hybrid.tracking import Tracker, environment
@@ -132,22 +132,24 @@ class Run:
             sizes = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
         return Validator(self.model, self.data.validation, sizes, c.eval, self.precision)
 
-    def _trainer(self, tracker: Tracker, validate: Validator) -> Trainer:
+    def stepper(self) -> Stepper:
+        """What makes the optimizer steps of this run."""
         c = self.config
-        stepper = Stepper(
+        return Stepper(
             model=self.model,
             optimizer=Optimizer(self.model, c.optim),
             ema=EMA(self.model, c.optim.ema_decay) if c.optim.ema_decay else None,
             split=self.data.train,
-            estimator=build_estimator(c.objective),
+            objective=Objective.of(c.objective),
             block_sizes=self.block_sizes,
-            draws=c.objective.draws,
-            stratified=c.objective.stratified,
             optim=c.optim,
             trainer=c.trainer,
             seed=c.run.seed,
             precision=self.precision,
         )
+
+    def _trainer(self, tracker: Tracker, validate: Validator) -> Trainer:
+        c = self.config
         engine = Engine(
             model=self.model,
             seq_len=c.data.seq_len,
@@ -159,7 +161,7 @@ class Run:
         )
         sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens)
         wants_samples = c.eval.sample_tokens and sample.prompts
-        return Trainer(stepper, tracker, self.folder, validate, sample if wants_samples else None)
+        return Trainer(self.stepper(), tracker, self.folder, validate, sample if wants_samples else None)
 
     def _introduce(self, tracker: Tracker) -> None:
         """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""

@@ -58,11 +58,10 @@ def plan(pattern: TwoStream, dtype: torch.dtype) -> list[Chunk]:
 
 
 def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
-    """Cut the query rows: the clean ones, and each noise draw by itself, at multiples of whole blocks."""
+    """Cut the query rows: the clean ones, and each noisy stream by itself, at multiples of whole blocks."""
     size = max(CHUNK // pattern.block_size, 1) * pattern.block_size
     starts = [0, pattern.n_clean_queries]
-    if pattern.n_noisy:
-        starts += [pattern.n_clean_queries + (i + 1) * pattern.length for i in range(pattern.draws)]
+    starts += [pattern.n_clean_queries + (i + 1) * pattern.length for i in range(len(pattern.noisy_block_sizes))]
     for start, stop in pairwise(starts):
         for first in range(start, stop, size):
             yield slice(first, min(first + size, stop))

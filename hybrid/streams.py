@@ -16,17 +16,19 @@ from hybrid.model import Transformer
 
 
 def two_stream_hidden(
-    model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None
-) -> Tensor:
+    model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
+    autoregressive: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Hidden states from which the masked tokens are predicted, in one pass.
 
     Args:
         tokens: (b, N) clean ids.
         masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
         documents: (b, N), the number of end-of-text tokens before each token, or None for one document.
+        autoregressive: (b, N) booleans, tokens also to be predicted from those before them (`context: causal`).
 
     Returns:
-        (m, dim), in the order of `masked.nonzero()`.
+        (m, dim), in the order of `masked.nonzero()`, followed by the rows of `autoregressive.nonzero()`.
     """
     pattern = TwoStream(
         length=tokens.shape[1],
@@ -36,11 +38,16 @@ def two_stream_hidden(
         draws=masked.shape[1],
         documents=input_documents(model, tokens, documents),
         device=tokens.device,
+        autoregressive=autoregressive is not None,
     )
     clean = with_begin(model, tokens)[:, : pattern.n_clean]
-    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)[:, : pattern.n_noisy]
-    rows = torch.cat([clean, noisy], dim=1)
-    return model(rows, pattern.positions, pattern, read=pattern.read_rows(masked))
+    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)
+    read = pattern.read_rows(masked)
+    if autoregressive is not None:
+        noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
+        read = torch.cat([read, pattern.autoregressive_rows(autoregressive)])
+    rows = torch.cat([clean, noisy[:, : pattern.n_noisy]], dim=1)
+    return model(rows, pattern.positions, pattern, read=read)
 
 
 def with_begin(model: Transformer, tokens: Tensor) -> Tensor:

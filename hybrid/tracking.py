@@ -35,6 +35,7 @@ SUPERSEDED = "metrics.jsonl.superseded"
 LAYOUT = {
     "likelihood": {
         "training: negative ELBO, nats per token": ["^train/nelbo$"],
+        "training: other objectives, nats per token": ["^train/loss$", "^train/ar_nll$"],
         "validation: negative ELBO, nats per token": ["^val/nelbo$"],
         "validation by block size": [r"^val/nelbo/b\d+$"],
         "bits per byte": ["^val/bits_per_byte"],

@@ -14,16 +14,17 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from hybrid import checkpoint, counter
 from hybrid.atomic import write_text_atomic
 from hybrid.data import PackedTokens, batch_rows, shard
 from hybrid.model import Transformer
 from hybrid.noise import Keys
-from hybrid.objective import Estimator, masked_loss
+from hybrid.objective import Objective
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
 from hybrid.options import option
 from hybrid.tracking import Progress, Tracker
@@ -59,13 +60,23 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimizer step. `nelbo` is in nats per target token of the global batch."""
+    """One optimizer step. Losses are in nats per target token of the global batch."""
 
-    nelbo: float
+    loss: float  # of the objective, without the autoregressive part
+    ar_nll: float | None  # of the autoregressive part, where there is one
     grad_norm: float
     block_size: int
     rates: dict[str, float]  # learning rates by name
     is_finite: bool
+
+
+class Share(NamedTuple):
+    """What one rank accumulated: losses per target token of the global batch, and what its blocks gave."""
+
+    loss: float
+    ar_nll: float | None
+    block_size: int
+    blocks: list[tuple[Tensor, Tensor, Tensor]]  # `Objective.observed` of each forward, for a proposal that learns
 
 
 @dataclass
@@ -76,10 +87,8 @@ class Stepper:
     optimizer: Optimizer
     ema: EMA | None
     split: PackedTokens
-    estimator: Estimator
+    objective: Objective
     block_sizes: Sequence[int]
-    draws: int
-    stratified: bool
     optim: OptimConfig
     trainer: TrainerConfig
     seed: int
@@ -88,41 +97,49 @@ class Stepper:
     world: int = 1
 
     def __call__(self, step: int) -> StepResult:
-        nelbo, block_size = self.accumulate(step)
+        share = self.accumulate(step)
         rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
         grad_norm = float(norm)
-        is_finite = math.isfinite(nelbo) and math.isfinite(grad_norm)
+        is_finite = math.isfinite(share.loss) and math.isfinite(share.ar_nll or 0.0) and math.isfinite(grad_norm)
         if is_finite:
             self.optimizer.step()
+            self.objective.learn(share.block_size, share.blocks)
             if self.ema is not None:
                 self.ema.update(step)
         self.optimizer.zero_grad()
-        return StepResult(nelbo, grad_norm, block_size, rates, is_finite)
+        return StepResult(share.loss, share.ar_nll, grad_norm, share.block_size, rates, is_finite)
 
-    def accumulate(self, step: int) -> tuple[float, int]:
+    def accumulate(self, step: int) -> Share:
         """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
-        trainer, seq_len = self.trainer, self.split.seq_len
+        trainer, seq_len, objective = self.trainer, self.split.seq_len, self.objective
         n_rows = trainer.batch_tokens // seq_len
         indices = batch_rows(self.split.n_rows, n_rows, self.seed, step)
         mine = shard(indices, self.rank, self.world)
         micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
         block_size = self.block_size_of(step)
-        n_targets = self._count_targets(indices)
+        n_targets = max(self._count_targets(indices), 1)
         device = self.model.embedding.weight.device
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total, ar_total = torch.zeros(2, dtype=torch.float64, device=device)
+        blocks = []
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows]).to(device)
             first = self.rank * len(mine) + start
             row = torch.arange(first, first + len(batch.tokens), device=device)
             keys = Keys(self.seed, step + 1, row, first, n_rows)
-            masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
             with self.precision():
-                loss = masked_loss(self.model, batch.tokens, masking, block_size, batch.documents)
-                share = loss.total / max(n_targets, 1)
-            share.backward()
-            total += share.detach()
-        return float(total), block_size
+                loss = objective.loss(self.model, batch, keys, block_size)
+                minimised = loss.total
+                if loss.autoregressive is not None:
+                    minimised = minimised + objective.ar_weight * loss.autoregressive
+            (minimised / n_targets).backward()
+            total += loss.total.detach() / n_targets
+            if loss.autoregressive is not None:
+                ar_total += loss.autoregressive.detach() / n_targets
+            if objective.learner is not None:
+                blocks.append(objective.observed(loss, batch.is_target, block_size))
+        has_ar = objective.ar_weight > 0 and block_size > 1
+        return Share(float(total), float(ar_total) if has_ar else None, block_size, blocks)
 
     def block_size_of(self, step: int) -> int:
         """With a list of block sizes, one is drawn for each batch."""
@@ -137,9 +154,10 @@ class Stepper:
 
 
 class Window:
-    """Means over the steps since the last record."""
+    """Means over the steps since the last record; `loss` is the name of what is trained."""
 
-    def __init__(self) -> None:
+    def __init__(self, loss: str) -> None:
+        self.loss = loss
         self.results: list[StepResult] = []
         self.started = time.perf_counter()
 
@@ -147,14 +165,20 @@ class Window:
         good = [r for r in self.results if r.is_finite]
         metrics = {"perf/tokens_per_second": tokens_per_step * len(self.results) / (time.perf_counter() - self.started)}
         if good:
-            metrics["train/nelbo"] = sum(r.nelbo for r in good) / len(good)
-            metrics["optim/grad_norm"] = sum(r.grad_norm for r in good) / len(good)
+            metrics[self.loss] = _mean([r.loss for r in good])
+            left_to_right = [r.ar_nll for r in good if r.ar_nll is not None]
+            if left_to_right:
+                metrics["train/ar_nll"] = _mean(left_to_right)
+            metrics["optim/grad_norm"] = _mean([r.grad_norm for r in good])
             metrics |= {f"optim/{name}": rate for name, rate in good[-1].rates.items()}
             sizes = {r.block_size for r in good}
             for size in sizes if len(sizes) > 1 else ():
-                of_size = [r.nelbo for r in good if r.block_size == size]
-                metrics[f"train/nelbo/b{size}"] = sum(of_size) / len(of_size)
+                metrics[f"{self.loss}/b{size}"] = _mean([r.loss for r in good if r.block_size == size])
         return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 class Trainer:
@@ -182,6 +206,8 @@ class Trainer:
         self.final: dict[str, Any] = {}
         self._bad = 0
         self._signal: int | None = None
+        # Only what is an estimate of the ELBO is called so.
+        self.loss_name = "train/nelbo" if stepper.objective.is_elbo else "train/loss"
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step."""
@@ -192,6 +218,8 @@ class Trainer:
         if s.ema is not None:
             tensors = checkpoint.load_tensors(path / "ema.safetensors")
             s.ema.shadow = {name: tensors[name].to(t.device) for name, t in s.ema.shadow.items()}
+        if s.objective.learner is not None:
+            s.objective.learner.restore(checkpoint.load_tensors(path / "proposal.safetensors"))
         self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
         log.info("resumed at step %d from %s", self.step, path)
 
@@ -207,6 +235,8 @@ class Trainer:
         tensors = {"model": checkpoint.module_tensors(s.model), "optimizer": optimizer_tensors}
         if s.ema is not None:
             tensors["ema"] = s.ema.shadow
+        if s.objective.learner is not None:
+            tensors["proposal"] = s.objective.learner.state()
         state = {"step": self.step, "skipped": self.skipped, "bad": self._bad, "optimizer": optimizer_meta}
         broken = [
             f"{group} {name}"
@@ -267,17 +297,17 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _loop(self, progress: Progress, deadline: float) -> None:
-        config, window = self.config, Window()
+        config, window = self.config, Window(self.loss_name)
         while self.step < config.steps and self._signal is None and time.monotonic() < deadline:
             result = self.stepper(self.step)
             self._note(result)
             self.step += 1
             window.results.append(result)
-            progress.update(self.step, config.batch_tokens, result.nelbo)
+            progress.update(self.step, config.batch_tokens, result.loss)
             if self.step % config.log_every == 0 or self.step == config.steps:
                 metrics = window.metrics(config.batch_tokens)
                 self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.skipped})
-                window = Window()
+                window = Window(self.loss_name)
             if self.step == config.steps:
                 break
             looks = _due(self.step, config.eval_every), _due(self.step, config.sample_every)
@@ -287,7 +317,7 @@ class Trainer:
             if saves:
                 self.save()
             if any(looks) or saves:  # neither counts as training time
-                window = Window()
+                window = Window(self.loss_name)
 
     def _note(self, result: StepResult) -> None:
         """Count non-finite steps; several in a row end the run (the weights are those of the last good step)."""
@@ -297,7 +327,7 @@ class Trainer:
         self._bad += 1
         self.skipped += 1
         log.warning(
-            "step %d skipped: loss %s, gradient norm %s", self.step, f"{result.nelbo:.4g}", f"{result.grad_norm:.4g}"
+            "step %d skipped: loss %s, gradient norm %s", self.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
         )
         if self._bad >= self.config.max_bad_steps:
             broken = [n for n, p in self.stepper.model.named_parameters() if not bool(p.isfinite().all())]

@@ -32,10 +32,13 @@ def variants():
         SHAPES, CONTEXTS, PREDICTIONS, (1, 2), (False, True)
     ):
         documents = documents_of(length, int(prediction == "next_token")) if masked else None
-        pattern = TwoStream(length, block_size, context, prediction, draws, documents)
-        yield pattern
-        if pattern.reading().queries.position.shape[1]:
-            yield pattern.reading()
+        for autoregressive in {False, context == "causal"}:
+            pattern = TwoStream(
+                length, block_size, context, prediction, draws, documents, autoregressive=autoregressive
+            )
+            yield pattern
+            if pattern.reading().queries.position.shape[1]:
+                yield pattern.reading()
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

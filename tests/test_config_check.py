@@ -89,6 +89,9 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
         (["optim.decay_fraction=1.5"], ["optim.decay_fraction", "1.5"]),
         (["optim.grad_clip=-1"], ["optim.grad_clip", "-1"]),
         (["objective.draws=0"], ["objective.draws", "0"]),
+        (["objective.ar_weight=0.5"], ["objective.ar_weight: 0.5", "model.context=causal"]),
+        (["objective.complementary=true"], ["objective.draws: 1 is odd", "complementary"]),
+        (["objective.proposal={name: explicit, weights: [1, 2]}"], ["weights: 2 weights", "block size is 8"]),
         (["objective.estimator={name: time, schedule: nope}"], ["objective.estimator.schedule", "'nope'"]),
         (["eval.rows=-1"], ["eval.rows", "-1"]),
         (["eval.draws=0"], ["eval.draws", "0"]),
@@ -123,6 +126,8 @@ def test_a_short_last_block_is_fine() -> None:
             ["objective.estimator={name: time, schedule: linear}", "objective.schedule=cosine_mdlm"],
             "objective.schedule",
         ),
+        (["objective.estimator=time", "objective.proposal=adaptive"], "objective.proposal"),
+        (["objective.estimator=time", "objective.complementary=true", "objective.draws=2"], "objective.complementary"),
         (["optim.muon_lr=0.1"], "optim.muon_lr"),
         (["optim.momentum=0.9"], "optim.momentum"),
         (["optim.decay_fraction=0.5"], "optim.decay_fraction"),
@@ -134,6 +139,18 @@ def test_a_short_last_block_is_fine() -> None:
 def test_settings_without_effect_are_warned_of(overrides: list[str], key: str) -> None:
     (warning,) = check(load_config(None, overrides))
     assert warning.startswith(f"{key} = ") and "ignored" in warning and "\n" not in warning
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("objective.estimator={name: clipped, low: 0.2}", "objective.estimator = clipped is biased"),
+        ("objective.weighting=bert", "objective.weighting = bert is not the ELBO"),
+    ],
+)
+def test_an_objective_that_is_not_the_bound_says_so(override: str, words: str) -> None:
+    (warning,) = check(load_config(None, [override]))
+    assert words in warning and "\n" not in warning
 
 
 def test_settings_with_effect_are_not_warned_of() -> None:

@@ -19,10 +19,13 @@ def brute_force(pattern: TwoStream, row: int = 0) -> list[list[bool]]:
     """The table, read aloud: rows are (stream, position), stream -1 is clean."""
     begin = pattern.begin
     rows = [(-1, i - begin) for i in range(pattern.n_clean)]
-    rows += [(d, p) for d in range(pattern.draws) for p in range(pattern.length)][: pattern.n_noisy]
+    rows += [(d, p) for d in range(pattern.draws + 1) for p in range(pattern.length)][: pattern.n_noisy]
 
     def block(position: int) -> int:
         return -1 if position < 0 else position // pattern.block_size
+
+    def is_autoregressive(stream: int) -> bool:
+        return stream == pattern.draws  # the extra stream, where there is one
 
     def document(position: int) -> int:
         return 0 if pattern.documents is None else int(pattern.documents[row, position + begin])
@@ -33,6 +36,8 @@ def brute_force(pattern: TwoStream, row: int = 0) -> list[list[bool]]:
         for key_stream, k in rows:
             if query_stream < 0:
                 sees = key_stream < 0 and (k <= q if pattern.context == "causal" else block(k) <= block(q))
+            elif is_autoregressive(query_stream):
+                sees = k < q if key_stream < 0 else (key_stream, k) == (query_stream, q)
             elif key_stream < 0:
                 sees = block(k) < block(q)
             else:
@@ -50,12 +55,14 @@ def patterns(draw):
     if draw(st.booleans()):
         steps = torch.tensor(draw(st.lists(st.integers(0, 1), min_size=length + 1, max_size=length + 1)))
         documents = steps.cumsum(0)[None, int(prediction == "in_place") :]
+    context = draw(st.sampled_from(CONTEXTS))
     return TwoStream(
         length=length,
         block_size=draw(st.integers(1, length)),
-        context=draw(st.sampled_from(CONTEXTS)),
+        context=context,
         prediction=prediction,
         draws=draw(st.integers(1, 2)),
+        autoregressive=context == "causal" and draw(st.booleans()),
         documents=documents,
     )
 
@@ -78,6 +85,10 @@ def test_read_rows_point_at_the_rows_that_predict(pattern):
         first = position % pattern.block_size == 0
         assert positions[row] == position - pattern.begin
         assert draws[row] == (-1 if pattern.begin and first else draw)
+    if pattern.autoregressive:
+        rows = pattern.autoregressive_rows(masked[:, 0])
+        assert positions[rows].tolist() == [p - pattern.begin for p in range(pattern.length)]
+        assert (draws[rows] == (-1 if pattern.begin else pattern.draws)).all()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

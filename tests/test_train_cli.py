@@ -22,6 +22,9 @@ from hybrid.config.schema import keys
 from hybrid.decoding import DECODERS
 from hybrid.noise import SCHEDULES
 from hybrid.objective import OBJECTIVES
+from hybrid.proposals import PROPOSALS
+from hybrid.trainer import Share
+from hybrid.weightings import WEIGHTINGS
 
 Overrides = Callable[[Path], list[str]]
 HEAVY = ("datasets", "tensorboard", "matplotlib", "tokenizers", "pandas", "pyarrow")
@@ -38,7 +41,7 @@ def test_help_lists_every_key_and_every_entry_of_the_tables(command: Command) ->
     for name, key in keys().items():
         assert any(word.startswith(f"{name}=") for word in words), name
         assert key.doc.split()[0] in words
-    for entry in (*DECODERS, *OBJECTIVES, *SCHEDULES, *BACKENDS):
+    for entry in (*DECODERS, *OBJECTIVES, *PROPOSALS, *WEIGHTINGS, *SCHEDULES, *BACKENDS):
         assert f"{entry}:" in words or entry in words, entry
 
 
@@ -274,7 +277,7 @@ def test_another_vocabulary_or_architecture_is_one_line(
 def test_a_diverged_run_is_one_line(
     command: Command, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.trainer.Stepper.accumulate", lambda self, step: (float("nan"), 4))
+    monkeypatch.setattr("hybrid.trainer.Stepper.accumulate", lambda self, step: Share(float("nan"), None, 4, []))
     done = command("train.py", *overrides(tmp_path), "trainer.max_bad_steps=2")
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: trainer.max_bad_steps: 2 steps in a row")

@@ -31,12 +31,12 @@ from hybrid import checkpoint
 from hybrid.config import load_config
 from hybrid.data import PackedTokens
 from hybrid.noise import Keys
-from hybrid.objective import Count, Masking, Time
+from hybrid.objective import Count, Masking, Objective, Time
 from hybrid.optim import OptimConfig, Optimizer, lr_factor
 from hybrid.packing import Counts
 from hybrid.run import Run
 from hybrid.tracking import read_metrics
-from hybrid.trainer import Stepper, StepResult, TrainerConfig
+from hybrid.trainer import Share, Stepper, StepResult, TrainerConfig
 
 
 def train(config: hybrid.Config) -> Path:
@@ -88,13 +88,21 @@ def signals_that_nobody_catches_fail() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("signals_that_nobody_catches_fail")
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer, others",
+    [
+        ("adamw", []),
+        ("muon", []),
+        ("muon", ["objective.proposal=adaptive", "objective.complementary=true", "objective.draws=2"]),
+    ],
+)
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_resuming_is_bit_identical_with_never_having_stopped(
-    optimizer: str, kind: signal.Signals, configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    optimizer: str, others: list[str], kind: signal.Signals, configure: Configure, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     caplog.set_level(logging.INFO, logger="hybrid")
-    options = [f"optim.name={optimizer}", "trainer.micro_batch_tokens=64", "trainer.save_every=0"]
+    options = [*others, f"optim.name={optimizer}", "trainer.micro_batch_tokens=64", "trainer.save_every=0"]
     whole = train(configure(tmp_path / "whole", *options))
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +117,7 @@ def test_resuming_is_bit_identical_with_never_having_stopped(
     last = [checkpoint.find_checkpoint(folder) for folder in (whole, parts)]
     assert [path.name for path in last] == ["step-00000008"] * 2
     a, b = map(tensors_of, last)
-    assert {name.split("/")[0] for name in a} == {"model", "optimizer", "ema"}
+    assert {name.split("/")[0] for name in a} == {"model", "optimizer", "ema"} | ({"proposal"} if others else set())
     assert any(not torch.equal(t, a[f"model/{name[4:]}"]) for name, t in a.items() if name.startswith("ema/"))
     assert_same_tensors(a, b)
     assert checkpoint.read_state(last[0]) == checkpoint.read_state(last[1])
@@ -285,16 +293,16 @@ def stepper(split: PackedTokens, draws: int = 2, estimator=None, **options) -> S
     model, optim = toy_model(), OptimConfig()
     trainer = TrainerConfig(batch_tokens=ROWS * SEQ_LEN, micro_batch_tokens=options.pop("micro", None))
     return Stepper(
-        model, Optimizer(model, optim), None, split, estimator or Count(), [4, 3], draws, True, optim, trainer,
-        seed=0, precision=contextlib.nullcontext, **options,
+        model, Optimizer(model, optim), None, split, Objective(estimator or Count(), draws=draws), [4, 3], optim,
+        trainer, seed=0, precision=contextlib.nullcontext, **options,
     )  # fmt: skip
 
 
 def gradient(one: Stepper, step: int = 3) -> tuple[Tensor, float]:
     """The gradient as one vector, and the loss."""
     one.optimizer.zero_grad()
-    nelbo, _ = one.accumulate(step)
-    return torch.cat([p.grad.flatten() for p in one.model.parameters()]), nelbo
+    loss = one.accumulate(step).loss
+    return torch.cat([p.grad.flatten() for p in one.model.parameters()]), loss
 
 
 @pytest.mark.parametrize("estimator", [Count(), Time()])
@@ -306,6 +314,43 @@ def test_accumulation_gives_the_same_gradient(estimator) -> None:
         actual, accumulated = gradient(stepper(split, estimator=estimator, micro=micro_rows * SEQ_LEN))
         torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
         assert accumulated == pytest.approx(nelbo, rel=1e-12)
+
+
+def test_a_proposal_learns_the_same_from_parts_of_a_batch() -> None:
+    split, learned = packed(), []
+    for micro_rows in (1, ROWS):
+        one = stepper(split, estimator=Count("adaptive", complementary=True), micro=micro_rows * SEQ_LEN)
+        for step in range(4):
+            one(step)
+        learned.append(one.objective.learner.state())
+    assert learned[0].keys() == learned[1].keys() == {"moments.4", "moments.3"}
+    for name, table in learned[0].items():
+        torch.testing.assert_close(table, learned[1][name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_that_is_skipped_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_steps(monkeypatch, lambda step: step == 0, "gradient")
+    one = stepper(packed(), estimator=Count("adaptive"))
+    assert not one(0).is_finite and not one.objective.learner.state()
+    assert one(1).is_finite and one.objective.learner.state()
+
+
+@pytest.mark.parametrize(
+    "options, trained, others",
+    [
+        (["objective.weighting=maskgit"], "train/loss", set()),
+        (["objective.estimator=clipped"], "train/loss", set()),
+        (["objective.proposal=adaptive"], "train/nelbo", set()),
+        (["model.context=causal", "objective.ar_weight=0.5"], "train/nelbo", {"train/ar_nll"}),
+    ],
+)
+def test_only_an_estimate_of_the_elbo_is_called_so(
+    options: list[str], trained: str, others: set[str], configure: Configure, tmp_path: Path
+) -> None:
+    folder = train(configure(tmp_path, *options))
+    tags = {tag for record in read_metrics(folder) for tag in record if tag.startswith("train/") and "/b" not in tag}
+    assert tags == {trained} | others
+    assert read_metrics(folder)[-1]["val/likelihood/b4"] == "bound"
 
 
 @pytest.mark.parametrize("micro", [None, SEQ_LEN])
@@ -372,11 +417,11 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, bad, what: str) -> None:
     """Make the loss or the gradient NaN at the steps for which bad(step)."""
     original = Stepper.accumulate
 
-    def accumulate(self: Stepper, step: int) -> tuple[float, int]:
-        nelbo, size = original(self, step)
+    def accumulate(self: Stepper, step: int) -> Share:
+        share = original(self, step)
         if bad(step) and what == "gradient":
             next(self.model.parameters()).grad.view(-1)[0] = math.inf
-        return (math.nan if bad(step) and what == "loss" else nelbo), size
+        return share._replace(loss=math.nan) if bad(step) and what == "loss" else share
 
     monkeypatch.setattr(Stepper, "accumulate", accumulate)
 

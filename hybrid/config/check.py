@@ -9,10 +9,12 @@ from typing import Any
 import torch
 
 from hybrid import data
-from hybrid.config.load import value_of
+from hybrid.config.load import check_specs, value_of
 from hybrid.config.schema import SPECS, Config, keys, table
-from hybrid.corpora import CORPORA
+from hybrid.corpora import is_embedded
+from hybrid.objective import Count, build_estimator
 from hybrid.options import at_least, build
+from hybrid.weightings import Elbo
 
 # Smallest values. Keys that may be null are checked when they are not.
 _AT_LEAST: dict[str, float] = {
@@ -24,6 +26,7 @@ _AT_LEAST: dict[str, float] = {
     "model.n_kv_heads": 1,
     "model.hidden_dim": 1,
     "objective.draws": 1,
+    "objective.ar_weight": 0,
     "optim.weight_decay": 0,
     "optim.warmup_steps": 0,
     "optim.grad_clip": 0,
@@ -55,15 +58,17 @@ def check(config: Config) -> list[str]:
     config.model.check()
     data.check(config.data)
     _check_tokens(config)
-    for name, address in SPECS.items():
-        build(table(address), value_of(config, name), name)
+    check_specs(config)
     estimator = config.objective.estimator
-    if isinstance(estimator, dict) and "schedule" in estimator:
-        build(table(SPECS["objective.schedule"]), estimator["schedule"], "objective.estimator.schedule")
-    resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+    for name in ("schedule", "proposal"):
+        if isinstance(estimator, dict) and name in estimator:
+            build(table(SPECS[f"objective.{name}"]), estimator[name], f"objective.estimator.{name}")
+    sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+    _check_objective(config, sizes)
     if config.eval.block_sizes is not None:
         resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
-    warnings = [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config)]
+    warnings = _bias(config)
+    warnings += [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config)]
     if config.optim.warmup_steps > config.trainer.steps:
         warnings.append(
             f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: "
@@ -137,6 +142,37 @@ def _check_run(config: Config) -> None:
         raise ValueError(f"eval.sample_prompts: {prompts!r} is not a list of texts, e.g. ['', 'The ']")
 
 
+def _check_objective(config: Config, block_sizes: list[int]) -> None:
+    objective = config.objective
+    if objective.ar_weight > 0 and config.model.context != "causal":
+        raise ValueError(
+            f"objective.ar_weight: {objective.ar_weight} needs model.context=causal, not {config.model.context!r}: "
+            "clean rows that see later tokens cannot predict them"
+        )
+    if objective.complementary and objective.draws % 2:
+        raise ValueError(
+            f"objective.draws: {objective.draws} is odd; objective.complementary takes them in pairs, so make it even"
+        )
+    estimator = build_estimator(objective)
+    if isinstance(estimator, Count):
+        for size in block_sizes:
+            estimator.source.probabilities(size, size)  # refuses a number of weights that is not the block size
+
+
+def _bias(config: Config) -> list[str]:
+    """A line for each part of the objective that makes it another one than the ELBO."""
+    objective, estimator = config.objective, build_estimator(config.objective)
+    lines = []
+    if hasattr(estimator, "bias"):
+        name = objective.estimator if isinstance(objective.estimator, str) else objective.estimator["name"]
+        lines.append(f"objective.estimator = {name} is biased: {estimator.bias}")  # pyright: ignore
+    weighting = build(table(SPECS["objective.weighting"]), objective.weighting, "objective.weighting")
+    if not isinstance(weighting, Elbo):
+        name = objective.weighting if isinstance(objective.weighting, str) else objective.weighting["name"]
+        lines.append(f"objective.weighting = {name} is not the ELBO: train/loss is no bound, val/nelbo is")
+    return lines
+
+
 def _check_tokens(config: Config) -> None:
     seq_len, batch, micro = config.data.seq_len, config.trainer.batch_tokens, config.trainer.micro_batch_tokens
     _whole_rows("trainer.batch_tokens", batch, seq_len)
@@ -158,15 +194,20 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     optim, objective = config.optim, config.objective
     estimator = objective.estimator if isinstance(objective.estimator, dict) else {"name": objective.estimator}
     entry = table(SPECS["objective.estimator"])[estimator["name"]]
-    reads_schedule = "schedule" in {f.name for f in dataclasses.fields(entry)}  # pyright: ignore[reportArgumentType]
-    reads_schedule = reads_schedule and "schedule" not in estimator
-    is_embedded = (f"data.corpus = {config.data.corpus!r} is embedded", config.data.corpus in CORPORA)
+    fields = {f.name for f in dataclasses.fields(entry)}  # pyright: ignore[reportArgumentType]
+    embedded = (f"data.corpus = {config.data.corpus!r} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
-        "data.format": is_embedded,
-        "data.split": is_embedded,
-        "data.column": is_embedded,
-        "objective.schedule": (f"objective.estimator = {objective.estimator!r} does not read it", not reads_schedule),
+        "data.format": embedded,
+        "data.split": embedded,
+        "data.column": embedded,
+        **{
+            f"objective.{name}": (
+                f"objective.estimator = {objective.estimator!r} does not read it",
+                name not in fields or name in estimator,
+            )
+            for name in ("schedule", "proposal", "complementary")
+        },
         "optim.muon_lr": ("optim.name is not muon", optim.name != "muon"),
         "optim.momentum": ("optim.name is not muon", optim.name != "muon"),
         "optim.decay_fraction": ("optim.schedule is not wsd", optim.schedule != "wsd"),

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
-from hybrid.config.schema import SPECS, Config, choices, groups, keys, table
+from hybrid.config.schema import OPEN, SPECS, Config, choices, groups, keys, table
 from hybrid.options import build, convert, nearest, pick, type_name
 
 
@@ -41,13 +41,20 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
             pick(key.name, value, allowed)
-    for name, address in SPECS.items():
-        build(table(address), value_of(config, name), name)
+    check_specs(config)
     if checked:
         from hybrid.config.check import check  # it needs `value_of`
 
         check(config)
     return config
+
+
+def check_specs(config: Config) -> None:
+    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
+    for name, address in SPECS.items():
+        spec = value_of(config, name)
+        if not (name in OPEN and isinstance(spec, str)):
+            build(table(address), spec, name)
 
 
 def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
@@ -129,7 +136,7 @@ def _override_value(name: str, text: str, override: str) -> Any:
     """The value of an override; where a string is expected it is the text as written, unless that is quoted or null."""
     key = keys().get(name)
     annotation = key.annotation if key is not None else Any
-    wants_text = "str" in type_name(annotation).split(" or ")
+    wants_text = "str" in type_name(annotation).split(" or ") or (name in OPEN and not text.startswith("{"))
     if wants_text and not text.startswith(("'", '"')):
         allows_null = "null" in type_name(annotation).split(" or ")
         return None if allows_null and text in ("null", "") else text

@@ -36,10 +36,16 @@ class Config:
 # Keys whose value is a spec (hybrid.options): where the table is. Imported late, so that --help of another script and
 # the user's own entries (run.imports) come first.
 SPECS = {
+    "data.corpus": ("hybrid.corpora", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "objective.estimator": ("hybrid.objective", "OBJECTIVES"),
+    "objective.proposal": ("hybrid.proposals", "PROPOSALS"),
     "objective.schedule": ("hybrid.noise", "SCHEDULES"),
+    "objective.weighting": ("hybrid.weightings", "WEIGHTINGS"),
 }
+OPEN = ("data.corpus",)
+"""Those whose value may also be a text that is no name of the table (there: files, the Hub)."""
+
 BACKENDS = ("hybrid.attention", "BACKENDS")
 
 
