@@ -31,7 +31,7 @@ def main() -> int:
     engine = lm.engine(
         block_size=arguments.block_size, decoder=decoder, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, seed=arguments.seed, cache=not arguments.no_cache,
-        stop_at_end=not arguments.ignore_end_of_text,
+        stop_at_end=not arguments.ignore_end_of_text, guidance=arguments.guidance, planner=arguments.planner,
     )  # fmt: skip
     ids = lm.tokenizer.encode(prompt)
     room = lm.config.data.seq_len - len(ids)
@@ -86,6 +86,11 @@ def parse() -> argparse.Namespace:
         "--decoder", nargs="+", metavar=("NAME", "key=value"),
         help="which positions are revealed when, with options; default: that of the run's config. The names and "
         "options are in `train.py --help`",
+    )  # fmt: skip
+    parser.add_argument("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
+    parser.add_argument(
+        "--guidance", type=float, default=0.0, metavar="W",
+        help="move away from what would be written without the prompt, at a second forward (default: 0, off)",
     )  # fmt: skip
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="how many texts (default: 1)")
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)")

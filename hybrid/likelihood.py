@@ -75,12 +75,8 @@ def row_nll(
             f"method: 'exact' is the likelihood at block size 1, not {block_size}; "
             "ask for block_size=1, or use 'bound' or 'enumerate'"
         )
-    size = min(block_size, tokens.shape[1])
-    if (method == "enumerate" or draws == "all") and method != "exact" and size > MAX_ENUMERATED:
-        raise ValueError(
-            f"block_size: {size} is too long to enumerate its 2^{size} masks (at most {MAX_ENUMERATED}); "
-            "use method='bound' with draws=N, or a smaller block size"
-        )
+    if (method == "enumerate" or draws == "all") and method != "exact":
+        check_enumerable(min(block_size, tokens.shape[1]))
     is_target = torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target
     if block_size == 1:  # one mask per block: all three are the same number, without noise
         nll = _exact(model, tokens, documents, is_target)
@@ -95,6 +91,15 @@ def row_nll(
         values, _ = monte_carlo(model, tokens, block_size, draws, seed, documents, is_target, keys)
         nll, stderr = mean_and_error(values)
     return Likelihood(nll, stderr, is_target.sum(1), method)
+
+
+def check_enumerable(block_size: int) -> None:
+    """Raise a ValueError if a block is too long for its masks to be enumerated."""
+    if block_size > MAX_ENUMERATED:
+        raise ValueError(
+            f"block_size: {block_size} is too long to enumerate its 2^{block_size} masks (at most {MAX_ENUMERATED}); "
+            "use method='bound' with draws=N, or a smaller block size"
+        )
 
 
 def _exact(model: Transformer, tokens: Tensor, documents: Tensor | None, is_target: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ def mask_table(
     return blocks
 
 
-def _subsets(target: Tensor) -> tuple[Tensor, Tensor]:
+def subset_sizes(target: Tensor) -> tuple[Tensor, Tensor]:
     """Target flags (b, L) -> sizes (2^L,) of all subsets, and (b, 2^L) booleans: the subset has only targets."""
     size = target.shape[1]
     bits = (torch.arange(2**size, device=target.device)[:, None] >> torch.arange(size, device=target.device)) & 1
@@ -171,7 +176,7 @@ def _subsets(target: Tensor) -> tuple[Tensor, Tensor]:
 
 def enumerated_bound(table: Tensor, target: Tensor) -> Tensor:
     """sum_n E[m_n] over all masks of a block: (b, 2^L, L), (b, L) -> (b,) nats."""
-    sizes, usable = _subsets(target)
+    sizes, usable = subset_sizes(target)
     mean = -table.sum(-1) / sizes.clamp(min=1)  # (b, 2^L): m_S
     total = torch.zeros(len(table), dtype=torch.float64, device=table.device)
     for n in range(1, target.shape[1] + 1):
@@ -183,7 +188,7 @@ def enumerated_bound(table: Tensor, target: Tensor) -> Tensor:
 def any_order_nll(table: Tensor, target: Tensor) -> Tensor:
     """-log f(all targets), f(S) = 1/|S| sum_{l in S} p(x_l | rest) f(S - l): (b, 2^L, L), (b, L) -> (b,) nats."""
     size = target.shape[1]
-    sizes, usable = _subsets(target)
+    sizes, usable = subset_sizes(target)
     log_f = torch.full((len(table), 2**size), -torch.inf, dtype=torch.float64, device=table.device)
     log_f[:, 0] = 0.0
     for subset in range(1, 2**size):

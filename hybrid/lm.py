@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid import checkpoint
+from hybrid import checkpoint, orders
 from hybrid.atomic import new_folder, write_json_atomic
 from hybrid.attention import select_backend
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
@@ -24,9 +24,9 @@ from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine, Generation, Progress
 from hybrid.device import precision_context, resolve_device
-from hybrid.likelihood import Likelihood, row_nll
+from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
-from hybrid.options import build
+from hybrid.options import build, pick
 from hybrid.streams import two_stream_hidden
 from hybrid.tokenizer import Tokenizer, load_tokenizer
 
@@ -65,22 +65,33 @@ class LanguageModel:
         return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
 
     def nll(
-        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0
-    ) -> Likelihood:
-        """Negative log-likelihood of each row, in nats: see hybrid/likelihood.py for what each method is.
+        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
+        decoder: Any = None,
+    ) -> Likelihood:  # fmt: skip
+        """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
+        enumerate) and hybrid/orders.py (policy, best_order, importance).
 
         Args:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
-            draws: independent noise draws of the bound, or "all" to enumerate every mask.
+            draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
+            decoder: of `policy`: as for `generate`, or a list of which the best is taken for each block.
 
         Raises:
-            ValueError: tokens that do not fit, or a method that this block size does not allow.
+            ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
         tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
+        pick("method", method, [*METHODS, *orders.METHODS])
+        if decoder is not None and method != "policy":
+            raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
+        documents = self._documents(tokens)
         with torch.no_grad(), precision_context(self.precision, self.device)():
-            return row_nll(self.model, tokens, size, method, draws, seed, self._documents(tokens))
+            if method not in orders.METHODS:
+                return row_nll(self.model, tokens, size, method, draws, seed, documents)
+            if not isinstance(draws, int) or draws < 1:
+                raise ValueError(f"draws: {draws!r} must be an integer of at least 1 for method={method!r}")
+            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
@@ -94,13 +105,14 @@ class LanguageModel:
     def engine(
         self, block_size: int | None = None, decoder: Any = "first_hitting", temperature: float = 1.0,
         top_k: int | None = None, top_p: float | None = None, seed: int = 0, cache: bool = True,
-        stop_at_end: bool = True,
+        stop_at_end: bool = True, guidance: float = 0.0, planner: LanguageModel | str | Path | None = None,
     ) -> Engine:  # fmt: skip
         """The engine that `generate` and `stream` run."""
+        size = self._block_size(block_size, self.config.data.seq_len)
         return Engine(
             model=self.model,
             seq_len=self.config.data.seq_len,
-            block_size=self._block_size(block_size, self.config.data.seq_len),
+            block_size=size,
             decoder=build(DECODERS, decoder, "decoder"),
             sampling=Sampling(temperature, top_k, top_p),
             seed=seed,
@@ -108,12 +120,15 @@ class LanguageModel:
             stop_at_end=stop_at_end,
             document_mask=self.config.data.document_mask,
             precision=precision_context(self.precision, self.device),
+            guidance=guidance,
+            planner=None if planner is None else self._planner(planner, size),
         )
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
         decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        seed: int = 0, cache: bool = True, stop_at_end: bool = True,
+        seed: int = 0, cache: bool = True, stop_at_end: bool = True, guidance: float = 0.0,
+        planner: LanguageModel | str | Path | None = None,
     ) -> Generation:  # fmt: skip
         """Continue each prompt (token ids; may be empty, of different lengths) by at most `max_new_tokens`.
 
@@ -121,6 +136,10 @@ class LanguageModel:
             decoder: a name, a mapping with its options, or an instance.
             cache: False recomputes everything: the same tokens under the same seed, slowly.
             stop_at_end: a row ends with its first end-of-text, which is its last token.
+            guidance: how far to move away from what the model would write without the prompt; 0: not at all. Costs a
+                second forward.
+            planner: a model of the same tokenizer, or where it is saved, that chooses positions for decoders which ask
+                for one (`p2`); None: the model itself.
 
         Returns:
             new tokens only, a list per prompt; the number of forwards; seconds.
@@ -128,25 +147,17 @@ class LanguageModel:
         Raises:
             ValueError: a prompt that does not fit into the context, or an option out of range.
         """
-        engine = self.engine(block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end)
+        engine = self.engine(
+            block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner
+        )
         return engine.generate(prompts, max_new_tokens)
 
     def stream(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        block_size: int | None = None,
-        decoder: Any = "first_hitting",
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int = 0,
-        cache: bool = True,
-        stop_at_end: bool = True,
-    ) -> Iterator[Progress]:
-        """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
-        engine = self.engine(block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end)
-        return engine.stream(prompts, max_new_tokens)
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
+        decoder: Any = "first_hitting", **options: Any,
+    ) -> Iterator[Progress]:  # fmt: skip
+        """Like `generate`, whose other options it takes, step by step; unknown tokens are `mask_token_id`."""
+        return self.engine(block_size, decoder, **options).stream(prompts, max_new_tokens)
 
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
@@ -193,6 +204,22 @@ class LanguageModel:
             known = ", ".join(map(str, trained))
             warnings.warn(f"block_size: {value} was not trained (trained: {known})", stacklevel=3)
         return value
+
+    def _planner(self, planner: LanguageModel | str | Path, block_size: int) -> Transformer:
+        if not isinstance(planner, LanguageModel):
+            planner = load(planner, str(self.device), self.precision)
+        theirs, ours = (f"{lm.tokenizer.name} {lm.tokenizer.fingerprint}" for lm in (planner, self))
+        if theirs != ours:
+            raise ValueError(
+                f"planner: its tokenizer ({theirs}) is not that of the model ({ours}); take a model that was trained "
+                "with the same one"
+            )
+        if planner.config.data.seq_len < self.config.data.seq_len:
+            warnings.warn(f"planner: it was trained on rows of {planner.config.data.seq_len} tokens", stacklevel=4)
+        if block_size not in planner.block_sizes:
+            known = ", ".join(map(str, planner.block_sizes))
+            warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
+        return planner.model
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:

@@ -112,7 +112,8 @@ def test_generation_ends_when_every_text_has_met_its_stop(command: Command, trai
 @pytest.mark.parametrize("name", sorted(DECODERS))
 def test_every_decoder_and_its_options(name: str, command: Command, trained: Path) -> None:
     words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json", "--decoder", name]
-    result = json.loads(text_of(command, trained, *words, "steps=1"))
+    at_once = {"entropy_bounded": "gamma=1000"}.get(name, "steps=1")
+    result = json.loads(text_of(command, trained, *words, at_once))
     assert result["tokens"] == 9 and result["forwards"] == 3  # blocks of 4: 3..3, 4..7, 8..11
 
 
@@ -132,6 +133,34 @@ def test_greedy_text_does_not_depend_on_the_seed(command: Command, trained: Path
     assert text_of(command, trained, *words, "--seed", "1") == text_of(
         command, trained, "--top-k", "1", *words[2:], "--seed", "3"
     )
+
+
+def test_guidance_and_a_planner(command: Command, trained: Path, tmp_path: Path) -> None:
+    """Both cost forwards of their own; a model as its own planner is given the finished text, not the masked one."""
+    words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json"]
+    plain, guided = (json.loads(text_of(command, trained, *words, "--guidance", w)) for w in ("0", "2.5"))
+    assert (plain["forwards"], guided["forwards"]) == (9, 18)
+    lm = hybrid.load(trained)
+    ids = lm.generate([lm.tokenizer.encode("The")], 9, stop_at_end=False, guidance=2.5).tokens[0]
+    assert guided["texts"] == [lm.tokenizer.decode(ids)]
+    words += ["--decoder", "p2", "steps=2"]
+    saved = lm.save(tmp_path / "planner")
+    planned = json.loads(text_of(command, trained, *words, "--planner", saved))
+    alone = json.loads(text_of(command, trained, *words))
+    assert planned["forwards"] == 2 * alone["forwards"]
+
+
+def test_a_planner_of_another_tokenizer_is_refused(
+    command: Command, trained: Path, configure: Configure, tmp_path: Path
+) -> None:
+    from hybrid.lm import LanguageModel, build_model
+
+    config = configure(tmp_path)
+    tokenizer = ByteTokenizer()
+    model = build_model(config, tokenizer, torch.device("cpu"), training=False)
+    other = LanguageModel(config, tokenizer, model).save(tmp_path / "bytes")
+    error = command("generate.py", "--checkpoint", trained, "--planner", other).error
+    assert re.search(r"planner: its tokenizer \(byte \w+\) is not that of the model \(char \w+\)", error), error
 
 
 def test_a_size_that_was_not_trained_is_a_warning(command: Command, trained: Path) -> None:
@@ -179,6 +208,8 @@ BAD = [
     ("--top-k 0", "top_k: 0 must be an integer of at least 1"),
     ("--top-p 0", r"top_p: 0.0 must be in \(0, 1\]"),
     ("--top-p 1.5", r"top_p: 1.5 must be in \(0, 1\]"),
+    ("--guidance -1", "guidance: -1.0 must be a finite number of at least 0"),
+    ("--planner no/such/run", "no/such/run does not exist"),
     ("--num-samples 0", "--num-samples: 0 must be at least 1"),
     ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
     ("--max-new-tokens 33", "exceed the context of 32"),

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybrid.decoding.ranked import Ancestral, FirstHitting, LeftToRight
+from hybrid.decoding.ranked import Ancestral, FirstHitting, LeftToRight, Random
+from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM
 from hybrid.decoding.sampling import Sampling
-from hybrid.decoding.scored import Confidence, Entropy, Margin
+from hybrid.decoding.scored import Confidence, Entropy, EntropyBounded, Margin
 from hybrid.decoding.view import Decoder, View
 
 DECODERS: dict[str, Any] = {
     "first_hitting": FirstHitting,
     "ancestral": Ancestral,
     "left_to_right": LeftToRight,
+    "random": Random,
     "confidence": Confidence,
     "margin": Margin,
     "entropy": Entropy,
+    "entropy_bounded": EntropyBounded,
+    "mask_predict": MaskPredict,
+    "p2": PathPlanning,
+    "remdm": ReMDM,
 }
 
 __all__ = ["DECODERS", "Decoder", "Sampling", "View"]

@@ -4,41 +4,32 @@
 
 What is to be committed rides in the first forward of the next block, the prompt like any finished block, so a block
 costs its denoising forwards and no more. Rows step together, block iteration by block iteration, each at a block of its
-own; a row that is done leaves the batch.
+own; a row that is done leaves the batch. `network.py` runs the networks, `step.py` makes the view that a decoder gets.
 
-Shape legend: r active rows, B block size, V vocabulary.
+Shape legend: r active rows, B block size.
 """
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from hybrid import counter
 from hybrid.cache import KVCache
+from hybrid.decoding.network import Live, Network, Row, document_of_slots
 from hybrid.decoding.sampling import Sampling
-from hybrid.decoding.view import Decoder, Prediction, View
+from hybrid.decoding.step import Networks, Step
+from hybrid.decoding.view import Decoder
 from hybrid.model import Transformer
-from hybrid.streams import block_hidden
 
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
-
-
-@dataclass
-class Row:
-    """One text being generated."""
-
-    prompt: list[int]
-    key: int  # what its randomness is keyed by
-    start: int  # first position of its live block
-    n_new: int = 0  # new tokens that are final and wanted
-    is_done: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +46,7 @@ class Generation:
     """Finished texts.
 
     `tokens[i]` are the new tokens of prompt i only, an end-of-text that stopped it included; `nfe` counts every forward
-    of the batch (the prompt's pass rides in the first).
+    of the batch by any network (the prompt's pass rides in the first).
     """
 
     tokens: list[list[int]]
@@ -72,7 +63,13 @@ class Engine:
         cache: False recomputes everything at every forward: the same texts, slowly.
         stop_at_end: rows end at an end-of-text token.
         document_mask: tokens before the last end-of-text of a prompt are another document and unseen.
-        precision: makes the context in which the network runs, e.g. an autocast.
+        precision: makes the context in which the networks run, e.g. an autocast.
+        guidance: w of (1 + w) log p(x | prompt) - w log p(x | prompt masked), normalised; above 0 a step has two
+            forwards (while a row with a prompt is written), and rows without a prompt stay as they are.
+        planner: judges tokens for decoders that ask (`p2`); None: the model itself does. Of the same vocabulary.
+
+    Raises:
+        ValueError: guidance out of range, or a planner of another vocabulary.
     """
 
     model: Transformer
@@ -85,6 +82,19 @@ class Engine:
     stop_at_end: bool = True
     document_mask: bool = False
     precision: Callable[[], AbstractContextManager] = nullcontext
+    guidance: float = 0.0
+    planner: Transformer | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance: {self.guidance!r} must be a finite number of at least 0 (0: no guidance)")
+        if self.planner is not None:
+            sizes = [(m.vocab_size, m.end_of_text) for m in (self.model, self.planner)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(
+                    f"planner: its vocabulary (size, end of text) {sizes[1]} is not that of the model, {sizes[0]}; "
+                    "take a model with the same tokenizer"
+                )
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
         """Run to the end.
@@ -123,60 +133,54 @@ class Engine:
                 raise ValueError(f"prompts: token {bad} of prompt {i} is not in the vocabulary (0 to {vocab - 1})")
 
 
-class _Live:
-    """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised."""
-
-    def __init__(self, rows: list[Row], text: Tensor, index: list[int], engine: Engine):
-        device, B = text.device, engine.block_size
-        active = [rows[i] for i in index]
-        self.mask = engine.model.mask_token_id
-        self.index = torch.tensor(index, device=device)[:, None]
-        self.n_valid = [min(B, engine.seq_len - row.start) for row in active]
-        offset = torch.arange(B, device=device)
-        self.position = torch.tensor([row.start for row in active], device=device)[:, None] + offset  # (r, B)
-        self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
-        self.is_fixed = self.position < torch.tensor([len(row.prompt) for row in active], device=device)[:, None]
-        self.key = torch.tensor([row.key for row in active], device=device)[:, None]
-        self.update(text[self.index, self.position])
-
-    def update(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-        self.is_masked = (tokens == self.mask) & self.is_valid
-
-
 class _Session:
-    """One generation: the texts, their cache, and the loop over blocks."""
+    """One generation: the texts, the networks that read them, and the loop over blocks."""
 
     def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int):
-        self.engine, self.model, self.max_new_tokens = engine, engine.model, max_new_tokens
-        B, device = engine.block_size, engine.model.embedding.weight.device
+        self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
+        B = engine.block_size
         keys = counter.row_keys(prompts)
-        self.rows = [Row(list(p), key, len(p) // B * B) for p, key in zip(prompts, keys, strict=True)]
-        self.active = list(range(len(self.rows)))
+        pairs = enumerate(zip(prompts, keys, strict=True))
+        self.rows = [Row(i, list(prompt), key, len(prompt) // B * B) for i, (prompt, key) in pairs]
+        self.active = self.rows
         longest = max(len(row.prompt) for row in self.rows) + max_new_tokens
         width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
-        text = torch.full((len(self.rows), width), self.model.mask_token_id, dtype=torch.long)
-        for i, row in enumerate(self.rows):
-            text[i, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
-        self.text = text.to(device)
-        self.begin = self.model.config.begin
+        text = torch.full((len(self.rows), width), self.mask, dtype=torch.long)
+        for row in self.rows:
+            text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
+        self.text = text.to(engine.model.embedding.weight.device)
+        self.networks = Networks(
+            denoiser=self._network(engine.model),
+            without_prompt=self._network(engine.model, sees_prompts=False) if engine.guidance else None,
+            planner=None if engine.planner is None else self._network(engine.planner),
+            guidance=engine.guidance,
+        )
+
+    def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
+        engine = self.engine
+        n_slots = model.config.begin + min(self.text.shape[1], engine.seq_len)
         with engine.precision():
-            self.cache = KVCache.empty(self.model, len(self.rows), self.begin + min(width, engine.seq_len))
-        self.documents = self._documents() if engine.document_mask else None
-        self.nfe = 0
+            cache = KVCache.empty(model, len(self.rows), n_slots)
+        documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
+        return Network(model, cache, engine.block_size, engine.precision, engine.cache, sees_prompts, documents)
 
     def run(self) -> Iterator[Progress]:
+        engine = self.engine
         while self.active:
-            live = _Live(self.rows, self.text, self.active, self.engine)
-            yield from self._denoise(live)
+            yield from self._denoise(Live(self.active, self.text, engine.block_size, engine.seq_len, self.mask))
             self._advance()
             yield self._progress()
+        planner = self.networks.planner
+        if planner is not None and not planner.nfe:
+            warnings.warn(f"planner: {engine.decoder!r} asked for none; it had no effect", stacklevel=3)
 
-    def _denoise(self, live: _Live) -> Iterator[Progress]:
-        """Step until nothing of the live blocks is masked."""
-        decoder, state, step, idle = self.engine.decoder, None, 0, 0
-        while bool(live.is_masked.any()):
-            view = self._view(live, step)
+    def _denoise(self, live: Live) -> Iterator[Progress]:
+        """Step until nothing of the live blocks is masked, and `min_steps` of the decoder are over."""
+        engine, decoder = self.engine, self.engine.decoder
+        state, step, idle = None, 0, 0
+        min_steps = getattr(decoder, "min_steps", 0)
+        while step < min_steps or bool(live.is_masked.any()):
+            view = Step(self.networks, engine.sampling, engine.seed, self.text, live, step).view()
             if step == 0:
                 state = decoder.start(view)
             reveal, remask = decoder.select(view, state)
@@ -185,9 +189,11 @@ class _Session:
             if changed:
                 tokens = torch.where(reveal & live.is_masked, view.proposal, tokens)
             if remask is not None:
-                tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, live.mask)
+                if step >= min_steps:  # a finished row stays as it is, in whatever company
+                    remask = remask & live.is_masked.any(-1, keepdim=True)
+                tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, self.mask)
             live.update(tokens)
-            idle = 0 if changed else idle + 1
+            idle = 0 if changed or step < min_steps else idle + 1
             if idle > MAX_IDLE_STEPS:
                 raise ValueError(f"decoder: {decoder!r} revealed nothing in {idle} steps; select must make progress")
             step += 1
@@ -195,64 +201,23 @@ class _Session:
                 self.text[live.index, live.position] = live.tokens
                 yield self._progress()
 
-    def _view(self, live: _Live, step: int) -> View:
-        seed, tokens, is_masked = self.engine.seed, live.tokens, live.is_masked
-
-        def draw() -> Tensor:
-            return counter.uniform(seed, counter.DECIDE, live.key, live.position, step)
-
-        def forward() -> Prediction:
-            hidden = self._forward(tokens, live.n_valid)
-            with torch.no_grad(), self.engine.precision():
-                logits = self.model.head(hidden[is_masked])
-            log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            uniform = counter.uniform(seed, counter.TOKEN, live.key, live.position, step)
-            return Prediction(log_probs, self.engine.sampling.propose(log_probs, uniform[is_masked]))
-
-        return View(step, tokens, is_masked, live.is_fixed, live.is_valid, draw, forward)
-
-    def _forward(self, tokens: Tensor, n_valid: list[int]) -> Tensor:
-        """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B); commits what precedes them."""
-        if not self.engine.cache:
-            self.cache.reset()
-        pending = []
-        for i, length in zip(self.active, self.cache.lengths, strict=True):
-            text = self.text[i, max(length - self.begin, 0) : self.rows[i].start]
-            if self.begin and length == 0:
-                text = torch.cat([text.new_tensor([self.model.end_of_text]), text])
-            pending.append(text)
-        documents = None if self.documents is None else self.documents[self.active]
-        self.nfe += 1
-        with torch.no_grad(), self.engine.precision():
-            return block_hidden(self.model, self.cache, pending, tokens, n_valid, self.engine.block_size, documents)
-
-    def _documents(self) -> Tensor:
-        """(rows, slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
-        documents = torch.zeros(len(self.rows), self.cache.bin + 1, dtype=torch.long)
-        for i, row in enumerate(self.rows):
-            ends = torch.tensor([t == self.model.end_of_text for t in row.prompt], dtype=torch.long)
-            count = ends.cumsum(0)
-            end = self.begin + len(ends)
-            documents[i, self.begin : end] = count if self.begin else count - ends
-            documents[i, end:] = int(count[-1]) if len(ends) else 0
-        return documents.to(self.text.device)
-
     def _advance(self) -> None:
-        """Move every active row to its next block; rows that are done leave the cache."""
+        """Move every active row to its next block; rows that are done leave the caches."""
         texts = self.text.tolist()
-        for i in self.active:
-            row = self.rows[i]
+        end_of_text = self.engine.model.end_of_text
+        for row in self.active:
             first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.engine.seq_len)
             row.start += self.engine.block_size
             row.n_new = min(end - len(row.prompt), self.max_new_tokens)
             row.is_done = row.n_new >= self.max_new_tokens
-            new = texts[i][first:end]
-            if self.engine.stop_at_end and self.model.end_of_text in new:
-                stop = first + new.index(self.model.end_of_text) + 1 - len(row.prompt)
+            new = texts[row.index][first:end]
+            if self.engine.stop_at_end and end_of_text in new:
+                stop = first + new.index(end_of_text) + 1 - len(row.prompt)
                 row.n_new, row.is_done = min(stop, self.max_new_tokens), True
-        going = [k for k, i in enumerate(self.active) if not self.rows[i].is_done]
+        going = [k for k, row in enumerate(self.active) if not row.is_done]
         if going and len(going) < len(self.active):
-            self.cache.keep(going)
+            for network in self.networks.all:
+                network.cache.keep(going)
         self.active = [self.active[k] for k in going]
 
     def _progress(self) -> Progress:
@@ -262,4 +227,4 @@ class _Session:
             if not row.is_done:  # the live block too
                 n = min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens)
             tokens.append(text[len(row.prompt) : len(row.prompt) + n])
-        return Progress(tokens, self.nfe, done=not self.active)
+        return Progress(tokens, self.networks.nfe, done=not self.active)

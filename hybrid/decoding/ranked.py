@@ -1,4 +1,4 @@
-"""Decoders whose order is drawn before the block starts: positions have ranks, and step s reveals rank s.
+"""Decoders whose order is set before the block starts: positions have ranks, and step s reveals what is due at it.
 
 They need no look at the network to decide, so every step that reveals something costs one forward, and no other step
 costs anything.
@@ -12,65 +12,78 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.decoding.view import View, quota
+from hybrid import counter
+from hybrid.decoding.pace import Paced
+from hybrid.decoding.view import View
 from hybrid.noise import SCHEDULES, Schedule
 from hybrid.options import at_least, build, option
 
 
-def ranks(scores: Tensor, is_masked: Tensor) -> Tensor:
-    """(r, B) rank of each masked position by increasing score; the others rank behind."""
-    return scores.double().masked_fill(~is_masked, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
+def ranks(scores: Tensor, among: Tensor) -> Tensor:
+    """(r, B) rank of each position of `among` by increasing score, equal ones from the left; the others rank behind."""
+    return scores.double().masked_fill(~among, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
-class Ranked:
-    """Reveal what has rank `step`."""
+class Scheduled:
+    """Reveal what is due at `view.step`."""
 
     def select(self, view: View, state: Tensor) -> tuple[Tensor, None]:
         return (state == view.step) & view.is_masked, None
 
 
-def steps_of(rank: Tensor, is_masked: Tensor, steps: int | None) -> Tensor:
-    """(r, B) the step at which each masked position is revealed, if positions go by rank in `steps` steps."""
-    if steps is None:
-        return rank
-    ends = quota(is_masked, steps).cumsum(-1)  # (r, S)
-    return torch.searchsorted(ends, rank, right=True)
+@dataclass(frozen=True)
+class Ordered(Scheduled, Paced):
+    """Reveal the masked positions by increasing `scores`."""
+
+    def scores(self, view: View) -> Tensor:
+        """(r, B) or (B,), without a look at the network."""
+        raise AssertionError("subclasses define it")
+
+    def start(self, view: View) -> Tensor:
+        """(r, B) the step at which each position is due."""
+        rank = ranks(self.scores(view).expand(view.is_masked.shape), view.is_masked)
+        if self.steps is None:
+            return rank if self.per_step is None else rank // self.per_step
+        return torch.searchsorted(self.quota(view.is_masked).cumsum(-1), rank, right=True)
 
 
 @dataclass(frozen=True)
-class FirstHitting(Ranked):
-    """One uniformly random masked position at a time: the exact any-order process without a time grid.
+class FirstHitting(Ordered):
+    """A uniformly random masked position at a time, in an order drawn anew for each block of each row.
 
-    Zheng et al. 2409.02908, prop. 4.1. With fewer steps than positions several are revealed at once, no longer exactly.
+    One token a step samples the model's any-order distribution exactly, without a time grid (Zheng et al. 2409.02908,
+    prop. 4.1). Several at once are drawn independently, no longer exactly.
     """
 
-    steps: int | None = option(None, "forwards per block; null: one token at a time (exact)")
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
-
-    def start(self, view: View) -> Tensor:
-        return steps_of(ranks(view.uniform, view.is_masked), view.is_masked, self.steps)
+    def scores(self, view: View) -> Tensor:
+        return view.uniform
 
 
 @dataclass(frozen=True)
-class LeftToRight(Ranked):
+class Random(Ordered):
+    """One random permutation of the block's positions, the same for every row and block.
+
+    Unlike the orders of `first_hitting` it is fixed by its seed: the order is a function of the position alone, and
+    the likelihood of the texts that it writes is a product of conditionals.
+    """
+
+    order_seed: int = option(0, "which permutation; other than the seed of the text")
+
+    def scores(self, view: View) -> Tensor:
+        position = torch.arange(view.is_masked.shape[1], device=view.is_masked.device)
+        return counter.uniform(self.order_seed, counter.ORDER, position)
+
+
+@dataclass(frozen=True)
+class LeftToRight(Ordered):
     """The leftmost masked position first."""
 
-    steps: int | None = option(None, "forwards per block; null: one token at a time")
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
-
-    def start(self, view: View) -> Tensor:
-        position = torch.arange(view.is_masked.shape[1], device=view.is_masked.device).expand_as(view.is_masked)
-        return steps_of(ranks(position, view.is_masked), view.is_masked, self.steps)
+    def scores(self, view: View) -> Tensor:
+        return torch.arange(view.is_masked.shape[1], device=view.is_masked.device)
 
 
 @dataclass(frozen=True)
-class Ancestral(Ranked):
+class Ancestral(Scheduled):
     """The reverse process on a time grid (MDLM): from t to s, each masked token is revealed with probability
     (alpha_s - alpha_t) / (1 - alpha_t).
 

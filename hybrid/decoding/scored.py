@@ -1,4 +1,4 @@
-"""Decoders that reveal where the network is surest: a number of positions per step, or all above a threshold.
+"""Decoders that reveal where the network is surest: a number of positions per step, or all that are sure enough.
 
 The score comes from the distribution at temperature 1, whatever the sampling settings.
 """
@@ -10,52 +10,104 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybrid.decoding.pace import Paced, only_one
 from hybrid.decoding.ranked import ranks
-from hybrid.decoding.view import View, quota
-from hybrid.options import at_least, option
+from hybrid.decoding.view import View
+from hybrid.options import at_least, option, pick
 
 RESOLUTION = 2.0**-16
 """Scores closer than this are a tie, and the leftmost position wins. Positions of a block without any context have the
 same distribution, up to rounding that differs with the batch; without ties the order would differ too."""
 
 
+def surest_first(score: Tensor, among: Tensor) -> Tensor:
+    """(r, B) rank of each position of `among` by decreasing score; the others rank behind.
+
+    Scores are rounded as distances from the best of the row, so that what is equal to the best stays so.
+    """
+    score = score.double().masked_fill(~among, -torch.inf)
+    return ranks(((score.amax(-1, keepdim=True) - score) / RESOLUTION).round(), among)
+
+
+def reaches(score: Tensor, bound: Tensor | float) -> Tensor:
+    """score >= bound; a score that is equal to the bound but for rounding reaches it."""
+    return score > bound - RESOLUTION / 2
+
+
+def entropies(log_probs: Tensor) -> Tensor:
+    """(..., V) -> (...) in nats."""
+    return -(log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1)
+
+
 @dataclass(frozen=True)
-class Scored:
+class Scored(Paced):
     """Reveal the positions of highest score; subclasses say what the score is."""
 
-    steps: int | None = option(None, "forwards per block; null: one token at a time (unless a threshold is given)")
     threshold: float | None = option(None, "reveal every position whose score reaches it, and at least one")
 
     def __post_init__(self) -> None:
-        if self.steps is not None:
-            at_least("steps", self.steps, 1)
-        if self.steps is not None and self.threshold is not None:
-            raise ValueError("threshold: give either steps or threshold, not both")
+        super().__post_init__()
+        only_one(steps=self.steps, per_step=self.per_step, threshold=self.threshold)
 
     def score(self, view: View) -> Tensor:
-        """(r, B), higher is surer."""
+        """(r, B), higher is surer; only masked positions matter."""
         raise AssertionError("subclasses define it")
 
     def start(self, view: View) -> Tensor | None:
-        return quota(view.is_masked, self.steps) if self.threshold is None else None
+        return self.quota(view.is_masked) if self.threshold is None else None
 
     def select(self, view: View, state: Tensor | None) -> tuple[Tensor, None]:
-        score = self.score(view)
-        rank = ranks(-(score / RESOLUTION).round(), view.is_masked)
-        if state is None:
-            assert self.threshold is not None
-            return view.is_masked & ((score >= self.threshold) | (rank == 0)), None
-        if view.step >= state.shape[1]:
+        if state is not None and view.step >= state.shape[1]:
             return torch.zeros_like(view.is_masked), None
-        return view.is_masked & (rank < state[:, view.step, None]), None
+        score = self.score(view)
+        rank = surest_first(score, view.is_masked)
+        chosen = (
+            rank < state[:, view.step, None] if state is not None else (rank == 0) | self.is_sure(score, rank, view)
+        )
+        return view.is_masked & chosen, None
+
+    def is_sure(self, score: Tensor, rank: Tensor, view: View) -> Tensor:
+        """(r, B): sure enough to be revealed at once, where no plan says how many."""
+        assert self.threshold is not None
+        return reaches(score, self.threshold)
 
 
 @dataclass(frozen=True)
 class Confidence(Scored):
-    """Largest probability of the proposed token (LLaDA; with a threshold, Fast-dLLM)."""
+    """Largest probability of the proposed token (LLaDA; with a threshold or a factor, Fast-dLLM 2505.22618).
+
+    `factor` reveals the n surest, for the largest n with (n + 1) (1 - c_n) < factor, c_n the n-th largest confidence.
+    """
+
+    factor: float | None = option(None, "reveal as many as keep (n + 1) (1 - c_n) below it, and at least one")
+    token: str = option(
+        "drawn",
+        "whose probability: that of the token drawn, or the largest (then the order does not depend on the draw)",
+        ("drawn", "best"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pick("token", self.token, ("drawn", "best"))
+        only_one(steps=self.steps, per_step=self.per_step, threshold=self.threshold, factor=self.factor)
+        if self.factor is not None and not self.factor > 0:
+            raise ValueError(f"factor: {self.factor} must be above 0; e.g. 1.0, larger reveals more at once")
 
     def score(self, view: View) -> Tensor:
-        return view.log_probs.gather(-1, view.proposal[..., None]).squeeze(-1).exp()
+        if self.token == "drawn":
+            return view.confidence
+        return view.spread(view.prediction.log_probs.amax(-1).exp(), 1.0)
+
+    def start(self, view: View) -> Tensor | None:
+        return super().start(view) if self.factor is None else None
+
+    def is_sure(self, score: Tensor, rank: Tensor, view: View) -> Tensor:
+        if self.factor is None:
+            return super().is_sure(score, rank, view)
+        c = torch.empty_like(score).scatter_(-1, rank, score)  # c[n - 1]: the n-th largest
+        n = torch.arange(1, c.shape[-1] + 1, device=c.device)
+        few = ~reaches(1 - c, self.factor / (n + 1)) & (n <= view.is_masked.sum(-1, keepdim=True))
+        return rank < (few * n).amax(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -63,8 +115,8 @@ class Margin(Scored):
     """Largest difference of the two largest probabilities (Kim et al., 'Train for the worst, plan for the best')."""
 
     def score(self, view: View) -> Tensor:
-        two = view.log_probs.topk(2, dim=-1).values.exp()
-        return two[..., 0] - two[..., 1]
+        two = view.prediction.log_probs.topk(2, dim=-1).values.exp()
+        return view.spread(two[:, 0] - two[:, 1], 1.0)
 
 
 @dataclass(frozen=True)
@@ -77,5 +129,28 @@ class Entropy(Scored):
             raise ValueError(f"threshold: {self.threshold} is above 0; the score is minus an entropy, so use e.g. -0.5")
 
     def score(self, view: View) -> Tensor:
-        log_probs = view.log_probs
-        return (log_probs.exp() * log_probs.clamp(min=-1e30)).sum(-1)
+        return view.spread(-entropies(view.prediction.log_probs), 0.0)
+
+
+@dataclass(frozen=True)
+class EntropyBounded:
+    """The most positions whose joint uncertainty is bounded (EB-sampler, Ben-Hamu et al. 2505.24857).
+
+    In order of increasing entropy, the largest set U with sum_U H - max_U H <= gamma. The left side bounds the mutual
+    information of the positions, hence what is lost by drawing them independently.
+    """
+
+    gamma: float = option(0.1, "bound in nats, at least 0; 0 reveals one token at a time, and all that are certain")
+
+    def __post_init__(self) -> None:
+        at_least("gamma", self.gamma, 0)
+
+    def start(self, view: View) -> None:
+        return None
+
+    def select(self, view: View, state: None) -> tuple[Tensor, None]:
+        entropy = view.spread(entropies(view.prediction.log_probs).double(), 0.0)
+        rank = surest_first(-entropy, view.is_masked)
+        ordered = torch.empty_like(entropy).scatter_(-1, rank, entropy)
+        before = ordered.cumsum(-1) - ordered  # the sum without the largest, which is the last
+        return view.is_masked & reaches(self.gamma - before, 0.0).gather(-1, rank), None

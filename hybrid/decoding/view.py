@@ -1,6 +1,6 @@
 """What a decoder sees, and what it must be.
 
-Shape legend: r rows of the batch, B positions of the live block, V vocabulary.
+Shape legend: r rows of the batch, B positions of the live block, V vocabulary, m masked positions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ class Prediction:
 class View:
     """The live block at one step.
 
-    `proposal` and `log_probs` run the network when they are first read. A decoder that decides without them costs a
-    forward only if it reveals something.
+    `proposal`, `log_probs` and `confidence` run the network when they are first read, `planned` also the planner. A
+    decoder that decides without them costs a forward only if it reveals something. A decoder whose order is to be a
+    function of the text alone reads neither `uniform` nor what depends on the drawn `proposal`.
+
+    A view can be made by hand, e.g. on a known text: `draw`, `forward` and `judge` are called when they are needed and
+    at most once each.
     """
 
     step: int  # 0, 1, ... within the block
@@ -37,6 +41,7 @@ class View:
     is_valid: Tensor  # (r, B): False behind the end of a short last block
     draw: Callable[[], Tensor]
     forward: Callable[[], Prediction]
+    judge: Callable[[Tensor], Tensor] | None = None  # `proposal` (r, B) -> `planned` (r, B)
 
     @cached_property
     def uniform(self) -> Tensor:
@@ -62,26 +67,54 @@ class View:
         full[self.is_masked] = masked
         return full
 
+    @cached_property
+    def confidence(self) -> Tensor:
+        """(r, B) probability, at temperature 1, of the token proposed at each masked position; elsewhere 1."""
+        proposal = self.prediction.proposal[:, None]
+        return self.spread(self.prediction.log_probs.gather(-1, proposal).squeeze(-1).exp(), 1.0)
+
+    @cached_property
+    def planned(self) -> Tensor:
+        """(r, B) log-probability that the planner gives to `proposal`, at masked and at known positions.
+
+        The planner is the network itself, unless the engine has another one. The network answers at known positions
+        from the same forward as at the masked ones; another planner reads the block with all proposals filled in. Both
+        see the token that they judge, except the first of a block with `prediction=next_token`.
+        """
+        if self.judge is None:
+            raise ValueError("planned: this view was made without a planner; give it `judge`")
+        return self.judge(self.proposal)
+
+    @property
+    def is_free(self) -> Tensor:
+        """(r, B): neither prompt nor behind the end of the block: what is to be written, known or not."""
+        return self.is_valid & ~self.is_fixed
+
+    def spread(self, values: Tensor, elsewhere: float) -> Tensor:
+        """Values (m,) of the masked positions -> (r, B)."""
+        full = values.new_full(self.is_masked.shape, elsewhere)
+        full[self.is_masked] = values
+        return full
+
 
 class Decoder(Protocol):
-    """Decides which positions to reveal. The engine owns tokens, sampling and the loop."""
+    """Decides which positions to reveal. The engine owns tokens, sampling and the loop.
+
+    A block of a row is finished when nothing of it is masked; what a decoder wants to re-mask there is ignored. A
+    decoder that may re-mask a complete block also has an attribute `min_steps`, the steps that each block is given
+    whatever is masked.
+    """
 
     def start(self, view: View) -> Any:
-        """State of a block, made before its first step (nothing needs to be known of the network yet)."""
+        """State of a block, made before its first step (nothing needs to be known of the network yet).
+
+        It belongs to the block: `select` may change it.
+        """
         ...
 
     def select(self, view: View, state: Any) -> tuple[Tensor, Tensor | None]:
-        """(reveal, remask), booleans (r, B). Positions revealed take their proposal; None re-masks nothing."""
+        """(reveal, remask), booleans (r, B).
+
+        Positions revealed take their proposal, then positions to re-mask become MASK; None re-masks nothing.
+        """
         ...
-
-
-def quota(is_masked: Tensor, steps: int | None) -> Tensor:
-    """(r, S) how many positions each row reveals at each step; S is the most steps that a row needs.
-
-    The masked positions are spread evenly over `steps` steps, the remainder over the first (LLaDA); None: one a step.
-    """
-    total = is_masked.sum(-1, keepdim=True)  # (r, 1)
-    n_steps = total.clamp(min=1) if steps is None else total.clamp(min=1, max=steps)
-    step = torch.arange(int(n_steps.max()), device=is_masked.device)
-    share = total // n_steps + (step < total % n_steps)
-    return share.masked_fill(step >= n_steps, 0)

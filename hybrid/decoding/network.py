@@ -1,0 +1,121 @@
+"""The texts of a batch, and a network that reads them over a cache of its own.
+
+The denoiser, the unconditional branch of guidance and a planner are each one `Network`: they differ in the weights, and
+in whether they see the prompts.
+
+Shape legend: r active rows, B block size, V vocabulary, m positions that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybrid.cache import KVCache
+from hybrid.model import Transformer
+from hybrid.streams import block_hidden
+
+
+@dataclass(eq=False)
+class Row:
+    """One text being generated."""
+
+    index: int  # of the row in the batch
+    prompt: list[int]
+    key: int  # what its randomness is keyed by
+    start: int  # first position of its live block
+    n_new: int = 0  # new tokens that are final and wanted
+    is_done: bool = False
+
+
+class Live:
+    """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised."""
+
+    def __init__(self, rows: list[Row], text: Tensor, block_size: int, seq_len: int, mask_token_id: int):
+        device = text.device
+        self.rows, self.mask = rows, mask_token_id
+        self.index = torch.tensor([row.index for row in rows], device=device)[:, None]
+        self.n_valid = [min(block_size, seq_len - row.start) for row in rows]
+        offset = torch.arange(block_size, device=device)
+        self.position = torch.tensor([row.start for row in rows], device=device)[:, None] + offset  # (r, B)
+        self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
+        self.is_fixed = self.position < torch.tensor([len(row.prompt) for row in rows], device=device)[:, None]
+        self.key = torch.tensor([row.key for row in rows], device=device)[:, None]
+        self.update(text[self.index, self.position])
+
+    def update(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self.is_masked = (tokens == self.mask) & self.is_valid
+
+
+@dataclass(eq=False)
+class Network:
+    """A model with what it has read so far of the texts of a batch.
+
+    Args:
+        sees_prompts: False reads every token of a prompt as MASK.
+        cached: False reads everything anew at every forward.
+        documents: (rows, slots) the document of each slot of its cache, or None for one document.
+    """
+
+    model: Transformer
+    cache: KVCache
+    block_size: int
+    precision: Callable[[], AbstractContextManager]
+    cached: bool = True
+    sees_prompts: bool = True
+    documents: Tensor | None = None
+    nfe: int = 0
+
+    def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
+        """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B): one forward, if it computes anything.
+
+        Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
+        """
+        begin, read = self.model.config.begin, self.cache.lengths
+        if begin and self.block_size == 1 and read == [begin + row.start for row in live.rows]:
+            return self.cache.last_hidden[:, None]  # of the token before, which was read: no forward
+        if not self.cached:
+            self.cache.reset()
+        if not self.sees_prompts:
+            tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
+        pending = [self._unread(text, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
+        documents = None if self.documents is None else self.documents[live.index[:, 0]]
+        self.nfe += 1
+        with torch.no_grad(), self.precision():
+            return block_hidden(self.model, self.cache, pending, tokens, live.n_valid, self.block_size, documents)
+
+    def _unread(self, text: Tensor, row: Row, length: int) -> Tensor:
+        """What stands between the `length` slots that the cache holds and the live block of the row."""
+        begin = self.model.config.begin
+        first = max(length - begin, 0)
+        unread = text[row.index, first : row.start]
+        if not self.sees_prompts and first < len(row.prompt):
+            unread = unread.clone()
+            unread[: len(row.prompt) - first] = self.model.mask_token_id
+        if begin and length == 0:
+            unread = torch.cat([unread.new_tensor([self.model.end_of_text]), unread])
+        return unread
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """(m, dim) -> (m, V) at temperature 1, in float32 at least."""
+        with torch.no_grad(), self.precision():
+            logits = self.model.head(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tensor:
+    """(rows, n_slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
+    documents = torch.zeros(len(rows), n_slots, dtype=torch.long)
+    begin = model.config.begin
+    for i, row in enumerate(rows):
+        ends = torch.tensor([t == model.end_of_text for t in row.prompt], dtype=torch.long)
+        count = ends.cumsum(0)
+        end = begin + len(ends)
+        documents[i, begin:end] = count if begin else count - ends
+        documents[i, end:] = int(count[-1]) if len(ends) else 0
+    return documents.to(model.embedding.weight.device)
