@@ -4,7 +4,8 @@
     source.identity()   -> str           changes when the content may have changed; key of the cache
     source.load(folder) -> Documents     random access; `folder` is scratch space on disk
 
-Embedded corpora (nothing to download) live in `CORPORA`. To add one: a frozen dataclass with `identity` and `load`.
+Embedded corpora (nothing to download) live in `CORPORA`. To add one: a frozen dataclass with `identity` and `load`,
+whose fields are its options.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import re
 import sysconfig
 import tokenize
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hybrid.files import (
     FORMATS,
@@ -38,7 +40,8 @@ from hybrid.files import (
     quiet_datasets,
     reason,
 )
-from hybrid.options import pick
+from hybrid.options import build, pick
+from hybrid.tasks import Sudoku, Sums
 
 
 class Source(Protocol):
@@ -79,7 +82,7 @@ class PyDocs:
         return InMemory(documents)
 
 
-CORPORA: dict[str, type[Source]] = {"pydocs": PyDocs, "stdlib": StdLib}
+CORPORA: dict[str, type[Source]] = {"pydocs": PyDocs, "stdlib": StdLib, "sudoku": Sudoku, "sums": Sums}
 
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
@@ -152,8 +155,13 @@ class Hub:
         return TableDocuments(table, self.column, where)
 
 
+def is_embedded(corpus: str | Mapping[str, Any]) -> bool:
+    """Whether `corpus` is an entry of `CORPORA`: its name, or a mapping with its name and options."""
+    return not isinstance(corpus, str) or corpus in CORPORA
+
+
 def locate(
-    corpus: str,
+    corpus: str | Mapping[str, Any],
     format: str = "auto",
     column: str = "text",
     revision: str | None = None,
@@ -163,20 +171,23 @@ def locate(
 ) -> Source:
     """Find out what `corpus` names: an entry of `CORPORA`, then local files, then a data set of the Hub.
 
+    Args:
+        corpus: a mapping `{name: sudoku, size: 4}` is an entry of `CORPORA` with its options.
+
     Raises:
-        ValueError: it names nothing, or a Hub data set without a commit; says what is allowed.
+        ValueError: it names nothing, a Hub data set without a commit, or a wrong option; says what is allowed.
     """
     pick("data.format", format, FORMATS)
     hub_only = {"data.revision": revision, "data.subset": subset}
     ignored = [key for key, value in hub_only.items() if value is not None]
-    files = () if corpus in CORPORA else find_files(corpus, format)
-    if corpus in CORPORA or files:
-        if ignored:
-            warnings.warn(
-                f"{', '.join(ignored)}: ignored, because data.corpus={corpus} is not on the Hub", stacklevel=2
-            )
-        if corpus in CORPORA:
-            return CORPORA[corpus]()
+    files = () if not isinstance(corpus, str) or corpus in CORPORA else find_files(corpus, format)
+    if ignored and (is_embedded(corpus) or files):
+        warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={corpus} is not on the Hub", stacklevel=2)
+    if not isinstance(corpus, str):
+        return build(CORPORA, corpus, "data.corpus")
+    if corpus in CORPORA:
+        return CORPORA[corpus]()
+    if files:
         kind = format_of(files, format, corpus)
         return TextFiles(files) if kind == "text" else TableFiles(files, kind, column)
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and not has_magic(corpus):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.corpora import CORPORA, Source, locate
+from hybrid.corpora import Source, locate
 from hybrid.files import FORMATS, digest
 from hybrid.options import at_least, option, pick
 from hybrid.packing import VERSION, Counts, Recipe, build, open_packed
@@ -28,7 +28,7 @@ from hybrid.tokenizer import TOKENIZERS, Tokenizer
 
 @dataclass
 class DataConfig:
-    corpus: str = option("pydocs", f"{' | '.join(CORPORA)} (embedded), a file, glob, folder or Hub id")
+    corpus: Any = option("pydocs", "embedded (below; a mapping gives its options), or a file, glob, folder or Hub id")
     format: str = option("auto", "of local files; a text file is one document (a lone one: its sections)", FORMATS)
     revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
     subset: str | None = option(None, "Hub: name of the configuration")

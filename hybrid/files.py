@@ -24,10 +24,14 @@ HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, 
 
 
 class Document(NamedTuple):
-    """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target."""
+    """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target.
+
+    Documents of the same `group` fall into the same split; without one, only equal documents are sure to.
+    """
 
     text: str
     prompt: str | None = None
+    group: str | None = None
 
 
 class Documents(Protocol):

@@ -12,8 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from hybrid.files import HASHED_BYTES, Document, Documents
+from hybrid.progress import progress
 from hybrid.tokenizer import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
 
 VERSION = 1  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
@@ -37,7 +36,7 @@ TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than t
 class Recipe:
     """The settings that decide what is built from a corpus."""
 
-    corpus: str  # for messages
+    corpus: str | dict[str, Any]  # for messages
     tokenizer: str
     vocab_size: int
     validation_fraction: float
@@ -144,7 +143,7 @@ def _survey(documents: Documents, recipe: Recipe) -> _Survey:
     kept: list[int] = []
     keys: list[int] = []
     total = sha256()
-    for chunk in _progress(_chunks(np.arange(len(documents))), len(documents), "reading documents"):
+    for chunk in progress(_chunks(np.arange(len(documents))), len(documents), "reading documents"):
         for index, document in zip(chunk, documents.read(chunk.tolist()), strict=True):
             if not document.text.strip() and not document.prompt:
                 continue
@@ -156,14 +155,15 @@ def _survey(documents: Documents, recipe: Recipe) -> _Survey:
                     f"data.corpus: document {index} of {recipe.corpus!r} can't be written as UTF-8 ({error.reason}); "
                     "remove its lone surrogates"
                 ) from None
-            # Chosen by the text alone: equal documents fall together, and a corpus that grows keeps its split.
-            keys.append(int.from_bytes(whole[:8], "little"))
+            # Chosen by the text or group alone: equal ones fall together, and a corpus that grows keeps its split.
+            chosen_by = whole if document.group is None else sha256(document.group.encode()).digest()
+            keys.append(int.from_bytes(chosen_by[:8], "little"))
             kept.append(int(index))
             total.update(whole + len(prompt).to_bytes(8, "little"))
     key = np.array(keys, dtype=np.uint64)
     distinct = len(np.unique(key))
     if distinct < 2:
-        held = "no documents with text" if not kept else f"only {distinct} distinct document"
+        held = "no documents with text" if not kept else f"only {distinct} distinct document or group"
         raise ValueError(
             f"data.corpus: {recipe.corpus!r} holds {held}; training and validation need one each: add files, or rows "
             "(jsonl, parquet), one a document"
@@ -230,7 +230,7 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         arrays = [tokens]
         if documents.has_prompts:
             arrays.append(files.enter_context(_Array(folder / f"{split}.is_target.bin", np.dtype("u1"))))
-        for chunk in _progress(_chunks(indices), len(indices), f"packing {split}"):
+        for chunk in progress(_chunks(indices), len(indices), f"packing {split}"):
             batch = documents.read(chunk.tolist())
             for document, prompt, text in zip(batch, *_encode(batch, tokenizer), strict=True):
                 tokens.write([*prompt, *text, tokenizer.end_of_text])
@@ -256,22 +256,3 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[list[l
 def _chunks(indices: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(indices), CHUNK):
         yield indices[start : start + CHUNK]
-
-
-def _progress(chunks: Iterator[np.ndarray], total: int, what: str) -> Iterator[np.ndarray]:
-    """Pass the chunks on; show a bar on a terminal, else a line now and then if it takes long."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, desc=what, unit="doc", leave=False, delay=1) as bar:
-            for chunk in chunks:
-                yield chunk
-                bar.update(len(chunk))
-        return
-    done, said = 0, time.monotonic()
-    for chunk in chunks:
-        yield chunk
-        done += len(chunk)
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            print(f"{what}: {done} of {total} documents", file=sys.stderr, flush=True)

@@ -326,6 +326,28 @@ def test_a_corpus_of_the_users_own(tmp_path, monkeypatch) -> None:
     assert sorted(documents_of(data, "train") + documents_of(data, "validation")) == sorted(texts_of(50))
 
 
+def test_documents_of_a_group_stay_together(tmp_path, monkeypatch) -> None:
+    """40 groups of 5; the split does not depend on the text, so other texts in the same groups split alike."""
+
+    def split(word: str) -> list[set[str]]:
+        class Grouped:
+            def identity(self) -> str:
+                return word
+
+            def load(self, folder: Path) -> InMemory:
+                return InMemory([Document(f"{i % 40} {word} {i}", group=str(i % 40)) for i in range(200)])
+
+        monkeypatch.setitem(CORPORA, "grouped", Grouped)
+        data = prepared(tmp_path, corpus="grouped", validation_fraction=0.3)
+        documents = [documents_of(data, name) for name in ("train", "validation")]
+        assert all(Counter(text.split()[0] for text in part).most_common()[-1][1] == 5 for part in documents)
+        return [{text.split()[0] for text in part} for part in documents]
+
+    train, validation = split("a")
+    assert not train & validation and len(train | validation) == 40 and len(validation) > 3
+    assert split("b") == [train, validation]
+
+
 def test_a_large_vocabulary_needs_wider_integers(tmp_path, corpus: str) -> None:
     import tokenizers
 
