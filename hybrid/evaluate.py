@@ -1,100 +1,103 @@
-"""Evaluate a trained model: a table of likelihoods by block size, and eval.json.
+"""Evaluate a trained model: likelihoods by block size, decoders by the text that they write, and eval.json.
 
 python -m hybrid.evaluate --checkpoint runs/quickstart
 python -m hybrid.evaluate --checkpoint runs/quickstart --block-size 1 4 16 --draws 16
 python -m hybrid.evaluate --checkpoint runs/quickstart --data "my/texts/*.txt"
+python -m hybrid.evaluate --checkpoint runs/quickstart --rows 32 --orders all
+python -m hybrid.evaluate --checkpoint runs/quickstart --rows 32 --decoders margin confidence:steps=4 --judge runs/ar
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+
+if TYPE_CHECKING:
+    from hybrid.comparison import Setting
+    from hybrid.data import Data, PackedTokens
+    from hybrid.judge import Judge
+    from hybrid.lm import LanguageModel
 
 
 def main() -> int:
     arguments = parse()
-    from hybrid.data import prepare  # late, so that --help is quick
+    from hybrid import comparison, scores  # late, so that --help is quick
     from hybrid.device import precision_context
-    from hybrid.likelihood import MAX_ENUMERATED
     from hybrid.lm import load
 
     lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
+    sizes = block_sizes(lm, arguments)
+    orders = comparison.choose_decoders(arguments.orders, "--orders")
+    decoders = comparison.choose_decoders(arguments.decoders, "--decoders")
+    generation = prepare_generation(lm, arguments) if decoders else None
+    data, split = find_split(lm, arguments)
+    scored = scores.Scores(
+        lm, split, precision_context(arguments.precision, lm.device),
+        rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
+    )  # fmt: skip
+    lines = scored.lines(sizes, arguments.enumerate, orders, every=comparison.ALL in arguments.orders)
+    print("\n".join([scores.table(lines), *scores.notes(lines)]))
+    results: dict[str, Any] = {"results": lines}
+    if generation is not None:
+        setting, judge = generation
+        compared = comparison.Comparison(lm, split, setting, judge, scored.policy, arguments.rows, arguments.batch_rows)
+        texts = compared.lines(sizes, decoders)
+        print("\n".join(["", comparison.table(texts), *comparison.notes(texts, setting, judge)]))
+        results["generation"] = texts
+        results["judge"] = None if judge is None else judge.about
+    output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
+    write(output, results, data.description, arguments)
+    print(f"wrote {output}", file=sys.stderr)
+    return 0
+
+
+def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
+    """Those to evaluate. Raises a ValueError for one that is impossible; warns of one that was not trained."""
+    from hybrid.likelihood import MAX_ENUMERATED
+
     sizes = arguments.block_size or lm.block_sizes
     for size in sizes:
-        lm.engine(block_size=size)  # warns of a size that was not trained, refuses an impossible one
+        lm.engine(block_size=size)
     if arguments.enumerate and max(sizes) > MAX_ENUMERATED:
         raise ValueError(
             f"--enumerate: block size {max(sizes)} is too long (at most {MAX_ENUMERATED}); leave it out, or --enumerate"
         )
+    return sizes
+
+
+def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
+    from hybrid.data import prepare
+
     data = dataclasses.replace(lm.config.data)
     if arguments.data is not None:
         data.corpus, data.format, data.revision = arguments.data, "auto", arguments.revision
     prepared = prepare(data, tokenizer=lm.tokenizer)
     name = arguments.split or ("validation" if arguments.data is None else "all")
-    split = prepared.everything() if name == "all" else getattr(prepared, name)
-    rows = evaluate(
-        lm, split, sizes, rows=arguments.rows, draws=arguments.draws, seed=arguments.seed,
-        batch_rows=arguments.batch_rows, enumerate_orders=arguments.enumerate,
-        precision=precision_context(arguments.precision, lm.device),
+    return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
+
+
+def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
+    """Refuse what cannot work before anything takes time."""
+    from hybrid.comparison import setting_for
+    from hybrid.divergence import load_sklearn
+    from hybrid.quality import load_bleu
+
+    load_bleu()
+    setting = setting_for(
+        lm.config.data.seq_len, arguments.new_tokens, arguments.prompt_tokens, samples=arguments.samples,
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
     )  # fmt: skip
-    print(table(rows))
-    output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
-    write(output, rows, prepared.description, arguments)
-    print(f"wrote {output}", file=sys.stderr)
-    return 0
+    if arguments.judge is None:
+        return setting, None
+    from hybrid.judge import load_judge
 
-
-def evaluate(
-    lm, split, sizes: list[int], *, rows: int, draws: int, seed: int, batch_rows: int, enumerate_orders: bool, precision
-) -> list[dict[str, Any]]:
-    """One dict per line of the table. Values are in nats per target token unless their name says otherwise."""
-    from hybrid.validation import any_order, bound
-
-    result = []
-    for size in sizes:
-        b = bound(
-            lm.model, split, size, rows=rows, draws=draws, batch_rows=batch_rows, seed=seed, precision=precision
-        )  # fmt: skip
-        result.append(_line(size, b.method, b.nelbo, b.stderr, b.tokens, split.bytes_per_token))
-        result[-1]["by_count"] = b.by_count
-        if enumerate_orders and size > 1:
-            nll, tokens = any_order(lm.model, split, size, rows=rows, batch_rows=batch_rows, precision=precision)
-            result.append(_line(size, "enumerate", nll, 0.0, tokens, split.bytes_per_token))
-    return result
-
-
-def _line(size: int, method: str, nats: float, stderr: float, tokens: int, bytes_per_token: float) -> dict[str, Any]:
-    from hybrid.validation import perplexity
-
-    return {
-        "block_size": size,
-        "likelihood": method,
-        "nats_per_token": nats,
-        "stderr": stderr,
-        "perplexity": perplexity(nats),
-        "bits_per_byte": nats / math.log(2) / bytes_per_token,
-        "tokens": tokens,
-    }
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Plain text; `stderr` is that of the noise, for these rows of text."""
-    head = f"{'block size':>10}  {'likelihood':10}  {'nats/token':>10}  {'+-':>8}  {'perplexity':>10}  {'bits/byte':>9}"
-    lines = [head, "-" * len(head)]
-    for r in rows:
-        sign = "<=" if r["likelihood"] == "bound" else "= "
-        error = "nan" if math.isnan(r["stderr"]) else f"{r['stderr']:.4f}"
-        lines.append(
-            f"{r['block_size']:>10}  {r['likelihood']:10}  {sign}{r['nats_per_token']:>8.4f}  {error:>8}  "
-            f"{r['perplexity']:>10.3f}  {r['bits_per_byte']:>9.4f}"
-        )
-    return "\n".join(lines)
+    load_sklearn()
+    return setting, load_judge(arguments.judge, arguments.device, arguments.precision, arguments.batch_rows)
 
 
 def default_output(checkpoint: str) -> Path:
@@ -104,12 +107,12 @@ def default_output(checkpoint: str) -> Path:
     return run / "eval.json"
 
 
-def write(path: Path, rows: list[dict[str, Any]], data: dict[str, Any], arguments: argparse.Namespace) -> None:
+def write(path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace) -> None:
     from hybrid.atomic import write_json_atomic
     from hybrid.tracking import environment
 
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    write_json_atomic(path, {"results": rows, "settings": settings, "data": data, "environment": environment()})
+    write_json_atomic(path, {**results, "settings": settings, "data": data, "environment": environment()})
 
 
 def parse() -> argparse.Namespace:
@@ -124,18 +127,53 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=0, metavar="R", help="rows of text (default: 0, all)")
     parser.add_argument("--draws", type=int, default=4, metavar="D", help="noise draws per row (default: 4)")
     parser.add_argument("--enumerate", action="store_true", help="add the exact any-order likelihood (short blocks)")
+    parser.add_argument(
+        "--orders", nargs="+", default=[], metavar="NAME[:key=value,...]",
+        help="add the likelihood of each decoder's order; all: of every decoder that has one, of random orders and of "
+        "the best order (short blocks)",
+    )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
     parser.add_argument("--output", metavar="FILE", help="default: eval.json in the run's folder")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
     )
+    of_texts = _add_generation(parser)
     arguments = parser.parse_args()
-    for name, least in (("draws", 1), ("batch_rows", 1), ("rows", 0)):
+    for name, least in (("draws", 1), ("batch_rows", 1), ("rows", 0), ("samples", 1)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be at least {least}")
+    for name in of_texts:
+        if not arguments.decoders and getattr(arguments, name) != parser.get_default(name):
+            raise ValueError(f"--{name.replace('_', '-')}: has no effect without --decoders; add --decoders all")
     return arguments
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> list[str]:
+    """Options of generation; returns the names of those that need --decoders."""
+    group = parser.add_argument_group("generated text")
+    group.add_argument(
+        "--decoders", nargs="+", default=[], metavar="NAME[:key=value,...]",
+        help="generate with each of these decoders and measure the texts; all: every decoder. Names and options are in "
+        "`train.py --help`",
+    )  # fmt: skip
+    more = [
+        group.add_argument(
+            "--judge", metavar="FOLDER",
+            help="model for generative perplexity and features: a run, or a folder with a Hugging Face model",
+        ),
+        group.add_argument("--samples", type=int, default=64, metavar="N", help="texts per decoder (default: 64)"),
+        group.add_argument("--new-tokens", type=int, metavar="N", help="default: until the context is full"),
+        group.add_argument(
+            "--prompt-tokens", type=int, default=0, metavar="K",
+            help="continue the first K tokens of rows of the split (default: 0, no prompt)",
+        ),
+        group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1"),
+        group.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens"),
+        group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P"),
+    ]  # fmt: skip
+    return [action.dest for action in more]
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from conftest import Command, Configure
 
 import hybrid
 from hybrid.data import PackedTokens, prepare
-from hybrid.evaluate import default_output, evaluate, table
+from hybrid.evaluate import default_output
+from hybrid.scores import Scores, table
 from hybrid.validation import bound, perplexity
 
 
@@ -38,9 +39,11 @@ def _any_size_may_be_asked_for() -> Iterator[None]:
         yield
 
 
-def rows_of(lm: hybrid.LanguageModel, split: PackedTokens, sizes: list[int], **options: Any) -> list[dict[str, Any]]:
-    settings = {"rows": 6, "draws": 3, "seed": 0, "batch_rows": 4, "enumerate_orders": False, **options}
-    return evaluate(lm, split, sizes, precision=contextlib.nullcontext, **settings)
+def rows_of(
+    lm: hybrid.LanguageModel, split: PackedTokens, sizes: list[int], enumerate_orders: bool = False, **options: Any
+) -> list[dict[str, Any]]:
+    scores = Scores(lm, split, contextlib.nullcontext, **{"rows": 6, "draws": 3, "seed": 0, "batch_rows": 4, **options})
+    return scores.lines(sizes, enumerate_orders)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

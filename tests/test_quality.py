@@ -1,0 +1,177 @@
+"""Diversity of texts, and the MAUVE-like divergence between two sets of features."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybrid import divergence, quality
+from hybrid.divergence import frontier_area, histogram, mauve_like
+from hybrid.quality import distinct, entropy, measure, repetition, self_bleu
+
+ROWS = st.lists(st.lists(st.integers(0, 3), max_size=12), max_size=5)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Diversity
+
+
+def test_entropy_is_that_of_each_text_in_nats() -> None:
+    assert entropy([[7, 7, 7]]) == 0
+    assert entropy([[1, 2, 3, 4]]) == pytest.approx(math.log(4))
+    assert entropy([[1, 1, 2, 2], [5, 5, 5, 5]]) == pytest.approx(math.log(2) / 2)  # not that of all tokens together
+    assert entropy([[0, 0, 0, 1]]) == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3))
+    assert entropy([[1, 2], []]) == pytest.approx(math.log(2))  # a text of no token has none
+    assert math.isnan(entropy([])) and math.isnan(entropy([[]]))
+
+
+def test_distinct_counts_over_all_texts() -> None:
+    assert distinct([[1, 2, 1], [1, 2, 9]], 1) == 3 / 6
+    assert distinct([[1, 2, 1], [1, 2, 9]], 2) == 3 / 4  # 12 twice, 21, 29; none crosses from text to text
+    assert math.isnan(distinct([[1, 2]], 3))
+
+
+def test_repetition_is_within_a_text() -> None:
+    assert repetition([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]) == 0
+    assert repetition([[1] * 8]) == 4 / 5  # five 4-grams, of which four came before
+    assert repetition([[1, 2, 1, 2, 1], [1, 2, 3, 4]], n=2) == pytest.approx((2 / 4 + 0) / 2)
+    assert math.isnan(repetition([[1, 2, 3]]))
+
+
+@given(ROWS, st.integers(1, 4))
+def test_the_figures_equal_a_count_by_hand(rows: list[list[int]], n: int) -> None:
+    grams = [[tuple(row[i : i + n]) for i in range(len(row) - n + 1)] for row in rows]
+    together = [gram for of_row in grams for gram in of_row]
+    if together:
+        assert distinct(rows, n) == len(set(together)) / len(together)
+        shares = [sum(gram in row[:i] for i, gram in enumerate(row)) / len(row) for row in grams if row]
+        assert repetition(rows, n) == pytest.approx(sum(shares) / len(shares))
+    if any(rows):
+        used = [[row.count(v) / len(row) for v in set(row)] for row in rows if row]
+        expected = [-sum(p * math.log(p) for p in of_row) for of_row in used]
+        assert entropy(rows) == pytest.approx(sum(expected) / len(expected))
+
+
+def test_self_bleu_of_equal_and_of_different_texts() -> None:
+    same = ["the value of the list is set by name"] * 3
+    assert self_bleu(same) == pytest.approx(1.0)
+    other = ["the value of the list is set by name", "errors return nothing when all keys exist", "a b c d e f g h"]
+    assert self_bleu(other) < 0.05
+    assert self_bleu(other) < self_bleu([*other[:2], other[0] + " and more"]) < 1
+    assert math.isnan(self_bleu(same[:1]))
+
+
+def test_self_bleu_is_sacrebleus(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sacrebleu
+
+    texts = ["the value of a list is set", "the value of a name is set", "a list of the names", "the value is set"]
+
+    def expected(among: list[str]) -> float:
+        scores = [sacrebleu.sentence_bleu(t, [*among[:i], *among[i + 1 :]]).score for i, t in enumerate(among)]
+        return sum(scores) / len(scores) / 100
+
+    assert self_bleu(texts) == pytest.approx(expected(texts))
+    monkeypatch.setattr(quality, "MAX_BLEU_TEXTS", 3)
+    assert self_bleu(texts) == pytest.approx(expected(texts[:3]))
+
+
+def test_all_figures_at_once() -> None:
+    rows, texts = [[1, 2, 3, 1, 2, 3], [4, 5, 6, 7, 8, 9]], ["a b c a b c", "d e f g h i"]
+    q = measure(rows, texts)
+    assert (q.entropy, q.repetition, q.self_bleu) == (entropy(rows), repetition(rows, 4), self_bleu(texts))
+    assert (q.distinct_1, q.distinct_2, q.distinct_3) == tuple(distinct(rows, n) for n in (1, 2, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MAUVE-like
+
+
+def features(n: int, centre: float, seed: int) -> np.ndarray:
+    """(n, 8) around one of two far directions per text."""
+    rng = np.random.default_rng(seed)
+    side = rng.integers(0, 2, n)
+    base = np.zeros((2, 8))
+    base[0, 0], base[1, 1] = 1, 1
+    base[:, 2] = centre
+    return base[side] + 0.05 * rng.standard_normal((n, 8))
+
+
+def test_two_samples_of_the_same_and_of_different_texts() -> None:
+    real = features(200, 0.0, 0)
+    assert mauve_like(real, real) == pytest.approx(1.0)
+    assert mauve_like(features(200, 0.0, 1), real) > 0.9
+    assert mauve_like(features(200, 5.0, 2), real) < 0.05
+    assert mauve_like(real, features(200, 5.0, 2)) == pytest.approx(mauve_like(features(200, 5.0, 2), real), abs=0.02)
+
+
+def test_it_falls_as_more_texts_are_of_another_kind() -> None:
+    real, good, bad = features(200, 0.0, 0), features(200, 0.0, 1), features(200, 5.0, 2)
+    values = [mauve_like(np.concatenate([good[: 200 - k], bad[:k]]), real) for k in (0, 50, 100, 150, 200)]
+    assert all(later < earlier - 0.02 for earlier, later in itertools.pairwise(values)), values
+
+
+def test_it_is_a_function_of_directions_alone() -> None:
+    real, other = features(100, 0.0, 0), features(100, 0.5, 1)
+    longer = other * np.random.default_rng(0).uniform(0.1, 10, (100, 1))
+    assert mauve_like(longer, real) == pytest.approx(mauve_like(other, real), abs=1e-9)
+
+
+def test_texts_that_come_many_times(recwarn: pytest.WarningsRecorder) -> None:
+    one, two = np.ones((30, 4)), np.ones((30, 4))
+    assert mauve_like(one, two) == 1.0
+    two[:] = [1, 0, 0, 0]
+    assert mauve_like(one, two) < 0.1
+    assert mauve_like(one, two, clusters=20) < 0.1
+    assert mauve_like(np.zeros((30, 4)), one) < 0.1  # texts without a token have features of zero
+    assert not recwarn
+
+
+def test_the_frontier_area_equals_a_fine_integral() -> None:
+    p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
+    assert frontier_area(p, p) == pytest.approx(1.0)
+    assert frontier_area(p, q) == pytest.approx(frontier_area(q, p))
+    w = np.linspace(0, 1, 20001)[:, None]
+    r = w * p + (1 - w) * q
+    x, y = (np.exp(-5 * (a * np.log(a / r)).sum(1)) for a in (q, p))
+    exact = x[-1] + np.trapezoid(y[::-1], x[::-1])  # to the left of the frontier the height is 1
+    assert frontier_area(p, q) == pytest.approx(exact, abs=0.01)
+
+
+def test_histograms_have_no_empty_cell() -> None:
+    h = histogram(np.array([0, 0, 2]), 4)
+    assert h == pytest.approx(np.array([2.5, 0.5, 1.5, 0.5]) / 5)
+
+
+def test_features_that_are_none() -> None:
+    good = np.ones((3, 4))
+    for bad in (np.ones((0, 4)), np.ones(4), np.full((3, 4), np.nan)):
+        with pytest.raises(ValueError, match="generated: features of shape"):
+            mauve_like(bad, good)
+        with pytest.raises(ValueError, match="reference: features of shape"):
+            mauve_like(good, bad)
+
+
+@pytest.mark.parametrize(
+    "library, use",
+    [("sacrebleu", lambda: self_bleu(["a", "b"])), ("sklearn", divergence.load_sklearn)],
+    ids=["sacrebleu", "sklearn"],
+)
+def test_a_library_that_is_missing(library: str, use: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
+        if name.split(".")[0] == library:
+            raise ImportError(name)
+        return original(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ValueError, match=r"is not installed; pip install 'hybrid\[quality\]'"):
+        use()
