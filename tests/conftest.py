@@ -130,7 +130,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
-    """command("train.py", word, ..., stdin=b"") runs a script of this repository (or `evaluate`) in this process."""
+    """command("train.py", word, ..., stdin=b"") runs a script of this repository, or a module of `hybrid`."""
     root, ours = logging.getLogger(), logging.getLogger("hybrid")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers = []  # cli sets up logging with force=True, which would close pytest's own
@@ -155,8 +155,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 
 
 def _module(script: str) -> ModuleType:
-    if script == "evaluate":
-        return importlib.import_module("hybrid.evaluate")
+    if not script.endswith(".py"):
+        return importlib.import_module(f"hybrid.{script}")
     spec = importlib.util.spec_from_file_location(script.removesuffix(".py"), ROOT / script)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,17 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 
+def plus_minus(values: Sequence[float], digits: int = 3) -> str:
+    """`mean +- standard error` over independent values (one per seed); without the error where there is only one."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} +- {standard_error(values):.{digits}f}"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of independent values; NaN of a single one."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
 def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
     """One sentence: how to make the numbers again, and on what they were made."""
     e = environment(device)
@@ -62,6 +75,18 @@ def refuse_foreign(path: Path) -> None:
     """
     if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"--output: {path} exists and was not written by an experiment; choose another file")
+
+
+def publish(
+    output: str | None, module: str, title: str, seeds: Sequence[int], parts: Sequence[str | Table],
+    figures: dict[str, np.ndarray] | None = None, device: str = "cpu",
+) -> None:  # fmt: skip
+    """Print the parts and, if there is an `output`, write them there with `python -m module ...` as their origin."""
+    print("\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts))
+    if output is not None:
+        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+        write_result(Path(output), title, provenance(command, seeds, device), parts, figures)
+        print(f"wrote {output}", file=sys.stderr)
 
 
 def write_result(

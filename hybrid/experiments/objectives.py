@@ -1,0 +1,269 @@
+"""Which objective trains best in the same time? Each is trained with several seeds and compared on the true ELBO.
+
+    python -m hybrid.experiments.objectives --config configs/quickstart.yaml trainer.steps=300
+    python -m hybrid.experiments.objectives --config configs/quickstart.yaml --only elbo maskgit --seeds 0 1 2 3
+
+Every run has two noisy streams on a clean pass. The time of a step is measured for all objectives in turn, and each is
+given as many steps as fit into the time of the first. Runs that are there already are not repeated, so a comparison can
+be interrupted, and extended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shlex
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybrid import cli
+from hybrid.options import at_least, pick
+
+if TYPE_CHECKING:
+    from hybrid.config import Config
+    from hybrid.judge import Judge
+
+log = logging.getLogger("hybrid.experiments.objectives")
+COMMON = ["objective.draws=2"]
+BASELINE = "elbo"
+CONTENDERS: dict[str, list[str]] = {
+    BASELINE: [],
+    "elbo, complementary": ["objective.complementary=true"],
+    "elbo, adaptive proposal": ["objective.proposal=adaptive"],
+    "elbo, complementary and adaptive": ["objective.complementary=true", "objective.proposal=adaptive"],
+    "elbo, independent counts": ["objective.stratified=false"],
+    "elbo, time form": ["objective.estimator=time"],
+    "elbo, time form, independent": ["objective.estimator=time", "objective.stratified=false"],
+    "clipped time [0.3, 0.8]": ["objective.estimator={name: clipped, low: 0.3, high: 0.8}"],
+    "clipped time [0.5, 1]": ["objective.estimator={name: clipped, low: 0.5, high: 1.0}"],
+    "uniform": ["objective.weighting=uniform"],
+    "maskgit": ["objective.weighting=maskgit"],
+    "cart": ["objective.weighting=cart"],
+    "bert": ["objective.weighting=bert"],
+    "elbo, causal context": ["model.context=causal"],
+    "elbo + 0.5 autoregressive, causal": ["model.context=causal", "objective.ar_weight=0.5"],
+}
+TIMED_STEPS, TIMED_ROUNDS = 3, 5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run. Likelihoods in nats per token."""
+
+    name: str
+    seed: int
+    steps: int
+    seconds_per_step: float  # measured side by side with the others, before training
+    nelbo: float
+    at_one: float  # exact likelihood at block size 1, for which only the autoregressive loss trains
+    entropy: float
+    gen_ppl: float | None
+
+
+def main() -> int:
+    arguments = parse()
+    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None:
+        refuse_foreign(output)
+    names = arguments.only or list(CONTENDERS)
+    plans = {name: [configure(arguments, name, seed) for seed in arguments.seeds] for name in names}
+    costs = step_times({name: configs[0] for name, configs in plans.items()})
+    judge = _judge(arguments)
+    outcomes = []
+    for i in range(len(arguments.seeds)):  # seed by seed, so that what there is can be compared early
+        for name, configs in plans.items():
+            steps = fitting_steps(configs[i], costs[name], costs[names[0]])
+            outcomes.append(outcome(configs[i], name, steps, costs[name], judge, arguments))
+            log.info("%s, seed %d: %.4f", name, outcomes[-1].seed, outcomes[-1].nelbo)
+    part = table(outcomes)
+    print(part.markdown())
+    if output is not None:
+        command = shlex.join(["python", "-m", "hybrid.experiments.objectives", *sys.argv[1:]])
+        origin = provenance(command, arguments.seeds)
+        write_result(output, "Objectives at equal time", origin, [_explanation(plans[names[0]][0], arguments), part])
+        log.info("wrote %s", output)
+    return 0
+
+
+def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
+    """The configuration of one run, its folder named after objective and seed."""
+    from hybrid.config import load_config
+
+    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("--", "-")
+    own = [f"run.name={slug}-s{seed}", f"run.folder={arguments.folder}", f"run.seed={seed}"]
+    own += ["trainer.resume=auto", "eval.sample_tokens=0", "trainer.eval_every=0", "trainer.sample_every=0"]
+    return load_config(arguments.config, [*arguments.overrides, *COMMON, *CONTENDERS[name], *own])
+
+
+def step_times(configs: dict[str, Config]) -> dict[str, float]:
+    """Median seconds of a training step, all objectives timed in turn on the same machine in the same minutes."""
+    from hybrid.run import Run
+
+    steppers = {name: Run(config).stepper() for name, config in configs.items()}
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    for round in range(TIMED_ROUNDS + 1):
+        for name, stepper in steppers.items():
+            started = time.perf_counter()
+            for step in range(TIMED_STEPS):
+                stepper(round * TIMED_STEPS + step)
+            if round:  # the first warms up
+                times[name].append((time.perf_counter() - started) / TIMED_STEPS)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
+    """Steps that take as long as the configured number of the first objective; differences below 5% are noise."""
+    ratio = cost / base_cost
+    return config.trainer.steps if abs(ratio - 1) < 0.05 else max(round(config.trainer.steps / ratio), 1)
+
+
+def outcome(
+    config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
+) -> Outcome:
+    """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
+    from hybrid.data import prepare
+    from hybrid.device import precision_context
+    from hybrid.lm import load
+    from hybrid.quality import entropy
+    from hybrid.validation import bound
+
+    folder = Path(config.run.folder) / config.run.name
+    config.trainer.steps = train(config, folder, steps)
+    lm = load(folder, device=config.run.device)
+    split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    size = lm.block_sizes[0]
+    options: dict[str, Any] = {"rows": arguments.rows, "precision": precision_context("fp32", lm.device)}
+    nelbo = bound(lm.model, split, size, draws=8, **options).nelbo
+    at_one = bound(lm.model, split, 1, draws=1, **options).nelbo
+    length = min(arguments.new_tokens, lm.config.data.seq_len)
+    rows = lm.generate([[]] * arguments.samples, length, block_size=size, stop_at_end=False).tokens
+    reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
+    return Outcome(
+        name, config.run.seed, config.trainer.steps, cost, nelbo, at_one, entropy(rows),
+        None if reading is None else reading.gen_ppl,
+    )  # fmt: skip
+
+
+def train(config: Config, folder: Path, steps: int) -> int:
+    """Train to `steps`, or find that done; the number of steps of the run."""
+    from hybrid import checkpoint
+    from hybrid.config import load_config
+    from hybrid.run import Run
+
+    if (folder / "config.yaml").is_file() and checkpoint.list_checkpoints(folder / "checkpoints"):
+        steps = load_config(folder / "config.yaml", checked=False).trainer.steps  # the cost of a step has noise
+        if checkpoint.step_of(checkpoint.find_checkpoint(folder)) == steps:
+            return steps
+    config.trainer.steps = steps
+    run = Run(config)
+    run.open()
+    run.train()
+    done = checkpoint.step_of(checkpoint.find_checkpoint(folder))
+    if done < steps:
+        raise KeyboardInterrupt
+    return steps
+
+
+def table(outcomes: list[Outcome]):
+    """A line per objective: means over seeds with standard errors, differences paired by seed."""
+    from hybrid.experiments.record import Table
+
+    by_name: dict[str, dict[int, Outcome]] = {}
+    for o in outcomes:
+        by_name.setdefault(o.name, {})[o.seed] = o
+    first = next(iter(by_name))
+    base = by_name[first]
+    rows = []
+    for name, runs in sorted(by_name.items(), key=lambda item: _mean([o.nelbo for o in item[1].values()])):
+        some = list(runs.values())
+        gaps = [o.nelbo - base[seed].nelbo for seed, o in runs.items() if seed in base]
+        ppl = [o.gen_ppl for o in some if o.gen_ppl is not None]
+        rows.append(
+            (
+                name,
+                some[0].steps,
+                f"{some[0].seconds_per_step / next(iter(base.values())).seconds_per_step:.2f}",
+                _spread([o.nelbo for o in some]),
+                "-" if name == first else _spread(gaps, "+.4f"),
+                _spread([o.at_one for o in some]),
+                f"{_mean([o.entropy for o in some]):.2f}",
+                _spread(ppl, ".1f") if ppl else "-",
+            )
+        )
+    columns = [
+        "objective", "steps", "time of a step", "ELBO, nats per token", f"less {first}", "at block size 1", "entropy",
+        "gen-ppl",
+    ]  # fmt: skip
+    return Table(columns, rows)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _spread(values: list[float], form: str = ".4f") -> str:
+    """Mean and its standard error over seeds."""
+    if len(values) < 2:
+        return f"{_mean(values):{form}}"
+    return f"{_mean(values):{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form.strip('+')}}"
+
+
+def _explanation(config: Config, arguments: argparse.Namespace) -> str:
+    judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."
+    return f"""\
+Corpus `{config.data.corpus}`, block size {config.objective.block_size}, {config.model.n_layers} layers of
+{config.model.dim}, {config.trainer.batch_tokens:,} tokens a step, two noisy streams per clean pass. ± is the standard
+error over seeds. Differences are paired by seed. The ELBO is that of {arguments.rows or "all"} validation rows, with
+the same noise for all. "At block size 1" is the exact likelihood of the same weights, for which only the autoregressive
+loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_tokens} tokens each (`first_hitting`,
+temperature 1), per sample, in nats.{judged} Trained at {_trained_at(arguments.folder)}."""
+
+
+def _trained_at(folder: str) -> str:
+    """The commits of the runs, which may be older than that of the table."""
+    from hybrid.atomic import read_json
+
+    found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
+    commits = {
+        f"{e['commit'][:7]}{' with changes' if e['dirty'] else ''}" if e["commit"] else "no commit" for e in found
+    }
+    return f"commit {', '.join(sorted(commits))}"
+
+
+def _judge(arguments: argparse.Namespace) -> Judge | None:
+    if arguments.judge is None:
+        return None
+    from hybrid.judge import load_judge
+
+    return load_judge(arguments.judge)
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.experiments.objectives", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="what all runs have in common")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument("--folder", default="runs/objectives", help="where the runs go (default: runs/objectives)")
+    parser.add_argument("--rows", type=int, default=128, metavar="R", help="validation rows (default: 128; 0: all)")
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="generated texts (default: 16)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument("--judge", metavar="RUN", help="a run or a local Hugging Face folder that reads the samples")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there")
+    arguments = parser.parse_intermixed_args()
+    for name in arguments.only or []:
+        pick("--only", name, CONTENDERS)
+    for name, least in (("rows", 0), ("samples", 1), ("new_tokens", 1)):
+        at_least(f"--{name.replace('_', '-')}", getattr(arguments, name), least)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

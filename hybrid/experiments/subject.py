@@ -1,0 +1,83 @@
+"""The model that an experiment writes texts with: its options on the command line, its sizes, its own judgement."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hybrid.lm import LanguageModel
+
+NOISE_DRAWS = 8
+"""Of the bound of a text."""
+
+
+def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
+    """What describes the texts and the result; `rows` is the default of --rows."""
+    parser.add_argument("--checkpoint", metavar="RUN", help="a run, a checkpoint or a saved model: adds its texts")
+    parser.add_argument("--block-size", type=int, metavar="B", help="of the texts (default: as it was trained)")
+    parser.add_argument("--rows", type=int, default=rows, metavar="R", help=f"texts per seed (default: {rows})")
+    parser.add_argument("--length", type=int, metavar="N", help="of a text (default: the model's seq_len)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument("--output", metavar="FILE", help="write the result here as Markdown, plots beside it")
+
+
+def check_counts(a: argparse.Namespace, *names: str) -> None:
+    """Raise a ValueError if an option that counts something, or an item of its list, is below 1."""
+    for name in (*names, "rows", "length"):
+        value = getattr(a, name)
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None and item < 1:
+                raise ValueError(f"--{name}: {item} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, and the block size and length of the texts that are asked of it."""
+
+    lm: LanguageModel
+    block_size: int
+    length: int
+
+    @classmethod
+    def load(cls, a: argparse.Namespace, device: str) -> Subject:
+        """The model of `a.checkpoint`.
+
+        Raises:
+            ValueError: no model, or sizes that it can't have.
+        """
+        from hybrid.lm import load
+
+        lm = load(a.checkpoint, device=device)
+        seq_len = lm.config.data.seq_len
+        length = a.length or seq_len
+        if length > seq_len:
+            raise ValueError(
+                f"--length: {length} exceeds the model's context of {seq_len} (data.seq_len); make it shorter"
+            )
+        lm.engine(block_size=a.block_size)  # warns of a size that was not trained, refuses an impossible one
+        return cls(lm, a.block_size or lm.block_sizes[0], length)
+
+    def nats(self, tokens: Tensor) -> float:
+        """Bound per token of texts (b, N) under the model, at the block size at which they were written."""
+        return self._nats(tokens, min(self.block_size, tokens.shape[1]), "bound")
+
+    def exact_nats(self, tokens: Tensor) -> float:
+        """The same at block size 1, where it is exact."""
+        return self._nats(tokens, 1, "exact")
+
+    def _nats(self, tokens: Tensor, block_size: int, method: str) -> float:
+        likelihood = self.lm.nll(tokens, block_size=block_size, method=method, draws=NOISE_DRAWS)
+        return float(likelihood.nll.sum() / likelihood.tokens.sum())
+
+    def describe(self, rows: int) -> str:
+        config = self.lm.config
+        return (
+            f"**Texts of a model**: `{config.run.name}` ({config.data.corpus}, {self.lm.model.vocab_size:,} tokens), "
+            f"{rows} texts of {self.length} tokens a seed, block size {self.block_size}. Steps: per block. Entropy: of "
+            "the tokens of a text, in nats, mean over texts. Nats per token: of these texts under the model that wrote "
+            "them, smaller is likelier."
+        )

@@ -1,0 +1,53 @@
+"""The comparison of objectives: what it trains, what it repeats, and what its table says."""
+
+import math
+
+import pytest
+
+from hybrid.config import load_config
+from hybrid.experiments.objectives import COMMON, CONTENDERS, Outcome, fitting_steps, table
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_every_contender_is_a_configuration(name):
+    assert load_config("configs/quickstart.yaml", [*COMMON, *CONTENDERS[name]]).objective.draws == 2
+
+
+def test_means_errors_and_paired_differences():
+    def run(name, seed, nelbo):
+        return Outcome(name, seed, 100, 0.1 if name == "elbo" else 0.15, nelbo, 2.5, 3.0, None)
+
+    outcomes = [run("elbo", 0, 2.0), run("elbo", 1, 2.2), run("bert", 0, 2.5), run("bert", 1, 2.9)]
+    rows = {row[0]: row for row in table(outcomes).rows}
+    assert list(rows) == ["elbo", "bert"], "the best first"
+    assert rows["elbo"][3] == f"2.1000 ± {0.1:.4f}"
+    assert rows["bert"][4] == f"+0.6000 ± {math.sqrt(0.02 / 2):.4f}", "0.5 and 0.7: paired by seed"
+    assert rows["bert"][2] == "1.50"
+
+
+def test_a_dearer_step_gets_fewer_of_them():
+    config = load_config(None, ["trainer.steps=300"])
+    assert fitting_steps(config, 1.5, 1.0) == 200 and fitting_steps(config, 1.03, 1.0) == 300
+
+
+def test_runs_are_kept_and_not_repeated(command, corpus, tmp_path, capsys):
+    words = (
+        "--config", "configs/quickstart.yaml", "--only", "elbo", "maskgit", "--seeds", 0, "--folder", tmp_path / "runs",
+        "--rows", 2, "--samples", 2, "--new-tokens", 8, "--output", tmp_path / "table.md",
+        f"data.corpus={corpus}", "data.tokenizer=char", "data.seq_len=32", "data.validation_fraction=0.2",
+        "model.dim=16", "model.n_layers=1", "model.n_heads=2", "trainer.steps=2", "trainer.batch_tokens=64",
+        "optim.warmup_steps=1",
+    )  # fmt: skip
+    first = command("experiments.objectives", *words)
+    assert first.code == 0, first.err
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert folders == ["elbo-s0", "maskgit-s0"]
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert first.out.strip() in text and "seed 0" in text and "commit" in text
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+    second = command("experiments.objectives", *words)
+    assert second.code == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")} == before
+    values = [[line.split("|")[4] for line in done.out.splitlines()] for done in (first, second)]
+    assert values[0] == values[1], "evaluation is a function of the weights"
+    assert "--only: 'elb' is not one of" in command("experiments.objectives", "--config", "x", "--only", "elb").error
