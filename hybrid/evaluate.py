@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hybrid.judge import Judge
     from hybrid.lm import LanguageModel
 
+CONFIDENT = "confidence:token=best"
+"""Among all orders: the default confidence depends on the tokens that it draws, so it has no likelihood."""
+
 
 def main() -> int:
     arguments = parse()
@@ -32,7 +35,9 @@ def main() -> int:
 
     lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     sizes = block_sizes(lm, arguments)
-    orders = comparison.choose_decoders(arguments.orders, "--orders")
+    orders = comparison.choose_decoders(
+        [*arguments.orders, *([CONFIDENT] if comparison.ALL in arguments.orders else [])], "--orders"
+    )
     decoders = comparison.choose_decoders(arguments.decoders, "--decoders")
     generation = prepare_generation(lm, arguments) if decoders else None
     data, split = find_split(lm, arguments)

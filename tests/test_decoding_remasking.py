@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from decoding_toy import Conditionals, Spy, chi_square_alarm, engine, sample_counts
+from decoding_toy import Conditionals, Spy, chi_square_alarm, engine, sample_counts, view_of
 from toy import MODES, random_tokens, toy_model
 
 from hybrid.cache import KVCache
@@ -112,6 +112,20 @@ def test_remdm_without_remasking_is_ancestral_decoding(strategy):
         assert chi_square_alarm(sample_counts(model, spec, 4, 3, 3, prompt=(1,)), law) > 1e-5
 
 
+def test_remdm_by_confidence_takes_back_what_was_least_sure():
+    """By hand: revealed with 0.9 and 0.1, so softmax(-0.9, -0.1) = 0.310, 0.690; from t = 0.5 to s = 0.25 sigma is half
+    of that, and a masked token is revealed with probability 0.5."""
+    view = view_of(torch.full((1, 3), 1 / 3), torch.tensor([[False, False, True]]), step=2)
+    decoder = ReMDM(4, sigma="confidence", eta=1.0)
+    grid, revealed_with = decoder.start(view)
+    revealed_with[:] = torch.tensor([0.9, 0.1, 1.0])
+    for u, taken_back in [(0.15, [True, True]), (0.16, [False, True]), (0.34, [False, True]), (0.35, [False, False])]:
+        view = view_of(torch.full((1, 3), 1 / 3), view.is_masked, step=2)
+        view.draw = lambda u=u: torch.full((1, 3), u, dtype=torch.float64)
+        reveal, remask = decoder.select(view, (grid, revealed_with.clone()))
+        assert (reveal[0].tolist(), remask[0].tolist()) == ([False, False, True], [*taken_back, False])
+
+
 def test_remdm_keeps_to_the_grid():
     """It ends with the grid whatever was re-masked, and steps that reveal nothing cost no forward."""
     model = toy_model(vocab=9)
@@ -150,6 +164,26 @@ def test_a_large_eta_takes_tokens_back(eta, often):
     engine(toy_model(vocab=9), 12, spy, stop_at_end=False, seq_len=12).generate([[]] * 8, 12)
     n_back = sum(int(remask.sum()) for _, _, remask, _ in spy.steps)
     assert n_back > 100 if often else n_back == 0
+
+
+@pytest.mark.parametrize(
+    "eta, reveal, remask",
+    [
+        (0.0, [False] * 4, [False] * 4),
+        (0.2, [False] * 4, [False] * 4),  # scores -1, -3 where masked, -0.4, -0.1 where known
+        (1.0, [True, False, False, False], [False, False, True, False]),  # -1, -3, -2, -0.5
+        (9.0, [True, True, False, False], [False, False, True, True]),  # -1, -3, -18, -4.5
+    ],
+)
+def test_eta_weighs_the_known_tokens(eta, reveal, remask):
+    """By hand: of four tokens two are shown after the step, those of highest score."""
+    is_masked = torch.tensor([[True, True, False, False]])
+    planned = torch.tensor([[-1.0, -3.0, -2.0, -0.5]], dtype=torch.float64)
+    view = view_of(torch.full((2, 3), 1 / 3), is_masked, judge=lambda proposal: planned)
+    decoder = PathPlanning(2, eta=eta)
+    got = decoder.select(view, decoder.start(view))
+    none = torch.zeros_like(is_masked)
+    assert [(none if t is None else t)[0].tolist() for t in got] == [reveal, remask]
 
 
 @pytest.mark.parametrize("kappa, fractions", [("cosine_maskgit", [0.866, 0.5, 0]), ("linear", [2 / 3, 1 / 3, 0])])

@@ -1,0 +1,172 @@
+"""What does a decoder give for its forwards? Quality of text against forwards per token, and its policy likelihood.
+
+    python -m hybrid.experiments.decoders --checkpoint runs/quickstart --judge runs/ar
+    python -m hybrid.experiments.decoders --checkpoint runs/quickstart --judge runs/ar --decoders confidence p2:eta=2
+
+Each decoder writes the same number of texts with each seed. Real text of that number and length stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import math
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybrid import cli
+from hybrid.options import at_least
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger("hybrid.experiments.decoders")
+FAMILIES = ("first_hitting", "confidence", "margin", "entropy", "left_to_right", "random")
+DECODERS = [
+    *(f"{name}:per_step={k}" for name in FAMILIES for k in (1, 2, 4, 8)),
+    *("ancestral:steps=8", "confidence:token=best", "confidence:threshold=0.9", "confidence:factor=0.5"),
+    *("entropy_bounded:gamma=0.1", "entropy_bounded:gamma=0.5"),
+    *("mask_predict:steps=4", "mask_predict:steps=8", "p2:steps=8", "p2:steps=8,eta=0"),
+    *("remdm:steps=8", "remdm:steps=32"),
+]
+FIGURES = {
+    "forwards per token": ("nfe_per_token", ".3f"),
+    "tokens/s": ("tokens_per_second", ",.0f"),
+    "entropy": ("entropy", ".3f"),
+    "distinct-2": ("distinct_2", ".3f"),
+    "repetition": ("repetition", ".3f"),
+    "self-BLEU": ("self_bleu", ".3f"),
+    "gen-ppl": ("gen_ppl", ".2f"),
+    "MAUVE-like": ("mauve_like", ".3f"),
+    "policy NLL": ("policy_nats_per_token", ".3f"),
+}
+Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per seed
+
+
+def main() -> int:
+    arguments = parse()
+    from hybrid.data import prepare
+    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.judge import load_judge
+    from hybrid.lm import load
+
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None:
+        refuse_foreign(output)
+    lm = load(arguments.checkpoint, device=arguments.device)
+    judge = load_judge(arguments.judge, arguments.device)
+    split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    lines = compare(lm, judge, split, arguments)
+    part = table(lines)
+    print(part.markdown())
+    if output is not None:
+        command = shlex.join(["python", "-m", "hybrid.experiments.decoders", *sys.argv[1:]])
+        origin = provenance(command, arguments.seeds, str(lm.device))
+        figures = {"Judged quality and diversity against forwards per token": plot(lines)}
+        write_result(output, "Decoders: quality against forwards", origin, [_explanation(lm, arguments), part], figures)
+        log.info("wrote %s", output)
+    return 0
+
+
+def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> Lines:
+    """Real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
+    from hybrid.comparison import Comparison, choose_decoders, setting_for
+    from hybrid.device import precision_context
+    from hybrid.scores import Scores
+
+    decoders = choose_decoders(arguments.decoders, "--decoders")
+    size = arguments.block_size or lm.block_sizes[0]
+    setting = setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples)
+    scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows)
+    lines: Lines = {}
+    for seed in arguments.seeds:
+        comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), judge, scores.policy)
+        for line in comparison.lines([size], decoders):
+            lines.setdefault(line["decoder"], []).append(line)
+    return lines
+
+
+def table(lines: Lines):
+    """Means over seeds, with standard errors where they differ."""
+    from hybrid.experiments.record import Table
+
+    rows = [
+        (label, *(_cell([line.get(key) for line in of_seed], form) for key, form in FIGURES.values()))
+        for label, of_seed in lines.items()
+    ]
+    return Table(["decoder", *FIGURES], rows)
+
+
+def _cell(values: list[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = format(statistics.fmean(known), form)
+    if len(set(known)) == 1 or form == ",.0f":  # a speed depends on what else the machine does
+        return mean
+    return f"{mean} ± {format(statistics.stdev(known) / math.sqrt(len(known)), form)}"
+
+
+def plot(lines: Lines) -> np.ndarray:
+    """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
+    from hybrid.comparison import REAL
+    from hybrid.experiments.plot import Panel, curves
+
+    families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}
+    for label, of_seed in lines.items():
+        if label != REAL:
+            point = {key: _spread([line[key] for line in of_seed]) for key in ("gen_ppl", "entropy")}
+            forwards = statistics.fmean(line["nfe_per_token"] for line in of_seed)
+            families.setdefault(label.split(":")[0], []).append((forwards, point))
+    panels = []
+    for key, title in (("gen_ppl", "generative perplexity"), ("entropy", "entropy of a text, nats")):
+        drawn = {}
+        for family, points in families.items():
+            points.sort(key=lambda p: p[0])
+            drawn[family] = list(zip(*[(x, *point[key]) for x, point in points], strict=True))
+        level = {"real text": statistics.fmean(line[key] for line in lines[REAL])}
+        panels.append(Panel(title, "forwards per token", title, drawn, level, log_y=key == "gen_ppl"))
+    return curves(panels)
+
+
+def _spread(values: list[float]) -> tuple[float, float]:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.fmean(values), error
+
+
+def _explanation(lm: Any, arguments: argparse.Namespace) -> str:
+    size = arguments.block_size or lm.block_sizes[0]
+    return (
+        f"`{arguments.checkpoint}` at block size {size}, temperature 1, {arguments.samples} texts of "
+        f"{arguments.new_tokens} tokens per seed, no prompt. ± is the standard error over seeds of generation. There is "
+        f"one model. Gen-ppl and MAUVE-like: of the judge `{arguments.judge}`. Entropy: of a text, in nats. Policy NLL: "
+        f"per token of {arguments.rows or 'all'} validation rows in the decoder's order, where that is deterministic. "
+        "Forwards are those of the batch, divided by the tokens of a text. The MAUVE-like value of real text is that "
+        "of two disjoint samples of it."
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.experiments.decoders", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
+    parser.add_argument("--block-size", type=int, metavar="B", help="default: as it was trained")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts per seed (default: 64)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument("--rows", type=int, default=64, metavar="R", help="validation rows of the policy likelihood")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there and a plot beside it")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    arguments = parser.parse_args()
+    at_least("--samples", arguments.samples, 2)
+    at_least("--rows", arguments.rows, 0)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,175 @@
+"""In which order should a puzzle be filled in? The share of right answers by decoder and block size, over several runs.
+
+    python -m hybrid.experiments.solving --runs runs/sudoku4-s0 runs/sudoku4-s1 runs/sudoku4-s2
+    python -m hybrid.experiments.solving --runs runs/sums-s0 runs/sums-s1 --decoders margin margin:per_step=2 --rows 200
+
+`--runs` names runs that differ in their seed alone, and may be given several times: a table each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shlex
+import statistics
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybrid import cli
+from hybrid.options import at_least
+
+if TYPE_CHECKING:
+    from hybrid.answers import Answers
+    from hybrid.config import Config
+
+log = logging.getLogger("hybrid.experiments.solving")
+DECODERS = [
+    *("margin", "confidence", "entropy", "left_to_right", "first_hitting"),
+    *("margin:per_step=2", "margin:per_step=4", "confidence:threshold=0.9", "first_hitting:per_step=4"),
+    *("mask_predict", "p2", "remdm"),
+]
+MAY_DIFFER = ("run.", "trainer.resume")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one setting: answers by (decoder, block size), one per run."""
+
+    config: Config
+    seeds: list[int]
+    block_sizes: list[int]
+    batch_rows: int
+    answers: dict[tuple[str, int], list[Answers]]
+
+
+def main() -> int:
+    arguments = parse()
+    from hybrid.comparison import choose_decoders
+    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None:
+        refuse_foreign(output)
+    decoders = choose_decoders(arguments.decoders, "--decoders")
+    groups = [solve(runs, decoders, arguments) for runs in arguments.runs]
+    parts = [part for group in groups for part in (describe(group), table(group))]
+    print("\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts))
+    if output is not None:
+        command = shlex.join(["python", "-m", "hybrid.experiments.solving", *sys.argv[1:]])
+        origin = provenance(command, sorted({seed for group in groups for seed in group.seeds}))
+        write_result(output, "Right answers by decoding order", origin, [_explanation(arguments), *parts])
+        log.info("wrote %s", output)
+    return 0
+
+
+def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespace) -> Group:
+    """Every decoder on every run of a group.
+
+    Raises:
+        ValueError: runs that are not of one setting, or whose data has no answers.
+    """
+    from hybrid.answers import score
+    from hybrid.config import differences
+    from hybrid.data import prepare
+    from hybrid.lm import load
+
+    first = None
+    seeds: list[int] = []
+    sizes: list[int] = []
+    answers: dict[tuple[str, int], list[Answers]] = {}
+    for path in runs:
+        lm = load(path, device=arguments.device)
+        first = first or lm.config
+        seeds.append(lm.config.run.seed)
+        changed = [key for key in differences(first, lm.config) if not key.startswith(MAY_DIFFER)]
+        if changed:
+            raise ValueError(
+                f"--runs: {path} differs from {runs[0]} in {', '.join(changed)}; give it a --runs of its own"
+            )
+        sizes = arguments.block_size or lm.block_sizes
+        split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+        for size in sizes:
+            for label, decoder in decoders.items():
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="block_size: .* was not trained")
+                    engine = lm.engine(size, decoder, temperature=arguments.temperature, seed=arguments.seed)
+                found = score(engine, split, arguments.rows, arguments.batch_rows)
+                answers.setdefault((label, size), []).append(found)
+                log.info("%s, block size %d, %s: %.3f", path, size, label, found.solved)
+    assert first is not None
+    return Group(first, seeds, sizes, arguments.batch_rows, answers)
+
+
+def table(group: Group):
+    """A line per decoder, the best at the largest block size first; a column per block size."""
+    from hybrid.experiments.record import Table
+
+    largest = max(group.block_sizes)
+    labels = list(dict.fromkeys(label for label, _ in group.answers))
+    labels.sort(key=lambda label: -_mean([a.solved for a in group.answers[label, largest]]))
+    rows = []
+    for label in labels:
+        cells = [_share([a.solved for a in group.answers[label, size]]) for size in group.block_sizes]
+        last = group.answers[label, largest]
+        forwards = _mean([a.nfe / math.ceil(a.n / group.batch_rows) for a in last])
+        rows.append((label, *cells, f"{forwards:.1f}", f"{100 * _mean([a.right_tokens for a in last]):.1f}"))
+    columns = ["decoder", *(f"solved at {size}, %" for size in group.block_sizes)]
+    return Table([*columns, f"forwards at {largest}", f"right tokens at {largest}, %"], rows)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _share(values: list[float]) -> str:
+    """In percent, with the standard error over runs."""
+    percent = [100 * value for value in values]
+    if len(percent) == 1:
+        return f"{percent[0]:.1f}"
+    return f"{_mean(percent):.1f} ± {statistics.stdev(percent) / math.sqrt(len(percent)):.1f}"
+
+
+def describe(group: Group) -> str:
+    c = group.config
+    corpus = c.data.corpus
+    if not isinstance(corpus, str):
+        corpus = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in corpus.items())
+    some = next(iter(group.answers.values()))
+    return (
+        f"**{corpus}**: {c.model.n_layers} layers of {c.model.dim}, trained {c.trainer.steps:,} steps at block size "
+        f"{c.objective.block_size}; {some[0].n} answers of each of {len(some)} runs."
+    )
+
+
+def _explanation(arguments: argparse.Namespace) -> str:
+    return (
+        f"Temperature {arguments.temperature:g}; the options of a decoder are behind its name, else they are the "
+        "defaults. ± is the standard error over runs that differ in their seed. Forwards: of a batch of answers, at "
+        "the largest block size. The validation split has no puzzle, solution or pair of numbers in common with the "
+        "training split."
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.experiments.solving", description=__doc__)
+    parser.add_argument("--runs", nargs="+", action="append", required=True, metavar="RUN", help="runs of one setting")
+    parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
+    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as they were trained")
+    parser.add_argument("--rows", type=int, default=500, metavar="R", help="answers per run (default: 500; 0: all)")
+    parser.add_argument("--batch-rows", type=int, default=250, metavar="R", help="answers at a time (default: 250)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the best token")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of decoding (default: 0)")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    arguments = parser.parse_args()
+    at_least("--rows", arguments.rows, 0)
+    at_least("--batch-rows", arguments.batch_rows, 1)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
