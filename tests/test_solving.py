@@ -51,10 +51,9 @@ def test_runs_of_different_settings_are_refused(command, runs, trained):
 
 def test_decoders_are_compared_on_text(command, trained, tmp_path):
     output = tmp_path / "decoders.md"
-    done = command(
-        "experiments.decoders", "--checkpoint", trained, "--judge", trained,
-        "--decoders", "margin", "first_hitting:steps=2", "--samples", 4, "--new-tokens", 12, "--rows", 2, "--seeds", 0, 1, "--output", output,
-    )  # fmt: skip
+    runs = ("--checkpoint", trained, "--judge", trained, "--seeds", 0, 1, "--output", output)
+    words = ("--decoders", "margin", "first_hitting:steps=2", "--samples", 4, "--new-tokens", 12, "--rows", 2)
+    done = command("experiments.decoders", *runs, *words)
     assert done.code == 0, done.err
     text = output.read_text(encoding="utf-8")
     assert done.out.strip() in text and "seeds 0, 1" in text and output.with_suffix(".png").is_file()

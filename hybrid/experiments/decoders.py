@@ -143,10 +143,10 @@ def _explanation(lm: Any, arguments: argparse.Namespace) -> str:
     return (
         f"`{arguments.checkpoint}` at block size {size}, temperature 1, {arguments.samples} texts of "
         f"{arguments.new_tokens} tokens per seed, no prompt. ± is the standard error over seeds of generation. There is "
-        f"one model. Gen-ppl and MAUVE-like: of the judge `{arguments.judge}`. Entropy: of a text, in nats. Policy NLL: "
-        f"per token of {arguments.rows or 'all'} validation rows in the decoder's order, where that is deterministic. "
-        "Forwards are those of the batch, divided by the tokens of a text. The MAUVE-like value of real text is that "
-        "of two disjoint samples of it."
+        f"one model. Gen-ppl and MAUVE-like are those of the judge `{arguments.judge}`, entropy that of a text, in nats. "
+        f"Policy NLL is that of {arguments.rows or 'all'} validation rows, per token, in the decoder's order, where that "
+        "is deterministic. Forwards are those of the batch, divided by the tokens of a text. The MAUVE-like value of "
+        "real text is that of two disjoint samples of it."
     )
 
 
