@@ -140,14 +140,12 @@ def _spread(values: list[float]) -> tuple[float, float]:
 
 def _explanation(lm: Any, arguments: argparse.Namespace) -> str:
     size = arguments.block_size or lm.block_sizes[0]
-    return (
-        f"`{arguments.checkpoint}` at block size {size}, temperature 1, {arguments.samples} texts of "
-        f"{arguments.new_tokens} tokens per seed, no prompt. ± is the standard error over seeds of generation. There is "
-        f"one model. Gen-ppl and MAUVE-like are those of the judge `{arguments.judge}`, entropy that of a text, in nats. "
-        f"Policy NLL is that of {arguments.rows or 'all'} validation rows, per token, in the decoder's order, where that "
-        "is deterministic. Forwards are those of the batch, divided by the tokens of a text. The MAUVE-like value of "
-        "real text is that of two disjoint samples of it."
-    )
+    return f"""\
+`{arguments.checkpoint}` at block size {size}, temperature 1, {arguments.samples} texts of {arguments.new_tokens} tokens
+per seed, no prompt. ± is the standard error over seeds of generation. There is one model. Gen-ppl and MAUVE-like are
+those of the judge `{arguments.judge}`, entropy that of a text, in nats. Policy NLL is that of {arguments.rows or "all"}
+validation rows, per token, in the decoder's order, where that is deterministic. Forwards are those of the batch, over
+the tokens of a text. The MAUVE-like value of real text is that of two disjoint samples of it."""
 
 
 def parse() -> argparse.Namespace:
