@@ -179,22 +179,24 @@ def test_a_stuck_decoder_is_named(monkeypatch):
 
 
 def test_a_decoder_may_remask_within_its_block_but_not_the_prompt():
-    """A user's decoder: reveals all, then re-masks what is not fixed once, then reveals again."""
-    fixed_seen = []
+    """A user's decoder: reveals all, wants all of it masked again, and reveals again."""
+    seen = []
 
     class TwoPasses:
         def start(self, view):
             return None
 
         def select(self, view, state):
-            fixed_seen.append(view.is_fixed.clone())
+            seen.append(view)
             again = torch.ones_like(view.is_masked) if view.step == 0 else None
             return view.is_masked, again
 
     model = toy_model(vocab=9)
     got = Engine(model, 14, 4, TwoPasses(), stop_at_end=False).generate([[1, 2]], 6)
     assert got.nfe == 4, "two blocks, two passes each"
-    assert fixed_seen[0].tolist() == [[True, True, False, False]]
+    assert [view.is_fixed.tolist() for view in seen[:2]] == [[[True, True, False, False]]] * 2
+    assert [view.is_masked.tolist() for view in seen[:2]] == [[[False, False, True, True]]] * 2
+    assert seen[1].tokens[0, :2].tolist() == [1, 2]
 
 
 def test_a_finished_row_is_left_alone_in_whatever_company():

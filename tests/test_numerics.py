@@ -166,6 +166,20 @@ def test_texts_are_whole_and_cost_a_forward_per_change(block_size: int, sampler:
     assert not torch.equal(texts.tokens, other.tokens)
 
 
+def test_the_schedule_is_linear() -> None:
+    """Each of T steps reveals 1/T of all tokens on average: of what is still masked before step i, 1 / (T - i)."""
+    seen = []
+
+    def nothing_before_the_end(log_probs, law, q, generator):
+        seen.append((q, len(law)))
+        none = torch.empty(0, dtype=torch.long)
+        return decoupled(log_probs, law, q, generator) if q == 1 else (none, none)
+
+    texts = generate(toy_model(dtype=torch.float32), nothing_before_the_end, 2, 6, 6, 4, seed=0)
+    assert seen == [(1 / 4, 12), (1 / 3, 12), (1 / 2, 12), (1, 12)]
+    assert texts.rate == 0 and texts.forwards == 1 and (texts.tokens < 7).all()
+
+
 def test_one_step_reveals_all_in_one_forward() -> None:
     texts = generate(toy_model(dtype=torch.float32), decoupled, 3, 8, 8, 1, seed=0)
     assert texts.forwards == 1 and math.isnan(texts.rate) and (texts.tokens < 7).all()

@@ -49,6 +49,21 @@ def test_runs_of_different_settings_are_refused(command, runs, trained):
     assert no_answers.code == 2 and "no prompts" in no_answers.error
 
 
+def test_likelihoods_of_several_runs(command, runs, tmp_path):
+    output = tmp_path / "likelihoods.md"
+    words = ("--runs", *runs, "--block-size", 3, "--rows", 4, "--draws", 2, "--output", output)
+    done = command("experiments.likelihoods", *words, "--orders", "left_to_right", "margin")
+    assert done.code == 0, done.err
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()]
+    value = {line[0]: float(line[2].split()[0]) for line in cells if "±" in line[2]}
+    assert value["best of all one-token orders, in hindsight"] <= value["best of these orders, in hindsight"]
+    assert value["best of these orders, in hindsight"] <= value["order: margin"]
+    assert value["best of all one-token orders, in hindsight"] <= value["random order, exact"]
+    assert cells[2][0] == "exact" and cells[2][2] == "-", "block size 1 has a column of its own"
+    assert done.out.strip() in output.read_text(encoding="utf-8")
+    assert "from 2" in command("experiments.likelihoods", *words[:3], "--block-size", 1).error
+
+
 def test_decoders_are_compared_on_text(command, trained, tmp_path):
     output = tmp_path / "decoders.md"
     runs = ("--checkpoint", trained, "--judge", trained, "--seeds", 0, 1, "--output", output)

@@ -65,7 +65,7 @@ class Joint:
 
     The argmax is a race: category k arrives at time E_k / pi_k, E_k = -log u_k, and the first wins. MASK arrives before
     `HORIZON`, so only tokens with E_k <= HORIZON pi_k have a chance. `candidates` finds these without drawing the rest,
-    which is nearly all. Theirs are rounded to the grid and go through the same arithmetic.
+    which is nearly all. Their uniforms are rounded down to the grid (E up) and go through the same arithmetic.
     """
 
     precision: Precision
@@ -82,21 +82,17 @@ class Joint:
     def candidates(
         self, log_probs: Tensor, law: Tensor, q: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw, token and uniform (c,) of every token with E <= HORIZON pi + 2^-bits (a token may occur twice).
+        """Draw, token and uniform (c,) of every token with E <= HORIZON pi (a token may occur twice).
 
         An exponential E is the first point of a Poisson process of rate 1. The processes of all tokens of a draw, each
-        on [0, HORIZON pi_k + 2^-bits], are one process of rate HORIZON q + V 2^-bits, and its points fall to tokens in
-        proportion to p with weight HORIZON q, else uniformly.
+        on [0, HORIZON pi_k], are one process with HORIZON q points on average, which fall to tokens in proportion to p.
         """
-        vocab, step = log_probs.shape[1], 2.0**-self.precision.bits
-        rate = HORIZON * q + vocab * step
-        count = int(torch.poisson(torch.tensor(len(law) * rate, dtype=torch.float64), generator=generator))
+        step = 2.0**-self.precision.bits
+        count = int(torch.poisson(torch.tensor(len(law) * HORIZON * q, dtype=torch.float64), generator=generator))
         draw = torch.randint(len(law), (count,), generator=generator)
-        token = torch.randint(vocab, (count,), generator=generator)
-        by_p = torch.rand(count, generator=generator, dtype=torch.float64) < HORIZON * q / rate
-        token[by_p] = inverse(log_probs, law[draw[by_p]], generator)
-        end = HORIZON * q * log_probs[law[draw], token].double().exp() + step
-        arrival = end * torch.rand(count, generator=generator, dtype=torch.float64)
+        token = inverse(log_probs, law[draw], generator)
+        arrival = torch.rand(count, generator=generator, dtype=torch.float64)
+        arrival *= HORIZON * q * log_probs[law[draw], token].double().exp()
         steps_below_one = torch.floor(-torch.expm1(-arrival) / step) + 1
         return draw, token, (1 - steps_below_one * step).to(self.precision.dtype)
 
@@ -180,7 +176,7 @@ def simulate(sampler: Reveal, log_probs: Tensor, q: float, unmaskings: int, seed
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(log_probs.shape[1], dtype=torch.long)
     left = round(unmaskings / q)
-    chunk = int(CANDIDATES / max(HORIZON * q, 0.05))  # a draw that nothing comes of is cheap, but not free
+    chunk = int(CANDIDATES / max(HORIZON * q, 0.05))  # `decoupled` has a uniform for each draw, whatever q
     while left > 0:
         law = torch.zeros(1, dtype=torch.long).expand(min(left, chunk))
         counts += torch.bincount(sampler(log_probs, law, q, generator)[1], minlength=len(counts))

@@ -45,6 +45,7 @@ CONTENDERS: dict[str, list[str]] = {
     "maskgit": ["objective.weighting=maskgit"],
     "cart": ["objective.weighting=cart"],
     "bert": ["objective.weighting=bert"],
+    "elbo, next_token": ["model.prediction=next_token"],
     "elbo, causal context": ["model.context=causal"],
     "elbo + 0.5 autoregressive, causal": ["model.context=causal", "objective.ar_weight=0.5"],
 }

@@ -3,7 +3,7 @@
     python -m hybrid.experiments.solving --runs runs/sudoku4-s0 runs/sudoku4-s1 runs/sudoku4-s2
     python -m hybrid.experiments.solving --runs runs/sums-s0 runs/sums-s1 --decoders margin margin:per_step=2 --rows 200
 
-`--runs` names runs that differ in their seed alone, and may be given several times: a table each.
+`--runs` names runs that differ in their seed alone. It may be given several times, for a table each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ DECODERS = [
     *("margin:per_step=2", "margin:per_step=4", "confidence:threshold=0.9", "first_hitting:per_step=4"),
     *("mask_predict", "p2", "remdm"),
 ]
-MAY_DIFFER = ("run.", "trainer.resume")
 
 
 @dataclass(frozen=True)
@@ -73,24 +72,13 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
         ValueError: runs that are not of one setting, or whose data has no answers.
     """
     from hybrid.answers import score
-    from hybrid.config import differences
     from hybrid.data import prepare
-    from hybrid.lm import load
+    from hybrid.experiments.subject import load_runs
 
-    first = None
-    seeds: list[int] = []
-    sizes: list[int] = []
+    models = load_runs(runs, arguments.device)
+    sizes = arguments.block_size or models[0].block_sizes
     answers: dict[tuple[str, int], list[Answers]] = {}
-    for path in runs:
-        lm = load(path, device=arguments.device)
-        first = first or lm.config
-        seeds.append(lm.config.run.seed)
-        changed = [key for key in differences(first, lm.config) if not key.startswith(MAY_DIFFER)]
-        if changed:
-            raise ValueError(
-                f"--runs: {path} differs from {runs[0]} in {', '.join(changed)}; give it a --runs of its own"
-            )
-        sizes = arguments.block_size or lm.block_sizes
+    for path, lm in zip(runs, models, strict=True):
         split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
         for size in sizes:
             for label, decoder in decoders.items():
@@ -100,8 +88,8 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
                 found = score(engine, split, arguments.rows, arguments.batch_rows)
                 answers.setdefault((label, size), []).append(found)
                 log.info("%s, block size %d, %s: %.3f", path, size, label, found.solved)
-    assert first is not None
-    return Group(first, seeds, sizes, arguments.batch_rows, answers)
+    seeds = [lm.config.run.seed for lm in models]
+    return Group(models[0].config, seeds, sizes, arguments.batch_rows, answers)
 
 
 def table(group: Group):

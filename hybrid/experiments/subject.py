@@ -1,4 +1,4 @@
-"""The model that an experiment writes texts with: its options on the command line, its sizes, its own judgement."""
+"""The models of experiments: one that writes texts, its options, sizes and own judgement; or several seeds of one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from hybrid.lm import LanguageModel
 
+MAY_DIFFER = ("run.", "trainer.resume")
 NOISE_DRAWS = 8
 """Of the bound of a text."""
 
@@ -32,6 +33,23 @@ def check_counts(a: argparse.Namespace, *names: str) -> None:
         for item in value if isinstance(value, list) else [value]:
             if item is not None and item < 1:
                 raise ValueError(f"--{name}: {item} must be at least 1")
+
+
+def load_runs(paths: list[str], device: str) -> list[LanguageModel]:
+    """The models of runs that differ in their seed alone.
+
+    Raises:
+        ValueError: they differ in more; names the keys.
+    """
+    from hybrid.config import differences
+    from hybrid.lm import load
+
+    models = [load(path, device=device) for path in paths]
+    for path, lm in zip(paths, models, strict=True):
+        changed = [key for key in differences(models[0].config, lm.config) if not key.startswith(MAY_DIFFER)]
+        if changed:
+            raise ValueError(f"--runs: {path} differs from {paths[0]} in {', '.join(changed)}; leave it out")
+    return models
 
 
 @dataclass(frozen=True)

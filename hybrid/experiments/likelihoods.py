@@ -1,0 +1,124 @@
+"""How far is the bound from the likelihoods that it bounds? Every likelihood of a model, by block size and by order.
+
+    python -m hybrid.experiments.likelihoods --runs runs/quickstart --block-size 2 4 8
+    python -m hybrid.experiments.likelihoods --runs runs/a-s0 runs/a-s1 runs/a-s2 --rows 64 --output docs/likelihoods.md
+
+The runs differ in their seed alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import statistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybrid import cli
+from hybrid.options import at_least
+
+if TYPE_CHECKING:
+    from hybrid.experiments.record import Table
+    from hybrid.lm import LanguageModel
+
+log = logging.getLogger("hybrid.experiments.likelihoods")
+ORDERS = ["left_to_right", "random", "margin", "entropy", "confidence:token=best", "margin:steps=2"]
+FIRST = ("exact", "bound", "importance", "enumerate")
+LAST = ("tightest", "best_order")
+Values = dict[tuple[str, int], list[float]]  # (likelihood, block size) -> nats per token, one per run
+
+
+def main() -> int:
+    arguments = parse()
+    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.subject import load_runs
+
+    output = None if arguments.output is None else Path(arguments.output)
+    if output is not None:
+        refuse_foreign(output)
+    models = load_runs(arguments.runs, arguments.device)
+    values = measure(models, arguments)
+    part = table(values)
+    print(part.markdown())
+    if output is not None:
+        command = shlex.join(["python", "-m", "hybrid.experiments.likelihoods", *sys.argv[1:]])
+        origin = provenance(command, [lm.config.run.seed for lm in models], str(models[0].device))
+        write_result(output, "Likelihoods of one model", origin, [_explanation(models[0], arguments), part])
+        log.info("wrote %s", output)
+    return 0
+
+
+def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
+    """Every likelihood that each block size allows, on the first rows of the validation split."""
+    from hybrid.comparison import choose_decoders
+    from hybrid.data import prepare
+    from hybrid.device import precision_context
+    from hybrid.scores import Scores
+
+    decoders = choose_decoders(arguments.orders, "--orders")
+    values: Values = {}
+    for lm in models:
+        split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+        scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows, draws=arguments.draws)
+        for line in scores.lines([1, *arguments.block_size], decoders=decoders, every=True):
+            name = line["decoder"] if line["likelihood"] == "policy" else line["likelihood"]
+            values.setdefault((name, line["block_size"]), []).append(line["nats_per_token"])
+    return values
+
+
+def table(values: Values) -> Table:
+    """A line per likelihood, a column per block size; means over runs with their standard errors."""
+    from hybrid.experiments.record import Table
+
+    sizes = sorted({size for _, size in values})
+    names = list(dict.fromkeys(name for name, _ in values))
+    policies = [name for name in names if name not in (*FIRST, *LAST)]
+    kinds = {"exact": "exact", "bound": "<= the bound", "importance": "<= importance-weighted bound"}
+    kinds |= {"enumerate": "random order, exact", "tightest": "best of these orders, in hindsight"}
+    kinds |= {"best_order": "best of all one-token orders, in hindsight"}
+    rows: list[list[Any]] = []
+    for name in (*FIRST, *policies, *LAST):
+        if name in names:
+            rows.append([kinds.get(name, f"order: {name}"), *(_cell(values.get((name, size))) for size in sizes)])
+    return Table(["nats per token", *(f"block size {size}" for size in sizes)], rows)
+
+
+def _cell(values: list[float] | None) -> str:
+    if values is None:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def _explanation(lm: LanguageModel, arguments: argparse.Namespace) -> str:
+    c = lm.config
+    return f"""\
+{len(arguments.runs)} runs of `{c.data.corpus}`, {c.model.n_layers} layers of {c.model.dim}, trained at block size
+{c.objective.block_size} ({c.objective.weighting}, {c.model.context}, {c.model.prediction}). The other block sizes show
+the same weights untrained. {arguments.rows or "All"} validation rows, {arguments.draws} noise draws or orders. ± is the
+standard error over runs: it is that of the model, and the differences between lines, on the same rows of the same
+model, are far more certain. What is chosen in hindsight is the likelihood of no procedure."""
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.experiments.likelihoods", description=__doc__)
+    parser.add_argument("--runs", nargs="+", required=True, metavar="RUN", help="runs of one setting")
+    parser.add_argument("--block-size", type=int, nargs="+", default=[2, 4, 8], metavar="B", help="default: 2 4 8")
+    parser.add_argument("--orders", nargs="+", default=ORDERS, metavar="NAME[:key=value,...]", help="default: many")
+    parser.add_argument("--rows", type=int, default=64, metavar="R", help="validation rows (default: 64; 0: all)")
+    parser.add_argument("--draws", type=int, default=8, metavar="D", help="draws of a bound (default: 8)")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    arguments = parser.parse_args()
+    at_least("--rows", arguments.rows, 0)
+    at_least("--draws", arguments.draws, 2)
+    if min(arguments.block_size) < 2:
+        raise ValueError("--block-size: at block size 1 all likelihoods are one number, which is shown anyway; from 2")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
