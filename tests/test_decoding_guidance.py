@@ -75,6 +75,17 @@ def test_what_guidance_costs_and_whom_it_leaves_alone():
     assert engine(model, 4, stop_at_end=False, guidance=3.0).generate([[], []], 8).nfe == 8, "and none without prompts"
 
 
+def test_rows_without_a_prompt_stay_bit_for_bit():
+    """Also in float32, where (1 + w) log p - w log p is not log p."""
+    model = toy_model(vocab=9, dtype=torch.float32)
+    seen = []
+    for w in (0.0, 1.7):
+        spy = Spy(DECODERS["confidence"](), lambda view: view.log_probs)
+        engine(model, 4, spy, guidance=w).generate(PROMPTS, 4)
+        seen.append(spy.steps[0][-1])
+    assert torch.equal(seen[0][1], seen[1][1]) and not torch.equal(seen[0][2], seen[1][2])
+
+
 @pytest.mark.parametrize("w", [-0.5, math.inf, math.nan])
 def test_guidance_is_checked(w):
     with pytest.raises(ValueError, match=r"guidance: .* must be a finite number of at least 0"):
