@@ -20,6 +20,7 @@ from hybrid import checkpoint, orders
 from hybrid.atomic import new_folder, write_json_atomic
 from hybrid.attention import select_backend
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
+from hybrid.corpora import title
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine, Generation, Progress
@@ -190,7 +191,7 @@ class LanguageModel:
         facts = "\n".join(f"| {name} | {value} |" for name, value in self._facts().items())
         return (
             f"# {self.config.run.name}\n\nA semi-autoregressive hybrid language model, trained with `hybrid` on "
-            f"`{self.config.data.corpus}`.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
+            f"{title(self.config.data.corpus)}.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
             'lm = hybrid.load("this/folder")\nids = lm.generate([lm.tokenizer.encode("The ")], 64).tokens[0]\n'
             "print(lm.tokenizer.decode(ids))\n```\n"
         )

@@ -18,6 +18,7 @@ import torch
 from hybrid import checkpoint
 from hybrid.atomic import write_json_atomic, write_text_atomic
 from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
+from hybrid.corpora import title
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
@@ -69,7 +70,7 @@ class Run:
         epochs = c.trainer.steps * c.trainer.batch_tokens / (train.n_rows * train.seq_len)
         return (
             f"run      {self.folder}\n"
-            f"data     {c.data.corpus}: {train.n_tokens:,} training tokens, {self.data.validation.n_tokens:,} for "
+            f"data     {title(c.data.corpus)}: {train.n_tokens:,} training tokens, {self.data.validation.n_tokens:,} for "
             f"validation ({self.data.tokenizer.name}, {self.data.tokenizer.vocab_size:,} ids)\n"
             f"model    {self.model.n_parameters():,} parameters, {c.model.context}, {c.model.prediction}\n"
             f"blocks   {', '.join(map(str, self.block_sizes))} of {c.data.seq_len} tokens\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid.config import check, flatten, load_config, to_yaml
-from hybrid.corpora import CORPORA, is_embedded, locate
+from hybrid.corpora import CORPORA, is_embedded, locate, title
 from hybrid.data import Data, DataConfig, prepare
 from hybrid.files import Document
 from hybrid.progress import progress
@@ -219,3 +219,8 @@ def test_the_configuration_takes_a_corpus_with_options_and_any_text(tmp_path: Pa
 def test_the_configuration_refuses_wrong_options(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(None, [override])
+
+
+def test_a_corpus_with_options_reads_well_in_a_sentence():
+    assert title({"name": "sudoku", "size": 6, "puzzles": 9}) == "sudoku (size 6, puzzles 9)"
+    assert title({"name": "sums"}) == "sums" and title("pydocs") == "pydocs"

@@ -94,9 +94,11 @@ def _cell(values: list[float] | None) -> str:
 
 
 def _explanation(lm: LanguageModel, arguments: argparse.Namespace) -> str:
+    from hybrid.corpora import title
+
     c = lm.config
     return f"""\
-{len(arguments.runs)} runs of `{c.data.corpus}`, {c.model.n_layers} layers of {c.model.dim}, trained at block size
+{len(arguments.runs)} runs of {title(c.data.corpus)}, {c.model.n_layers} layers of {c.model.dim}, trained at block size
 {c.objective.block_size} ({c.objective.weighting}, {c.model.context}, {c.model.prediction}). The other block sizes show
 the same weights untrained. {arguments.rows or "All"} validation rows, {arguments.draws} noise draws or orders. ± is the
 standard error over runs: it is that of the model, and the differences between lines, on the same rows of the same

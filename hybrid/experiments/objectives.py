@@ -222,9 +222,11 @@ def _spread(values: list[float], form: str = ".4f") -> str:
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:
+    from hybrid.corpora import title
+
     judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."
     return f"""\
-Corpus `{config.data.corpus}`, block size {config.objective.block_size}, {config.model.n_layers} layers of
+Corpus {title(config.data.corpus)}, block size {config.objective.block_size}, {config.model.n_layers} layers of
 {config.model.dim}, {config.trainer.batch_tokens:,} tokens a step, two noisy streams per clean pass. ± is the standard
 error over seeds. Differences are paired by seed. The ELBO is that of {arguments.rows or "all"} validation rows, with
 the same noise for all. "At block size 1" is the exact likelihood of the same weights, for which only the autoregressive

@@ -122,13 +122,12 @@ def _share(values: list[float]) -> str:
 
 
 def describe(group: Group) -> str:
+    from hybrid.corpora import title
+
     c = group.config
-    corpus = c.data.corpus
-    if not isinstance(corpus, str):
-        corpus = ", ".join(str(value) if key == "name" else f"{key} {value}" for key, value in corpus.items())
     some = next(iter(group.answers.values()))
     return (
-        f"**{corpus}**: {c.model.n_layers} layers of {c.model.dim}, trained {c.trainer.steps:,} steps at block size "
+        f"**{title(c.data.corpus)}**: {c.model.n_layers} layers of {c.model.dim}, trained {c.trainer.steps:,} steps at block size "
         f"{c.objective.block_size}; {some[0].n} answers of each of {len(some)} runs."
     )
 
