@@ -70,8 +70,8 @@ class Run:
         epochs = c.trainer.steps * c.trainer.batch_tokens / (train.n_rows * train.seq_len)
         return (
             f"run      {self.folder}\n"
-            f"data     {title(c.data.corpus)}: {train.n_tokens:,} training tokens, {self.data.validation.n_tokens:,} for "
-            f"validation ({self.data.tokenizer.name}, {self.data.tokenizer.vocab_size:,} ids)\n"
+            f"data     {title(c.data.corpus)}: {train.n_tokens:,} training tokens, {self.data.validation.n_tokens:,} "
+            f"for validation ({self.data.tokenizer.name}, {self.data.tokenizer.vocab_size:,} ids)\n"
             f"model    {self.model.n_parameters():,} parameters, {c.model.context}, {c.model.prediction}\n"
             f"blocks   {', '.join(map(str, self.block_sizes))} of {c.data.seq_len} tokens\n"
             f"training {c.trainer.steps:,} steps of {c.trainer.batch_tokens:,} tokens ({epochs:.1f} epochs) on "

@@ -127,8 +127,8 @@ def describe(group: Group) -> str:
     c = group.config
     some = next(iter(group.answers.values()))
     return (
-        f"**{title(c.data.corpus)}**: {c.model.n_layers} layers of {c.model.dim}, trained {c.trainer.steps:,} steps at block size "
-        f"{c.objective.block_size}; {some[0].n} answers of each of {len(some)} runs."
+        f"**{title(c.data.corpus)}**: {c.model.n_layers} layers of {c.model.dim}, trained {c.trainer.steps:,} steps "
+        f"at block size {c.objective.block_size}; {some[0].n} answers of each of {len(some)} runs."
     )
 
 
