@@ -98,6 +98,6 @@ class Subject:
         return (
             f"**Texts of a model**: `{config.run.name}` ({title(config.data.corpus)}, {self.lm.model.vocab_size:,} "
             f"tokens), {rows} texts of {self.length} tokens a seed, block size {self.block_size}. Steps: per block. "
-            "Entropy: of the tokens of a text, in nats, mean over texts. Nats per token: of these texts under the model "
-            "that wrote them, smaller is likelier."
+            "Entropy: of the tokens of a text, in nats, mean over texts. Nats per token: of these texts under the "
+            "model that wrote them, smaller is likelier."
         )
