@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger("hybrid.experiments.decoders")
-FAMILIES = ("first_hitting", "confidence", "margin", "entropy", "left_to_right", "random")
+FAMILIES = ("first_hitting", "confidence", "margin", "entropy", "left_to_right")
 DECODERS = [
     *(f"{name}:per_step={k}" for name in FAMILIES for k in (1, 2, 4, 8)),
     *("ancestral:steps=8", "confidence:token=best", "confidence:threshold=0.9", "confidence:factor=0.5"),
