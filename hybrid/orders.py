@@ -1,8 +1,8 @@
 """Likelihoods of decoding orders: what a model assigns to a text when its tokens are revealed in a given order.
 
-`policy`      the exact likelihood of model and deterministic decoder together (DUEL, 2603.01367): follow the decoder on the text
-              itself and multiply the probabilities of what it reveals. Of several decoders: the best of them for each
-              block in hindsight.
+`policy`      the exact likelihood of model and deterministic decoder together (DUEL, 2603.01367): follow the decoder on
+              the text itself and multiply the probabilities of what it reveals. Of several decoders: the best of them
+              for each block in hindsight.
 `best_order`  the best of all orders of each block in hindsight, one token at a time (enumerated). No decoder reaches
               it: the order is chosen knowing the text.
 `importance`  -log of the mean over K random orders of p(x | order), per block: the bound at K = 1, the exact any-order
