@@ -9,7 +9,7 @@ Shape legend: L target tokens of a block, B block size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,7 +69,7 @@ class Explicit:
     Their number must be the block size. A block with fewer targets uses the first of them.
     """
 
-    weights: list[float] = option([1.0], "positive weights of n = 1, 2, ..., block size")
+    weights: list[float] = option(MISSING, "positive weights of n = 1, 2, ..., block size")
 
     def __post_init__(self) -> None:
         if not self.weights or not all(0 < w < math.inf for w in self.weights):

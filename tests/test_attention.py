@@ -48,7 +48,7 @@ def test_training_passes_agree_with_eager(name):
     trains = name != "flex"
     backend = BACKENDS[name](CPU, trains)
     for pattern in variants():
-        if name == "flex" and (pattern.length > 16 or pattern.draws > 1):
+        if name == "flex" and (pattern.length > 16 or pattern.draws > 1 or (pattern.autoregressive and pattern.begin)):
             continue  # uncompiled FlexAttention is slow and makes a mask of every pair
         q, k, v = make(pattern) if trains else [t.detach() for t in make(pattern)]
         expected, got = Eager()(q, k, v, pattern), backend(q, k, v, pattern)
