@@ -199,6 +199,8 @@ def test_imports_register_entries_before_tables_are_consulted(tmp_path: Path, mo
         ("decoder.steps=0", ["decoder.steps", "0", "at least 1"]),
         ("decoder=7", ["decoder", "7", "margin"]),
         ("decoder=", ["decoder", "None", "margin"]),
+        ("objective.proposal={name: explicit, weights: [1, 0]}", ["objective.proposal.weights: [1.0, 0.0] must be"]),
+        ("objective.proposal=explicit", ["objective.proposal", "needs its option 'weights'"]),
         ("objective.weighting=mask_git", ["objective.weighting", "did you mean 'maskgit'"]),
         ("objective.estimator=tme", ["objective.estimator", "'tme'", "count, time"]),
         ("objective.schedule=lin", ["objective.schedule", "'lin'", "cosine_mdlm"]),

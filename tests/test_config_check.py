@@ -91,10 +91,6 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
         (["objective.draws=0"], ["objective.draws", "0"]),
         (["objective.ar_weight=0.5"], ["objective.ar_weight: 0.5", "model.context=causal"]),
         (["objective.complementary=true"], ["objective.draws: 1 is odd", "complementary"]),
-        (
-            ["objective.proposal={name: explicit, weights: [1, 0]}"],
-            ["objective.proposal.weights: [1.0, 0.0] must be positive"],
-        ),
         (["objective.proposal={name: explicit, weights: [1, 2]}"], ["weights: 2 weights", "block size is 8"]),
         (["objective.estimator={name: time, schedule: nope}"], ["objective.estimator.schedule", "'nope'"]),
         (["eval.rows=-1"], ["eval.rows", "-1"]),
