@@ -214,7 +214,7 @@ def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int,
     from hybrid.objective import Masking, masked_loss
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    counts = sorted({round(n) for n in np.linspace(1, block_size, min(block_size, COUNTS_MEASURED))})
+    counts = sorted({round(n) for n in np.geomspace(1, block_size, min(block_size, COUNTS_MEASURED))})
     n_blocks = -(-batch.tokens.shape[1] // block_size)
     norms = []
     for n in counts:
@@ -275,10 +275,10 @@ def table(results: list[Measured], block_size: int):
 
 def _explanation(arguments: argparse.Namespace, batch: Batch) -> str:
     return f"""\
-{len(batch.tokens)} rows of {batch.tokens.shape[1]} tokens of the validation split, {arguments.repeats} repeats, {DRAWS}
-noisy streams per clean pass for every estimator. The text is fixed: the variance is that of the noise. Counts and times
-are stratified over the batch unless it says independent. What `adaptive` and "best for the gradient" know was learned
-on as many other rows.
+{len(batch.tokens)} rows of {batch.tokens.shape[1]} tokens of the validation split, {arguments.repeats} repeats,
+{DRAWS} noisy streams per clean pass for every estimator. The text is fixed: the variance is that of the noise. Counts
+and times are stratified over the batch unless it says independent. What `adaptive` and "best for the gradient" know was
+learned on as many other rows.
 
 * "from the mean of all": distance of the mean from the pooled mean of the unbiased estimators, in standard errors.
 * "gradient": variance summed over at most {COMPONENTS:,} components of the gradient; "noise / signal": that, divided
@@ -304,6 +304,7 @@ def figure(results: list[Measured], sizes: list[int]) -> np.ndarray:
         axes.barh(places, values, height, xerr=errors, label=f"block size {size}", error_kw={"linewidth": 0.8})
     marks = [name + (" (biased)" if "clipped" in name else "") for name in names]
     axes.set_yticks([-n for n in range(len(names))], marks, fontsize=8)
+    axes.set_xscale("log")
     axes.axvline(1, color="0.5", linewidth=0.8, linestyle=":")
     axes.set_xlabel("variance of the gradient, relative", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
