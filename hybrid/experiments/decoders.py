@@ -121,7 +121,8 @@ def plot(lines: Lines) -> np.ndarray:
         if label != REAL:
             point = {key: _spread([line[key] for line in of_seed]) for key in ("gen_ppl", "entropy")}
             forwards = statistics.fmean(line["nfe_per_token"] for line in of_seed)
-            families.setdefault(label.split(":")[0], []).append((forwards, point))
+            family = label.split(":per_step=")[0]  # a curve joins the paces of one decoder
+            families.setdefault(family, []).append((forwards, point))
     panels = []
     for key, title in (("gen_ppl", "generative perplexity"), ("entropy", "entropy of a text, nats")):
         drawn = {}

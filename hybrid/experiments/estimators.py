@@ -214,7 +214,9 @@ def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int,
     from hybrid.objective import Masking, masked_loss
 
     parameters = [p for p in model.parameters() if p.requires_grad]
-    counts = sorted({round(n) for n in np.geomspace(1, block_size, min(block_size, COUNTS_MEASURED))})
+    counts = list(range(1, block_size + 1))
+    if block_size > COUNTS_MEASURED:  # the fewer are masked, the faster it changes
+        counts = sorted({round(n) for n in np.geomspace(1, block_size, COUNTS_MEASURED)})
     n_blocks = -(-batch.tokens.shape[1] // block_size)
     norms = []
     for n in counts:

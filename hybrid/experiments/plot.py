@@ -51,5 +51,5 @@ def curves(panels: Sequence[Panel]) -> np.ndarray:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         if panel.curves:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7 if len(panel.curves) < 8 else 5)
     return rasterise(figure)
