@@ -1,0 +1,42 @@
+"""What docs/ says can be traced: links lead somewhere, and every table names the command that made it."""
+
+import argparse
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybrid import cli
+
+REPO = Path(__file__).parents[1]
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+TABLES = [page for page in PAGES if "<!-- Written by a command" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not target.startswith("http")]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_every_table_is_linked():
+    linked = "".join(page.read_text(encoding="utf-8") for page in PAGES if page not in TABLES)
+    assert [page.name for page in TABLES if f"{page.name})" not in linked] == []
+    assert TABLES
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.name)
+def test_the_command_of_a_table_is_still_accepted(page, monkeypatch):
+    (origin,) = re.findall(r"^Made by `python -m (\S+) (.*?)`; (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    module, words, facts = origin
+    monkeypatch.setattr(sys, "argv", [module, *shlex.split(words)])
+    monkeypatch.setattr(cli.Parser, "exit", lambda *_: pytest.fail("refused"))
+    arguments = importlib.import_module(module).parse()
+    assert isinstance(arguments, argparse.Namespace)
+    assert Path(arguments.output).name == page.name
+    assert re.search(r"commit [0-9a-f]{7};", facts), "made at a commit without changes"
+    assert "seed" in facts and "threads" in facts
