@@ -159,9 +159,9 @@ def test_the_command_writes_what_it_prints(command: Command, trained: Path, tmp_
     assert [line[:2] for line in lines] == 2 * [["linear", "1"], ["linear", "4"], ["first_hitting", "-"]]
     one, four, exact = lines[3:]
     # Three blocks of 4 tokens, the last one cut to 2: a forward each at one step, 4 (1 - (3/4)^4) at four.
-    assert one[2:4] == ["0.300", "0.300 +- 0.000"]
+    assert one[2:4] == ["0.300", "0.300 ± 0.000"]
     assert four[2] == f"{3 * 4 * (1 - 0.75**4) / 10:.3f}"
-    assert exact[2:4] == ["1.200", "1.200 +- 0.000"]
+    assert exact[2:4] == ["1.200", "1.200 ± 0.000"]
 
 
 def test_without_an_output_nothing_is_written(

@@ -54,7 +54,7 @@ def test_likelihoods_of_several_runs(command, runs, tmp_path):
     words = ("--runs", *runs, "--block-size", 3, "--rows", 4, "--draws", 2, "--output", output)
     done = command("experiments.likelihoods", *words, "--orders", "left_to_right", "margin")
     assert done.code == 0, done.err
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|"]
     value = {line[0]: float(line[2].split()[0]) for line in cells if "±" in line[2]}
     assert value["best of all one-token orders, in hindsight"] <= value["best of these orders, in hindsight"]
     assert value["best of these orders, in hindsight"] <= value["order: margin"]
@@ -72,7 +72,7 @@ def test_decoders_are_compared_on_text(command, trained, tmp_path):
     assert done.code == 0, done.err
     text = output.read_text(encoding="utf-8")
     assert done.out.strip() in text and "seeds 0, 1" in text and output.with_suffix(".png").is_file()
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.out.splitlines()}
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.out.splitlines() if line[:1] == "|"}
     assert rows["margin"][0].strip() == "1.000" and rows["first_hitting:steps=2"][0].strip() == "0.500"
     assert rows["(real text)"][0].strip() == "-"
     assert rows["margin"][-1].strip() != "-" and rows["first_hitting:steps=2"][-1].strip() == "-", "policy likelihood"

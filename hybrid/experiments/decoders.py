@@ -11,11 +11,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import math
-import shlex
 import statistics
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -50,25 +47,19 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 def main() -> int:
     arguments = parse()
     from hybrid.data import prepare
-    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.judge import load_judge
     from hybrid.lm import load
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        refuse_foreign(output)
+    refuse_foreign(arguments.output)
     lm = load(arguments.checkpoint, device=arguments.device)
     judge = load_judge(arguments.judge, arguments.device)
     split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
     lines = compare(lm, judge, split, arguments)
-    part = table(lines)
-    print(part.markdown())
-    if output is not None:
-        command = shlex.join(["python", "-m", "hybrid.experiments.decoders", *sys.argv[1:]])
-        origin = provenance(command, arguments.seeds, str(lm.device))
-        figures = {"Judged quality and diversity against forwards per token": plot(lines)}
-        write_result(output, "Decoders: quality against forwards", origin, [_explanation(lm, arguments), part], figures)
-        log.info("wrote %s", output)
+    parts = [_explanation(lm, arguments), table(lines)]
+    figures = {"Judged quality and diversity against forwards per token": plot(lines)}
+    module, title = "hybrid.experiments.decoders", "Decoders: quality against forwards"
+    publish(arguments.output, module, title, arguments.seeds, parts, figures, str(lm.device))
     return 0
 
 
@@ -102,24 +93,30 @@ def table(lines: Lines):
 
 
 def _cell(values: list[float | None], form: str) -> str:
+    from hybrid.experiments.record import standard_error
+
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     mean = format(statistics.fmean(known), form)
     if len(set(known)) == 1 or form == ",.0f":  # a speed depends on what else the machine does
         return mean
-    return f"{mean} ± {format(statistics.stdev(known) / math.sqrt(len(known)), form)}"
+    return f"{mean} ± {format(standard_error(known), form)}"
 
 
 def plot(lines: Lines) -> np.ndarray:
     """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
     from hybrid.comparison import REAL
     from hybrid.experiments.plot import Panel, curves
+    from hybrid.experiments.record import standard_error
 
     families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}
     for label, of_seed in lines.items():
         if label != REAL:
-            point = {key: _spread([line[key] for line in of_seed]) for key in ("gen_ppl", "entropy")}
+            point = {}
+            for key in ("gen_ppl", "entropy"):
+                values = [line[key] for line in of_seed]
+                point[key] = statistics.fmean(values), standard_error(values) if len(values) > 1 else 0.0
             forwards = statistics.fmean(line["nfe_per_token"] for line in of_seed)
             family = label.split(":per_step=")[0]  # a curve joins the paces of one decoder
             families.setdefault(family, []).append((forwards, point))
@@ -132,11 +129,6 @@ def plot(lines: Lines) -> np.ndarray:
         level = {"real text": statistics.fmean(line[key] for line in lines[REAL])}
         panels.append(Panel(title, "forwards per token", title, drawn, level, log_y=key == "gen_ppl"))
     return curves(panels)
-
-
-def _spread(values: list[float]) -> tuple[float, float]:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return statistics.fmean(values), error
 
 
 def _explanation(lm: Any, arguments: argparse.Namespace) -> str:

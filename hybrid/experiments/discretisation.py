@@ -12,7 +12,6 @@ import argparse
 import statistics
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -36,8 +35,7 @@ def main() -> int:
     a = parse()
     from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
 
-    if a.output is not None:
-        refuse_foreign(Path(a.output))
+    refuse_foreign(a.output)
     subject = Subject.load(a, a.device) if a.checkpoint else None
     table, figure = toy(a)
     parts: list[str | Table] = [ABOUT, table]
@@ -94,12 +92,12 @@ def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
         error = float(used.double().std()) / len(used) ** 0.5
         rows.append([
             schedule or "first_hitting", steps, total_variation(law, model.law), divergence(law, model.law),
-            f"{expected:.4f}", f"{float(used.double().mean()):.4f} +- {error:.4f}", f"{chi_square(counts, law):.3f}",
+            f"{expected:.4f}", f"{float(used.double().mean()):.4f} ± {error:.4f}", f"{chi_square(counts, law):.3f}",
         ])  # fmt: skip
     caption = (
         f"**Enumerated toy**: a random model of {VOCAB} tokens and one block of {LENGTH}. Total variation and KL "
         "(nats, from ancestral to any-order) are exact, by dynamic programming over masks. Forwards of a block: "
-        f"computed, and seen in {a.samples:,} blocks by the decoder (+- standard error). p: chi-square of these blocks "
+        f"computed, and seen in {a.samples:,} blocks by the decoder (± standard error). p: chi-square of these blocks "
         "against the enumerated law (a very small one would say that the decoder is not what was computed)."
     )
     names = ("grid", "steps", "total variation", "KL", "forwards, computed", "forwards, seen", "p")
@@ -176,7 +174,7 @@ def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Tab
         for (schedule, steps), m in results.items()
     ]  # fmt: skip
     caption = (
-        f"{subject.describe(a.rows)} Texts are written one by one. Time: wall clock, median over texts. +- is the "
+        f"{subject.describe(a.rows)} Texts are written one by one. Time: wall clock, median over texts. ± is the "
         f"standard error over the {len(a.seeds)} seeds."
     )
     names = (

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import shlex
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -60,12 +58,10 @@ class Measured:
 def main() -> int:
     arguments = parse()
     from hybrid.data import prepare
-    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.lm import load
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        refuse_foreign(output)
+    refuse_foreign(arguments.output)
     lm = load(arguments.checkpoint, device=arguments.device)
     split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
     if 2 * arguments.rows > split.n_rows:
@@ -80,16 +76,10 @@ def main() -> int:
     for size in sizes:
         lm.engine(block_size=size)  # refuses an impossible one
         results += measure_all(lm.model, batch, other, size, arguments.repeats, arguments.seed)
-    parts = [table(results, size) for size in sizes]
-    print("\n\n".join(part.markdown() for part in parts))
-    if output is not None:
-        command = shlex.join(["python", "-m", "hybrid.experiments.estimators", *sys.argv[1:]])
-        origin = provenance(command, [arguments.seed], str(lm.device))
-        write_result(
-            output, "Noise of the estimators", origin, [_explanation(arguments, batch), *parts],
-            {"Variance of the gradient, relative to the time form": figure(results, sizes)},
-        )  # fmt: skip
-        log.info("wrote %s", output)
+    parts = [_explanation(arguments, batch), *(table(results, size) for size in sizes)]
+    figures = {"Variance of the gradient, relative to the time form": figure(results, sizes)}
+    module = "hybrid.experiments.estimators"
+    publish(arguments.output, module, "Noise of the estimators", [arguments.seed], parts, figures, str(lm.device))
     return 0
 
 

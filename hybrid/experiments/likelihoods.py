@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
-import statistics
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -32,21 +29,15 @@ Values = dict[tuple[str, int], list[float]]  # (likelihood, block size) -> nats 
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.subject import load_runs
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        refuse_foreign(output)
+    refuse_foreign(arguments.output)
     models = load_runs(arguments.runs, arguments.device)
     values = measure(models, arguments)
-    part = table(values)
-    print(part.markdown())
-    if output is not None:
-        command = shlex.join(["python", "-m", "hybrid.experiments.likelihoods", *sys.argv[1:]])
-        origin = provenance(command, [lm.config.run.seed for lm in models], str(models[0].device))
-        write_result(output, "Likelihoods of one model", origin, [_explanation(models[0], arguments), part])
-        log.info("wrote %s", output)
+    parts = [_explanation(models[0], arguments), table(values)]
+    seeds, device = [lm.config.run.seed for lm in models], str(models[0].device)
+    publish(arguments.output, "hybrid.experiments.likelihoods", "Likelihoods of one model", seeds, parts, device=device)
     return 0
 
 
@@ -70,7 +61,10 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
 
 def table(values: Values) -> Table:
     """A line per likelihood, a column per block size; means over runs with their standard errors."""
-    from hybrid.experiments.record import Table
+    from hybrid.experiments.record import Table, plus_minus
+
+    def shown(of_runs: list[float] | None) -> str | None:
+        return None if of_runs is None else plus_minus(of_runs)
 
     sizes = sorted({size for _, size in values})
     names = list(dict.fromkeys(name for name, _ in values))
@@ -81,16 +75,8 @@ def table(values: Values) -> Table:
     rows: list[list[Any]] = []
     for name in (*FIRST, *policies, *LAST):
         if name in names:
-            rows.append([kinds.get(name, f"order: {name}"), *(_cell(values.get((name, size))) for size in sizes)])
+            rows.append([kinds.get(name, f"order: {name}"), *(shown(values.get((name, size))) for size in sizes)])
     return Table(["nats per token", *(f"block size {size}" for size in sizes)], rows)
-
-
-def _cell(values: list[float] | None) -> str:
-    if values is None:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 def _explanation(lm: LanguageModel, arguments: argparse.Namespace) -> str:

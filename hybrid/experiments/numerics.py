@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -40,8 +39,7 @@ def main() -> int:
     a = parse()
     from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
 
-    if a.output is not None:
-        refuse_foreign(Path(a.output))
+    refuse_foreign(a.output)
     # On the CPU: torch.rand rounds otherwise on other devices, and the question is what one arithmetic does.
     subject = Subject.load(a, "cpu") if a.checkpoint else None
     parts: list[str | Table] = [ABOUT, zipf_table(a.samples, a.seeds)]
@@ -90,7 +88,7 @@ def zipf_table(samples: int, seeds: list[int]) -> Table:
         f"**One token of Zipf's law.** p is proportional to 1/rank over {ZIPF_VOCAB:,} tokens, with an entropy of "
         f"{entropy_of_law(probs):.3f} nats. Rate: unmaskings relative to their true number. Entropy: of the revealed "
         "tokens, in nats; simulated ones by Grassberger's estimator, which still falls short of 7.566 by about 0.02 at "
-        f"200,000 tokens. Simulated: {samples:,} expected unmaskings for each of {len(seeds)} seeds; +- is the "
+        f"200,000 tokens. Simulated: {samples:,} expected unmaskings for each of {len(seeds)} seeds; ± is the "
         "standard error over seeds."
     )
     return Table(("q", "how", "arithmetic", "rate", "entropy"), rows, caption)
@@ -149,7 +147,7 @@ def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Tab
     ]
     caption = (
         f"{subject.describe(a.rows)} Linear schedule. Rate: as above, without the last steps, in which nothing may "
-        f"stay masked. Forwards: steps that changed a text. +- is the standard error over the {len(a.seeds)} seeds."
+        f"stay masked. Forwards: steps that changed a text. ± is the standard error over the {len(a.seeds)} seeds."
     )
     return Table(("steps", "sampler", *(NAMES[figure] for figure in shown)), rows, caption)
 

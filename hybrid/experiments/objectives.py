@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
-import shlex
 import statistics
 import sys
 import time
@@ -68,11 +66,9 @@ class Outcome:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.record import publish, refuse_foreign
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        refuse_foreign(output)
+    refuse_foreign(arguments.output)
     names = arguments.only or list(CONTENDERS)
     plans = {name: [configure(arguments, name, seed) for seed in arguments.seeds] for name in names}
     costs = step_times({name: configs[0] for name, configs in plans.items()})
@@ -83,13 +79,9 @@ def main() -> int:
             steps = fitting_steps(configs[i], costs[name], costs[names[0]])
             outcomes.append(outcome(configs[i], name, steps, costs[name], judge, arguments))
             log.info("%s, seed %d: %.4f", name, outcomes[-1].seed, outcomes[-1].nelbo)
-    part = table(outcomes)
-    print(part.markdown())
-    if output is not None:
-        command = shlex.join(["python", "-m", "hybrid.experiments.objectives", *sys.argv[1:]])
-        origin = provenance(command, arguments.seeds)
-        write_result(output, "Objectives at equal time", origin, [_explanation(plans[names[0]][0], arguments), part])
-        log.info("wrote %s", output)
+    parts = [_explanation(plans[names[0]][0], arguments), table(outcomes)]
+    module = "hybrid.experiments.objectives"
+    publish(arguments.output, module, "Objectives at equal time", arguments.seeds, parts)
     return 0
 
 
@@ -179,7 +171,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
 
 def table(outcomes: list[Outcome]):
     """A line per objective: means over seeds with standard errors, differences paired by seed."""
-    from hybrid.experiments.record import Table
+    from hybrid.experiments.record import Table, plus_minus
 
     by_name: dict[str, dict[int, Outcome]] = {}
     for o in outcomes:
@@ -196,11 +188,11 @@ def table(outcomes: list[Outcome]):
                 name,
                 some[0].steps,
                 f"{some[0].seconds_per_step / next(iter(base.values())).seconds_per_step:.2f}",
-                _spread([o.nelbo for o in some]),
-                "-" if name == first else _spread(gaps, "+.4f"),
-                _spread([o.at_one for o in some]),
+                plus_minus([o.nelbo for o in some], 4),
+                "-" if name == first else plus_minus(gaps, 4, "+"),
+                plus_minus([o.at_one for o in some], 4),
                 f"{_mean([o.entropy for o in some]):.2f}",
-                _spread(ppl, ".1f") if ppl else "-",
+                plus_minus(ppl, 1) if ppl else "-",
             )
         )
     columns = [
@@ -212,13 +204,6 @@ def table(outcomes: list[Outcome]):
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _spread(values: list[float], form: str = ".4f") -> str:
-    """Mean and its standard error over seeds."""
-    if len(values) < 2:
-        return f"{_mean(values):{form}}"
-    return f"{_mean(values):{form}} ± {statistics.stdev(values) / math.sqrt(len(values)):{form.strip('+')}}"
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:

@@ -42,10 +42,13 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
 
 
-def plus_minus(values: Sequence[float], digits: int = 3) -> str:
-    """`mean +- standard error` over independent values (one per seed); without the error where there is only one."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} +- {standard_error(values):.{digits}f}"
+def plus_minus(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
+    """`mean ± standard error` over independent values (one per seed); without the error where there is only one.
+
+    `sign="+"` shows that of a difference.
+    """
+    mean = f"{np.mean(values):{sign}.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {standard_error(values):.{digits}f}"
 
 
 def standard_error(values: Sequence[float]) -> float:
@@ -67,13 +70,14 @@ def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
     )
 
 
-def refuse_foreign(path: Path) -> None:
+def refuse_foreign(output: str | Path | None) -> None:
     """Results may replace older results, but nothing else.
 
     Raises:
         ValueError: a file is there that no experiment wrote.
     """
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    path = None if output is None else Path(output)
+    if path is not None and path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
         raise ValueError(f"--output: {path} exists and was not written by an experiment; choose another file")
 
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import shlex
-import statistics
 import sys
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
@@ -48,20 +45,14 @@ class Group:
 def main() -> int:
     arguments = parse()
     from hybrid.comparison import choose_decoders
-    from hybrid.experiments.record import provenance, refuse_foreign, write_result
+    from hybrid.experiments.record import publish, refuse_foreign
 
-    output = None if arguments.output is None else Path(arguments.output)
-    if output is not None:
-        refuse_foreign(output)
+    refuse_foreign(arguments.output)
     decoders = choose_decoders(arguments.decoders, "--decoders")
     groups = [solve(runs, decoders, arguments) for runs in arguments.runs]
-    parts = [part for group in groups for part in (describe(group), table(group))]
-    print("\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts))
-    if output is not None:
-        command = shlex.join(["python", "-m", "hybrid.experiments.solving", *sys.argv[1:]])
-        origin = provenance(command, sorted({seed for group in groups for seed in group.seeds}))
-        write_result(output, "Right answers by decoding order", origin, [_explanation(arguments), *parts])
-        log.info("wrote %s", output)
+    parts = [_explanation(arguments), *(part for group in groups for part in (describe(group), table(group)))]
+    seeds = sorted({seed for group in groups for seed in group.seeds})
+    publish(arguments.output, "hybrid.experiments.solving", "Right answers by decoding order", seeds, parts)
     return 0
 
 
@@ -94,14 +85,14 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
 
 def table(group: Group):
     """A line per decoder, the best at the largest block size first; a column per block size."""
-    from hybrid.experiments.record import Table
+    from hybrid.experiments.record import Table, plus_minus
 
     largest = max(group.block_sizes)
     labels = list(dict.fromkeys(label for label, _ in group.answers))
     labels.sort(key=lambda label: -_mean([a.solved for a in group.answers[label, largest]]))
     rows = []
     for label in labels:
-        cells = [_share([a.solved for a in group.answers[label, size]]) for size in group.block_sizes]
+        cells = [plus_minus([100 * a.solved for a in group.answers[label, size]], 1) for size in group.block_sizes]
         last = group.answers[label, largest]
         forwards = _mean([a.nfe / math.ceil(a.n / group.batch_rows) for a in last])
         rows.append((label, *cells, f"{forwards:.1f}", f"{100 * _mean([a.right_tokens for a in last]):.1f}"))
@@ -111,14 +102,6 @@ def table(group: Group):
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _share(values: list[float]) -> str:
-    """In percent, with the standard error over runs."""
-    percent = [100 * value for value in values]
-    if len(percent) == 1:
-        return f"{percent[0]:.1f}"
-    return f"{_mean(percent):.1f} ± {statistics.stdev(percent) / math.sqrt(len(percent)):.1f}"
 
 
 def describe(group: Group) -> str:
