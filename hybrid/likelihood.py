@@ -11,6 +11,7 @@ Shape legend: b rows, D noise draws, N text length, g blocks, B block size, s su
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,7 @@ class Likelihood:
     stderr: Tensor  # (b,) float64
     tokens: Tensor  # (b,) int64
     method: str
+    blocks: Tensor | None = None  # (b, g) float64, nats of each block; only of a policy
 
 
 def row_nll(
@@ -167,7 +169,7 @@ def mask_table(
     return blocks
 
 
-def subset_sizes(target: Tensor) -> tuple[Tensor, Tensor]:
+def _subsets(target: Tensor) -> tuple[Tensor, Tensor]:
     """Target flags (b, L) -> sizes (2^L,) of all subsets, and (b, 2^L) booleans: the subset has only targets."""
     size = target.shape[1]
     bits = (torch.arange(2**size, device=target.device)[:, None] >> torch.arange(size, device=target.device)) & 1
@@ -176,7 +178,7 @@ def subset_sizes(target: Tensor) -> tuple[Tensor, Tensor]:
 
 def enumerated_bound(table: Tensor, target: Tensor) -> Tensor:
     """sum_n E[m_n] over all masks of a block: (b, 2^L, L), (b, L) -> (b,) nats."""
-    sizes, usable = subset_sizes(target)
+    sizes, usable = _subsets(target)
     mean = -table.sum(-1) / sizes.clamp(min=1)  # (b, 2^L): m_S
     total = torch.zeros(len(table), dtype=torch.float64, device=table.device)
     for n in range(1, target.shape[1] + 1):
@@ -187,15 +189,23 @@ def enumerated_bound(table: Tensor, target: Tensor) -> Tensor:
 
 def any_order_nll(table: Tensor, target: Tensor) -> Tensor:
     """-log f(all targets), f(S) = 1/|S| sum_{l in S} p(x_l | rest) f(S - l): (b, 2^L, L), (b, L) -> (b,) nats."""
+    return _over_orders(table, target, lambda terms: terms.logsumexp(0) - math.log(len(terms)))
+
+
+def best_order_nll(table: Tensor, target: Tensor) -> Tensor:
+    """-log f(all targets), f(S) = max_{l in S} p(x_l | rest) f(S - l): (b, 2^L, L), (b, L) -> (b,) nats."""
+    return _over_orders(table, target, lambda terms: terms.amax(0))
+
+
+def _over_orders(table: Tensor, target: Tensor, join: Callable[[Tensor], Tensor]) -> Tensor:
+    """-log f(all targets), log f(S) = join of log p(x_l | rest) + log f(S - l) over l in S, (|S|, b) -> (b,)."""
     size = target.shape[1]
-    sizes, usable = subset_sizes(target)
+    sizes, usable = _subsets(target)
     log_f = torch.full((len(table), 2**size), -torch.inf, dtype=torch.float64, device=table.device)
     log_f[:, 0] = 0.0
     for subset in range(1, 2**size):
         members = [i for i in range(size) if subset >> i & 1]
-        terms = torch.stack([table[:, subset, i] + log_f[:, subset & ~(1 << i)] for i in members])
-        log_f[:, subset] = terms.logsumexp(0) - math.log(len(members))
-    log_f = log_f.masked_fill(~usable, -torch.inf)
+        log_f[:, subset] = join(torch.stack([table[:, subset, i] + log_f[:, subset & ~(1 << i)] for i in members]))
     # The set of all targets differs from row to row; it is the usable subset of the largest size.
     full = (sizes * usable).argmax(1)
     return -log_f.gather(1, full[:, None]).squeeze(1)

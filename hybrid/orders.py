@@ -24,7 +24,7 @@ from hybrid import counter
 from hybrid.decoding import DECODERS, Decoder
 from hybrid.decoding.engine import MAX_IDLE_STEPS
 from hybrid.decoding.view import View
-from hybrid.likelihood import ROWS_PER_FORWARD, Likelihood, check_enumerable, mask_table, subset_sizes
+from hybrid.likelihood import ROWS_PER_FORWARD, Likelihood, best_order_nll, check_enumerable, mask_table
 from hybrid.model import Transformer
 from hybrid.noise import Keys, block_view, target_ranks
 from hybrid.objective import cross_entropies
@@ -86,8 +86,9 @@ def policy_nll(
         )
         for spec in specs
     ]
-    nll = torch.stack(several).amin(0).sum(1)
-    return Likelihood(nll, torch.zeros_like(nll), is_target.sum(1), "policy")
+    blocks = torch.stack(several).amin(0)
+    nll = blocks.sum(1)
+    return Likelihood(nll, torch.zeros_like(nll), is_target.sum(1), "policy", blocks)
 
 
 def _chunks(tokens: Tensor, is_target: Tensor, documents: Tensor | None):
@@ -172,22 +173,6 @@ class _Walk:
         tokens = self.text.masked_fill(masked, self.model.mask_token_id)
         # A planner judges proposals, and reading those is refused.
         return View(step, tokens, masked, self.is_fixed, self.is_valid, draw, forward, judge=lambda proposal: proposal)
-
-
-def best_order_nll(table: Tensor, target: Tensor) -> Tensor:
-    """-log f(all targets), f(S) = max_{l in S} p(x_l | rest) f(S - l): (b, 2^L, L), (b, L) -> (b,) nats.
-
-    The table is that of `likelihood.mask_table`.
-    """
-    size = target.shape[1]
-    log_f = torch.full(table.shape[:2], -torch.inf, dtype=torch.float64, device=table.device)
-    log_f[:, 0] = 0.0
-    for subset in range(1, 2**size):
-        members = [i for i in range(size) if subset >> i & 1]
-        log_f[:, subset] = torch.stack([table[:, subset, i] + log_f[:, subset & ~(1 << i)] for i in members]).amax(0)
-    sizes, usable = subset_sizes(target)
-    full = (sizes * usable).argmax(1)
-    return -log_f.gather(1, full[:, None]).squeeze(1)
 
 
 def _importance(

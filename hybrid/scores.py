@@ -43,6 +43,7 @@ class Rows(NamedTuple):
     nll: Tensor
     stderr: Tensor
     tokens: Tensor
+    blocks: Tensor  # (R, g) float64, nats of each block of a policy; (R, 0) of anything else
 
 
 @dataclass
@@ -87,15 +88,15 @@ class Scores:
 
     def _order_lines(self, size: int, decoders: Mapping[str, Any], every: bool) -> list[dict[str, Any]]:
         result = [self._summary(size, "importance", self._by_row(size, "importance"))] if every else []
-        have = {}
+        have: list[Rows] = []
         for label, decoder in decoders.items():
             found = self._policy(size, label, decoder, may_lack=every)
             if found is not None:
-                have[label] = decoder
+                have.append(found)
                 result.append({**self._summary(size, "policy", found), "decoder": label})
         if len(have) > 1:
-            tightest = self._by_row(size, "policy", list(have.values()), f"tightest of {len(have)} policies")
-            result.append(self._summary(size, "tightest", tightest))
+            tightest = torch.stack([rows.blocks for rows in have]).amin(0).sum(1)
+            result.append(self._summary(size, "tightest", have[0]._replace(nll=tightest)))
         if every and size <= MAX_ENUMERATED:
             result.append(self._summary(size, "best_order", self._by_row(size, "best_order")))
         return result
@@ -130,7 +131,8 @@ class Scores:
                     self.lm.model, batch.tokens, size, method, decoder, self.draws, self.seed, batch.documents,
                     batch.is_target,
                 )  # fmt: skip
-            parts.append(Rows(result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu()))
+            blocks = result.nll.new_empty(len(result.nll), 0) if result.blocks is None else result.blocks
+            parts.append(Rows(result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu(), blocks.cpu()))
         return Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _summary(self, size: int, method: str, rows: Rows) -> dict[str, Any]:

@@ -14,13 +14,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
 
 from hybrid import cli
 from hybrid.config import Config, load_config
+
+if TYPE_CHECKING:
+    from hybrid.data import PackedTokens
+    from hybrid.lm import LanguageModel
 
 ROOT = Path(__file__).parent.parent
 WORDS = (
@@ -101,6 +105,29 @@ def trained(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> P
     run.open()
     run.train()
     return run.folder
+
+
+@pytest.fixture(scope="session")
+def lm(trained: Path) -> LanguageModel:
+    """The model of `trained`, and `split` its validation split."""
+    from hybrid.lm import load
+
+    return load(trained)
+
+
+@pytest.fixture(scope="session")
+def split(lm: LanguageModel) -> PackedTokens:
+    from hybrid.data import prepare
+
+    return prepare(lm.config.data).validation
+
+
+@pytest.fixture
+def any_size_may_be_asked_for() -> Iterator[None]:
+    """No warning of a block size that was not trained."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="block_size: .* was not trained")
+        yield
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,28 +16,13 @@ from conftest import Command
 import hybrid
 from hybrid import comparison, quality
 from hybrid.comparison import REAL, Comparison, Setting, choose_decoders, setting_for
-from hybrid.data import PackedTokens, prepare
+from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.ranked import LeftToRight
 from hybrid.judge import HybridJudge
 from hybrid.scores import Scores, notes, table
 
-
-@pytest.fixture(scope="module")
-def lm(trained: Path) -> hybrid.LanguageModel:
-    return hybrid.load(trained)
-
-
-@pytest.fixture(scope="module")
-def split(lm: hybrid.LanguageModel) -> PackedTokens:
-    return prepare(lm.config.data).validation
-
-
-@pytest.fixture(autouse=True)
-def _any_size_may_be_asked_for() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="block_size: .* was not trained")
-        yield
+pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -6,37 +6,20 @@ import contextlib
 import json
 import math
 import re
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Command, Configure
+from conftest import Command
 
 import hybrid
-from hybrid.data import PackedTokens, prepare
+from hybrid.data import PackedTokens
 from hybrid.evaluate import default_output
 from hybrid.scores import Scores, table
 from hybrid.validation import bound, perplexity
 
-
-@pytest.fixture(scope="module")
-def lm(trained: Path) -> hybrid.LanguageModel:
-    return hybrid.load(trained)
-
-
-@pytest.fixture(scope="module")
-def split(lm: hybrid.LanguageModel, configure: Configure) -> PackedTokens:
-    return prepare(lm.config.data).validation
-
-
-@pytest.fixture(autouse=True)
-def _any_size_may_be_asked_for() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="block_size: .* was not trained")
-        yield
+pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
 
 def rows_of(

@@ -46,15 +46,15 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 
 def main() -> int:
     arguments = parse()
-    from hybrid.data import prepare
     from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.experiments.subject import validation_of
     from hybrid.judge import load_judge
     from hybrid.lm import load
 
     refuse_foreign(arguments.output)
     lm = load(arguments.checkpoint, device=arguments.device)
     judge = load_judge(arguments.judge, arguments.device)
-    split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    split = validation_of(lm)
     lines = compare(lm, judge, split, arguments)
     parts = [_explanation(lm, arguments), table(lines)]
     figures = {"Judged quality and diversity against forwards per token": plot(lines)}

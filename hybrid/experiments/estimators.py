@@ -57,13 +57,13 @@ class Measured:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.data import prepare
     from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
 
     refuse_foreign(arguments.output)
     lm = load(arguments.checkpoint, device=arguments.device)
-    split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    split = validation_of(lm)
     if 2 * arguments.rows > split.n_rows:
         raise ValueError(
             f"--rows: {arguments.rows} and as many to measure on exceed the {split.n_rows} validation rows"

@@ -44,14 +44,14 @@ def main() -> int:
 def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
     """Every likelihood that each block size allows, on the first rows of the validation split."""
     from hybrid.comparison import choose_decoders
-    from hybrid.data import prepare
     from hybrid.device import precision_context
+    from hybrid.experiments.subject import validation_of
     from hybrid.scores import Scores
 
     decoders = choose_decoders(arguments.orders, "--orders")
     values: Values = {}
     for lm in models:
-        split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+        split = validation_of(lm)
         scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows, draws=arguments.draws)
         for line in scores.lines([1, *arguments.block_size], decoders=decoders, every=True):
             name = line["decoder"] if line["likelihood"] == "policy" else line["likelihood"]

@@ -126,8 +126,8 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
-    from hybrid.data import prepare
     from hybrid.device import precision_context
+    from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
     from hybrid.quality import entropy
     from hybrid.validation import bound
@@ -135,7 +135,7 @@ def outcome(
     folder = Path(config.run.folder) / config.run.name
     config.trainer.steps = train(config, folder, steps)
     lm = load(folder, device=config.run.device)
-    split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    split = validation_of(lm)
     size = lm.block_sizes[0]
     options: dict[str, Any] = {"rows": arguments.rows, "precision": precision_context("fp32", lm.device)}
     nelbo = bound(lm.model, split, size, draws=8, **options).nelbo

@@ -63,14 +63,13 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
         ValueError: runs that are not of one setting, or whose data has no answers.
     """
     from hybrid.answers import score
-    from hybrid.data import prepare
-    from hybrid.experiments.subject import load_runs
+    from hybrid.experiments.subject import load_runs, validation_of
 
     models = load_runs(runs, arguments.device)
     sizes = arguments.block_size or models[0].block_sizes
     answers: dict[tuple[str, int], list[Answers]] = {}
     for path, lm in zip(runs, models, strict=True):
-        split = prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+        split = validation_of(lm)
         for size in sizes:
             for label, decoder in decoders.items():
                 with warnings.catch_warnings():

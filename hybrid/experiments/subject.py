@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hybrid.data import PackedTokens
     from hybrid.lm import LanguageModel
 
 MAY_DIFFER = ("run.", "trainer.resume")
@@ -50,6 +51,13 @@ def load_runs(paths: list[str], device: str) -> list[LanguageModel]:
         if changed:
             raise ValueError(f"--runs: {path} differs from {paths[0]} in {', '.join(changed)}; leave it out")
     return models
+
+
+def validation_of(lm: LanguageModel) -> PackedTokens:
+    """The validation split of the data that a model was trained on."""
+    from hybrid.data import prepare
+
+    return prepare(lm.config.data, tokenizer=lm.tokenizer).validation
 
 
 @dataclass(frozen=True)
