@@ -32,11 +32,14 @@ def main() -> int:
         block_size=arguments.block_size, decoder=decoder, temperature=arguments.temperature, top_k=arguments.top_k,
         top_p=arguments.top_p, seed=arguments.seed, cache=not arguments.no_cache,
         stop_at_end=not arguments.ignore_end_of_text, guidance=arguments.guidance, planner=arguments.planner,
+        slide=arguments.slide,
     )  # fmt: skip
     ids = lm.tokenizer.encode(prompt)
     room = lm.config.data.seq_len - len(ids)
     new = arguments.max_new_tokens
     if new is None:
+        if arguments.slide:
+            raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
         if room <= 0:
             raise ValueError(
                 f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
@@ -99,6 +102,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
     parser.add_argument("--ignore-end-of-text", action="store_true", help="go on behind an end-of-text token")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
+    parser.add_argument("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
     parser.add_argument("--no-cache", action="store_true", help="recompute everything: the same text, slowly")
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")

@@ -3,14 +3,14 @@
 A backend says when it is constructed what it can't do on that device. Add one to `BACKENDS` and the tests compare it
 with the reference.
 
-Shape legend: b batch, h heads, q query rows, k key rows, d head dim, n text rows, B block size.
+Shape legend: b batch, h heads, g key-value heads, q query rows, k key rows, d head dim, n text rows, B block size.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,17 @@ log = logging.getLogger(__name__)
 
 class Backend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        """q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); every row of `pattern` sees at least one key."""
+        """q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); every row of `pattern` sees at least one key.
+
+        A backend that has an attribute `groups_heads = True` is given keys and values (b, g, k, d) by generation, each
+        shared by h / g heads of queries; to others they are repeated.
+        """
         ...
+
+
+def per_query_head(keys: Tensor, heads: int) -> Tensor:
+    """Repeat keys or values (b, g, k, d) for the heads of queries that share them -> (b, heads, k, d)."""
+    return keys if keys.shape[1] == heads else keys.repeat_interleave(heads // keys.shape[1], dim=1)
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,12 @@ class SDPA:
     device: torch.device = torch.device("cpu")
     training: bool = True
     plans: dict[Any, list[Chunk]] = field(default_factory=dict, repr=False)  # chunks and masks by pattern
+    groups_heads: ClassVar[bool] = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         if isinstance(pattern, Cached):
             mask = None if pattern.unmasked else pattern.dense()[:, None]
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         if q.device.type == "cpu" and q.dtype != torch.float16:
             return staircase_attention(q, k, v, self._plan(pattern, q.dtype))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])

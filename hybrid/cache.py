@@ -9,9 +9,13 @@ Shape legend: b rows of the batch, r rows of one forward, s slots, h key-value h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from hybrid.frozen import Frozen
 
 
 @dataclass
@@ -22,30 +26,35 @@ class KVCache:
     values: Tensor
     lengths: list[int]  # committed slots of each row; on the host, so that nothing waits for the device
     last_hidden: Tensor  # (b, dim): hidden state of each row's last committed token
-    span: int = 0  # slots that the next attention reads
 
     @classmethod
-    def empty(cls, model, rows: int, slots: int) -> KVCache:
+    def empty(cls, model: Frozen, rows: int, slots: int) -> KVCache:
         """A cache for `rows` rows of at most `slots` positions each."""
-        weight = model.embedding.weight
-        dtype = model.compute_dtype(weight.device)
         shape = (len(model.layers), rows, slots + 1, model.config.kv_heads, model.config.head_dim)
-        keys, values = (torch.zeros(shape, device=weight.device, dtype=dtype) for _ in range(2))
-        return cls(
-            keys, values, [0] * rows, torch.zeros(rows, model.config.dim, device=weight.device, dtype=weight.dtype)
-        )
+        keys, values = (torch.zeros(shape, device=model.device, dtype=model.dtype) for _ in range(2))
+        last_hidden = torch.zeros(rows, model.config.dim, device=model.device, dtype=model.dtype)
+        return cls(keys, values, [0] * rows, last_hidden)
+
+    @property
+    def n_slots(self) -> int:
+        """The bin among them."""
+        return self.keys.shape[2]
 
     @property
     def bin(self) -> int:
         """The slot that padding rows are written to; nobody sees it."""
-        return self.keys.shape[2] - 1
+        return self.n_slots - 1
 
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (b, r, h, d) at `slots` (b, r); return all keys and values of the span, (b, span, h, d)."""
-        rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-        self.keys[layer][rows, slots] = k.to(self.keys.dtype)
-        self.values[layer][rows, slots] = v.to(self.values.dtype)
-        return self.keys[layer][:, : self.span], self.values[layer][:, : self.span]
+    def write(self, layer: int, slots: slice | Tensor, k: Tensor, v: Tensor, span: slice) -> tuple[Tensor, Tensor]:
+        """Store k and v (b, r, h, d) at `slots`, (b, r) or the same slice for all rows; return the keys and values of
+        the slots `span`, (b, span, h, d)."""
+        keys, values = self.keys[layer], self.values[layer]
+        if isinstance(slots, slice):
+            keys[:, slots], values[:, slots] = k, v
+        else:
+            rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
+            keys[rows, slots], values[rows, slots] = k, v
+        return keys[:, span], values[:, span]
 
     def commit(self, counts: list[int]) -> None:
         """Make the `counts[row]` slots behind the committed ones permanent."""

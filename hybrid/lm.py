@@ -107,6 +107,7 @@ class LanguageModel:
         self, block_size: int | None = None, decoder: Any = "first_hitting", temperature: float = 1.0,
         top_k: int | None = None, top_p: float | None = None, seed: int = 0, cache: bool = True,
         stop_at_end: bool = True, guidance: float = 0.0, planner: LanguageModel | str | Path | None = None,
+        slide: bool = False,
     ) -> Engine:  # fmt: skip
         """The engine that `generate` and `stream` run."""
         size = self._block_size(block_size, self.config.data.seq_len)
@@ -123,13 +124,14 @@ class LanguageModel:
             precision=precision_context(self.precision, self.device),
             guidance=guidance,
             planner=None if planner is None else self._planner(planner, size),
+            slide=slide,
         )
 
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
         decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
         seed: int = 0, cache: bool = True, stop_at_end: bool = True, guidance: float = 0.0,
-        planner: LanguageModel | str | Path | None = None,
+        planner: LanguageModel | str | Path | None = None, slide: bool = False,
     ) -> Generation:  # fmt: skip
         """Continue each prompt (token ids; may be empty, of different lengths) by at most `max_new_tokens`.
 
@@ -141,6 +143,7 @@ class LanguageModel:
                 second forward.
             planner: a model of the same tokenizer, or where it is saved, that chooses positions for decoders which ask
                 for one (`p2`); None: the model itself.
+            slide: a text may grow beyond `data.seq_len`; a block then sees the last tokens that fit into it.
 
         Returns:
             new tokens only, a list per prompt; the number of forwards; seconds.
@@ -149,7 +152,7 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, or an option out of range.
         """
         engine = self.engine(
-            block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner
+            block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner, slide
         )
         return engine.generate(prompts, max_new_tokens)
 

@@ -209,29 +209,37 @@ class Cached:
     """The pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
 
     Finished blocks, the blocks being committed and the live block stand in slot order, so what a row may see is a
-    prefix of the slots: its own block's end (`block_causal` and live rows) or itself (`causal` clean rows).
+    range of the slots, up to its own block's end (`block_causal` and live rows) or itself (`causal` clean rows). It
+    begins with the first slot, or where a window begins that slides along with the text.
     """
 
-    visible_end: Tensor  # (b, q): number of visible slots
-    span: int  # slots that anybody sees, a host integer
+    visible_end: Tensor  # (1 or b, q): the slot behind the last visible one
+    span: slice  # slots that anybody sees
     unmasked: bool = False  # every row sees all of `span`: no mask is needed
+    visible_start: Tensor | None = None  # (1 or b, q): the first visible slot
     query_document: Tensor | None = None  # (b, q)
     slot_document: Tensor | None = None  # (b, slots)
     first_query: int = 0  # rows before it only serve keys and values in the last layer
     only_read: bool = False
 
     def reading(self) -> Cached:
-        return replace(self, only_read=True)
+        return replace(self, only_read=True) if self.first_query else self
 
     def select_queries(self, rows: Tensor) -> Tensor:
         return rows[:, self.first_query :] if self.only_read else rows
 
     def dense(self) -> Tensor:
-        """(b, q, span) booleans."""
-        slots = torch.arange(self.span, device=self.visible_end.device)
+        """(1 or b, q, span) booleans, made once for all layers."""
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> Tensor:
+        slots = torch.arange(self.span.start, self.span.stop, device=self.visible_end.device)
         allowed = slots < self.select_queries(self.visible_end)[..., None]
+        if self.visible_start is not None:
+            allowed = allowed & (slots >= self.select_queries(self.visible_start)[..., None])
         if self.query_document is not None and self.slot_document is not None:
-            same = self.select_queries(self.query_document)[..., None] == self.slot_document[:, None, : self.span]
+            same = self.select_queries(self.query_document)[..., None] == self.slot_document[:, None, self.span]
             allowed = allowed & same
         return allowed
 

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.attention import Backend, Eager
-from hybrid.cache import KVCache
+from hybrid.attention import Backend, Eager, per_query_head
 from hybrid.layers import RMSNorm, autocast_dtype, rotary_angles, rotate
-from hybrid.masks import Pattern
+from hybrid.masks import TwoStream
 from hybrid.options import at_least, option
 
 
@@ -86,25 +85,18 @@ class Layer(nn.Module):
         self.w_down = nn.Linear(config.mlp_dim, config.dim, bias=False)
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], pattern: Pattern, attend: Backend, *,
-        read: Tensor | None = None, write=None,
+        self, x: Tensor, angles: tuple[Tensor, Tensor], pattern: TwoStream, attend: Backend, *,
+        read: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """x (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q).
-
-        Args:
-            write: stores keys and values (b, r, h, d) and returns those of all slots (KVCache.write).
-        """
+        """x (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q)."""
         y = self.attention_norm(x)
         k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
         v = self.wv(y).unflatten(-1, (self.config.kv_heads, -1))
-        if write is not None:
-            k, v = write(k, v)
         x, y = pattern.select_queries(x), pattern.select_queries(y)
         angles = tuple(pattern.select_queries(a) for a in angles)  # type: ignore[assignment]
         q = rotate(self.q_norm(self.wq(y).unflatten(-1, (self.config.n_heads, -1))), angles)
         q, k, v = (t.transpose(1, 2).to(q.dtype) for t in (q, k, v))  # (b, h, r, d)
-        if self.config.kv_heads != self.config.n_heads:
-            k, v = (t.repeat_interleave(self.config.n_heads // self.config.kv_heads, dim=1) for t in (k, v))
+        k, v = (per_query_head(t, self.config.n_heads) for t in (k, v))
         out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         if read is not None:
             x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]
@@ -114,7 +106,7 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids and a pattern in, hidden states out.
+    """Token ids and a pattern in, hidden states out; whole rows. Generation runs its copy `Frozen` over a cache.
 
     Args:
         vocab_size: ids 0..vocab_size-1 can be predicted; the input also knows MASK, id vocab_size.
@@ -144,16 +136,7 @@ class Transformer(nn.Module):
                 depth = math.sqrt(2 * self.config.n_layers) if name.endswith(("wo.weight", "w_down.weight")) else 1
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / depth)
 
-    def compute_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype in which keys and values come out of a forward."""
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self.embedding.weight.dtype
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, pattern: Pattern, *,
-        read: Tensor | None = None, cache: KVCache | None = None, slots: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, tokens: Tensor, positions: Tensor, pattern: TwoStream, *, read: Tensor | None = None) -> Tensor:
         """Hidden states, normalised for the head.
 
         Args:
@@ -161,7 +144,6 @@ class Transformer(nn.Module):
             positions: (1 or b, r) rotary positions.
             pattern: who sees whom; the last layer computes only the queries of `pattern.reading()`.
             read: flat indices into (b, q), the rows whose hidden state is wanted; None: all of them.
-            cache, slots: keys and values are kept at `slots` (b, r), and all slots up to `cache.span` are attended to.
 
         Returns:
             (m, dim) for `read` of length m, else (b, q, dim).
@@ -170,11 +152,8 @@ class Transformer(nn.Module):
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta, autocast_dtype(x))
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            write = None
-            if cache is not None and slots is not None:
-                write = lambda k, v, i=i: cache.write(i, slots, k, v)  # noqa: E731
             here = pattern if i < last else pattern.reading()
-            x = layer(x, angles, here, self.attend, read=read if i == last else None, write=write)
+            x = layer(x, angles, here, self.attend, read=read if i == last else None)
         return self.final_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

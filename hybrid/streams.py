@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.cache import KVCache
+from hybrid.frozen import Frozen
 from hybrid.masks import Cached, TwoStream
 from hybrid.model import Transformer
 
@@ -67,8 +68,8 @@ def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None
 
 
 def block_hidden(
-    model: Transformer, cache: KVCache, pending: list[Tensor], live: Tensor, n_live: list[int], block_size: int,
-    documents: Tensor | None = None,
+    model: Frozen, cache: KVCache, pending: list[Tensor], live: Tensor, n_live: list[int], block_size: int,
+    documents: Tensor | None = None, window: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Hidden states from which a live block is predicted, over a cache; commits what is pending on the way.
 
@@ -81,66 +82,93 @@ def block_hidden(
         live: (b, l) ids of the live block, MASK where unknown.
         n_live: valid positions of each row's live block (a last block may be short).
         documents: (b, slots) document of each slot, or None.
+        window: a block and what it sees are at most so many slots; None: all slots before it.
 
     Returns:
         (b, l, dim): the states that predict the live tokens.
     """
-    device, begin = live.device, model.config.begin
-    counts = [len(p) for p in pending]
+    begin, counts = model.config.begin, [len(p) for p in pending]
     needs_live = not (begin and block_size == 1)  # an ordinary autoregressive step reads no noisy row
-    width = max(counts)
-    tokens, slots, visible = _lay_out(model, cache, pending, live if needs_live else live[:, :0], n_live, block_size)
-    cache.span = max(
-        length + count + (n if needs_live else 0)
-        for length, count, n in zip(cache.lengths, counts, n_live, strict=True)
-    )
-    uniform = width == 0 and len({(a, n) for a, n in zip(cache.lengths, n_live, strict=True)}) == 1
-    pattern = Cached(
-        visible_end=visible,
-        span=cache.span,
-        unmasked=uniform and n_live[0] == live.shape[1] and documents is None,
-        query_document=None if documents is None else documents.gather(1, slots.clamp(max=documents.shape[1] - 1)),
-        slot_document=documents,
-        first_query=0 if begin else width,
-    )
+    noisy, n_noisy = (live, n_live) if needs_live else (live[:, :0], [0] * len(n_live))
+    rows = _Rows(cache.lengths, counts, n_noisy, noisy.shape[1], documents is None)
+    slots, pattern = _pattern(model, cache, rows, block_size, documents, window)
+    width, device = rows.width, live.device
+    tokens = noisy
+    if width:
+        clean = torch.stack([F.pad(p, (0, width - len(p)), value=model.mask_token_id) for p in pending])
+        tokens = torch.cat([clean, noisy], dim=1)
     assert tokens.shape[1], "a forward of no rows"
-    hidden = model(tokens, slots, pattern, cache=cache, slots=slots)
+    hidden = model(tokens, slots, pattern, cache)
     if not begin:
         cache.commit(counts)
         return hidden
     if width:
         last = torch.tensor([max(c - 1, 0) for c in counts], device=device)
         fresh = torch.tensor([c > 0 for c in counts], device=device)[:, None]
-        newest = hidden[torch.arange(len(counts), device=device), last].to(cache.last_hidden.dtype)
-        cache.last_hidden = torch.where(fresh, newest, cache.last_hidden)
+        cache.last_hidden = torch.where(
+            fresh, hidden[torch.arange(len(counts), device=device), last], cache.last_hidden
+        )
     cache.commit(counts)
-    first = cache.last_hidden[:, None].to(hidden.dtype)
+    first = cache.last_hidden[:, None]
     return torch.cat([first, hidden[:, width:][:, : live.shape[1] - 1]], dim=1) if needs_live else first
 
 
-def _lay_out(
-    model: Transformer, cache: KVCache, pending: list[Tensor], live: Tensor, n_live: list[int], block_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, slots and number of visible slots of the rows `[pending ; live]`, each (b, p + l)."""
-    device, begin = live.device, model.config.begin
-    width = max(len(p) for p in pending)
-    counts = torch.tensor([len(p) for p in pending], device=device)[:, None]
-    starts = torch.tensor(cache.lengths, device=device)[:, None]
-    clean = torch.stack([F.pad(p, (0, width - len(p)), value=model.mask_token_id) for p in pending])
-    i = torch.arange(width, device=device)
-    clean_slots = starts + i
-    if model.config.context == "causal":
-        clean_visible = clean_slots + 1
-    else:
-        text = clean_slots - begin
-        clean_visible = torch.where(text < 0, 1, begin + (text // block_size + 1) * block_size)
-    j = torch.arange(live.shape[1], device=device)
-    live_slots = starts + counts + j
-    sizes = torch.tensor(n_live, device=device)[:, None]
-    live_visible = (starts + counts + sizes).expand_as(live_slots)
-    is_real = torch.cat([i < counts, j < sizes], dim=1)
-    slots = torch.cat([clean_slots, live_slots], dim=1)
-    visible = torch.cat([clean_visible.expand_as(clean_slots), live_visible], dim=1)
-    tokens = torch.cat([clean, live], dim=1)
-    # Padding is written to the bin and sees the first slot, so that its softmax is finite; nobody reads it.
-    return tokens, slots.masked_fill(~is_real, cache.bin), visible.masked_fill(~is_real, 1)
+class _Rows:
+    """Where `[pending ; live]` stand in the cache. Rows that stand alike are laid out once."""
+
+    def __init__(self, lengths: list[int], counts: list[int], n_live: list[int], live: int, may_be_alike: bool):
+        alike = set(zip(lengths, counts, n_live, strict=True))
+        self.is_alike = may_be_alike and len(alike) == 1 and n_live[0] == live
+        places = list(alike) if self.is_alike else list(zip(lengths, counts, n_live, strict=True))
+        self.lengths, self.counts, self.n_live = (list(column) for column in zip(*places, strict=True))
+        self.width, self.live = max(counts), live
+        self.end = max(length + count + n for length, count, n in places)
+
+
+def _pattern(
+    model: Frozen, cache: KVCache, rows: _Rows, block_size: int, documents: Tensor | None, window: int | None
+) -> tuple[slice | Tensor, Cached]:
+    """The slots of `[pending ; live]`, and who sees which."""
+    begin, width = model.config.begin, rows.width
+    first_query = 0 if begin else width
+
+    reach = block_size - (window or 0)  # from the start of a row's block to the first slot that it sees
+    first = 0
+    if window is not None:
+        first = max(int(_block_start(torch.tensor(min(rows.lengths)), begin, block_size)) + reach, 0)
+    span = slice(first, rows.end)
+    if rows.is_alike and width <= (rows.live == 0):  # one block and nothing to commit, or one token
+        here = slice(rows.lengths[0], rows.end)
+        end = torch.full((1, width + rows.live), rows.end, device=model.device)
+        return here, Cached(end, span, unmasked=True, first_query=first_query)
+    lengths, counts, sizes = (
+        torch.tensor(column, device=model.device)[:, None] for column in (rows.lengths, rows.counts, rows.n_live)
+    )
+    i, j = (torch.arange(n, device=model.device) for n in (width, rows.live))
+    slots = torch.cat([lengths + i, lengths + counts + j], dim=1)
+    clean_end = slots[:, :width] + 1
+    if model.config.context == "block_causal":
+        clean_start = _block_start(slots[:, :width], begin, block_size)
+        clean_end = torch.where(slots[:, :width] < begin, clean_end, clean_start + block_size)
+    end = torch.cat([clean_end, (lengths + counts + sizes).expand(-1, rows.live)], dim=1)
+    start = None if window is None else _block_start(slots, begin, block_size) + reach
+    where: slice | Tensor = slice(rows.lengths[0], rows.end)
+    if not rows.is_alike:
+        # Padding is written to the bin and sees one slot, so that its softmax is finite; nobody reads it.
+        is_real = torch.cat([i < counts, j < sizes], dim=1)
+        where = slots.masked_fill(~is_real, cache.bin)
+        end = end.masked_fill(~is_real, first + 1)
+        start = None if start is None else start.masked_fill(~is_real, 0)
+    query_document = None
+    if documents is not None and isinstance(where, Tensor):
+        query_document = documents.gather(1, where.clamp(max=documents.shape[1] - 1))
+    pattern = Cached(
+        visible_end=end, span=span, visible_start=start, query_document=query_document, slot_document=documents,
+        first_query=first_query,
+    )  # fmt: skip
+    return where, pattern
+
+
+def _block_start(slots: Tensor, begin: int, block_size: int) -> Tensor:
+    """First slot of the block of each of `slots`; the begin token is a block of its own."""
+    return (begin + (slots - begin) // block_size * block_size).clamp(min=0)

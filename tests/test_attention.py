@@ -94,7 +94,7 @@ def test_cached_passes_agree_with_eager(name):
     k, v = (torch.randn(3, 2, 9, 8, generator=generator) for _ in range(2))
     visible = torch.tensor([[1, 2, 9, 9, 9], [3, 3, 3, 8, 8], [1, 1, 1, 1, 6]])
     backend = BACKENDS[name](CPU, False)
-    for pattern in (Cached(visible, 9), Cached(torch.full((3, 5), 9), 9, unmasked=True)):
+    for pattern in (Cached(visible, slice(0, 9)), Cached(torch.full((3, 5), 9), slice(0, 9), unmasked=True)):
         torch.testing.assert_close(backend(q, k, v, pattern), Eager()(q, k, v, pattern), rtol=0, atol=1e-5)
 
 

@@ -8,8 +8,10 @@ import torch
 from decoding_toy import Spy, as_name, engine
 from toy import MODES, random_tokens, toy_model
 
+from hybrid import counter
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
+from hybrid.frozen import Frozen
 from hybrid.options import build
 
 NEVER_BACK = {"name": "p2", "eta": 0.0, "steps": 4}
@@ -91,31 +93,22 @@ def test_revealed_tokens_change_only_where_they_are_remasked(spec):
 @pytest.mark.parametrize(
     "spec, mode", [pytest.param(s, m, id=f"{as_name(s)}-{'-'.join(m)}") for s in SPECS for m in modes_of(s)]
 )
-def test_a_certain_model_is_reproduced(spec, mode):
+def test_a_certain_model_is_reproduced(spec, mode, monkeypatch):
     """An oracle that knows the text puts all mass on it; every decoder must then write it, whatever its order."""
     model = toy_model(*mode, vocab=9)
     text = random_tokens(1, 14, vocab=8, seed=4)[0]  # without end of text
-    position = {}
 
-    def remember(module, arguments):
-        tokens, positions, pattern = arguments
-        position["now"] = pattern.reading().select_queries(positions.expand_as(tokens))
-
-    def know(hidden):
-        logits = torch.full((*hidden.shape[:-1], 9), -1e9, dtype=hidden.dtype)
-        return logits.scatter(-1, hidden[..., :1].round().long(), 0.0)
-
-    begin = int(mode[1] == "next_token")
-
-    def speak(module, arguments, kwargs, output):  # the state of a row is the token that it predicts
-        at = position["now"]
+    def know(frozen, tokens, slots, pattern, cache):  # the state of a row is the token that it predicts
+        at = torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
+        at = pattern.reading().select_queries(at.expand_as(tokens))
         predicted = text[at.clamp(max=13)]  # in place: slot = position; next_token: slot l holds text token l - 1
-        return predicted.to(output.dtype)[..., None].expand_as(output)
+        return predicted.double()[..., None].expand(*at.shape, frozen.config.dim)
 
-    model.register_forward_pre_hook(remember)
-    model.register_forward_hook(speak, with_kwargs=True)
-    model.head = know
-    assert begin in (0, 1)
+    def speak(frozen, hidden):
+        return hidden.new_full((*hidden.shape[:-1], 9), -1e9).scatter(-1, hidden[..., :1].round().long(), 0.0)
+
+    monkeypatch.setattr(Frozen, "__call__", know)
+    monkeypatch.setattr(Frozen, "head", speak)
     for block_size in (1, 3, 14):
         got = engine(model, block_size, spec).generate([text[:4].tolist()], 10)
         assert got.tokens[0] == text[4:].tolist()
@@ -132,11 +125,17 @@ def test_forwards_are_the_decoders_steps_and_no_more():
     assert engine(model, 8, {"name": "ancestral", "steps": 1000}, **options).generate([[]], 32).nfe <= 32
 
 
-def test_an_autoregressive_step_is_one_row():
+def test_an_autoregressive_step_is_one_row(monkeypatch):
     """next_token at block size 1: each forward is the token that was just written, nothing else."""
     model = toy_model("causal", "next_token", vocab=9)
     rows = []
-    model.register_forward_pre_hook(lambda module, arguments: rows.append(arguments[0].shape[1]))
+    forward = Frozen.__call__
+
+    def spy(frozen, tokens, *arguments):
+        rows.append(tokens.shape[1])
+        return forward(frozen, tokens, *arguments)
+
+    monkeypatch.setattr(Frozen, "__call__", spy)
     engine(model, 1, stop_at_end=False).generate([[1, 2, 3]], 5)
     assert rows == [4, 1, 1, 1, 1], "begin and prompt first"
 
@@ -243,3 +242,43 @@ def test_options_of_decoders_are_checked():
     ]:
         with pytest.raises(ValueError, match=message):
             build(DECODERS, spec, "decoder")
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_a_sliding_context(mode, block_size):
+    """Beyond `seq_len` the last tokens are seen and no others; the text is the same with the cache and without, alone
+    and beside rows that are elsewhere. Before that it is the text that does not slide."""
+    model = toy_model(*mode, vocab=9, seed=2)
+    options = {"stop_at_end": False, "seed": 5, "seq_len": 12}
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [], [3, 3, 1]]
+    sliding = engine(model, block_size, slide=True, **options).generate(prompts, 30).tokens
+    assert [len(row) for row in sliding] == [30] * 3
+    assert engine(model, block_size, slide=True, cache=False, **options).generate(prompts, 30).tokens == sliding
+    for row, prompt in enumerate(prompts):
+        alone = engine(model, block_size, slide=True, **options).generate([prompt], 30).tokens[0]
+        assert alone == sliding[row]
+    assert engine(model, block_size, **options).generate([[]], 12).tokens[0] == sliding[1][:12]
+    wide = engine(model, block_size, **{**options, "seq_len": 64}).generate(prompts, 30).tokens
+    assert wide != sliding, "what slid out would have mattered"
+
+
+def test_what_slid_out_is_not_seen():
+    """One layer, so that nothing acts through what was computed from it: the text behind equal ends is equal."""
+    model = toy_model(vocab=9, n_layers=1)
+    run = engine(model, 4, slide=True, stop_at_end=False, seq_len=12)
+    ends = [[7, 1, 2, 3, 1, 4, 2, 6, *([5] * 8)], [2, 6, 3, 3, 0, 1, 1, 7, *([5] * 8)]]
+    texts = run.generate(ends, 8, keys=[1, 1]).tokens
+    assert texts[0] == texts[1]
+    seen = [[*ends[0][:8], *([0] * 8)], ends[1]]
+    assert run.generate(seen, 8, keys=[1, 1]).tokens[0] != texts[0], "what has not slid out matters"
+
+
+def test_a_part_of_a_batch_is_what_it_is_in_the_whole():
+    """Ranks may share a batch: the keys of all prompts say which part is whose, equal prompts among them."""
+    model, prompts = toy_model(vocab=9), [[], [], [1, 2], []]
+    whole = engine(model, 4).generate(prompts, 12).tokens
+    keys = counter.row_keys(prompts)
+    parts = [engine(model, 4).generate(prompts[i:j], 12, keys=keys[i:j]).tokens for i, j in ((0, 1), (1, 4))]
+    assert [row for part in parts for row in part] == whole
+    assert whole[0] != whole[1]

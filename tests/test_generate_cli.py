@@ -303,10 +303,16 @@ class Terminal(io.StringIO):
         return lines
 
 
+def progress_of(rows: list[list[int]], nfe: int, done: bool) -> Progress:
+    width = max(map(len, rows))
+    text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return Progress(nfe, done, text, [(0, len(row)) for row in rows])
+
+
 def follow(steps: list[list[list[int]]], prompt: str, stops: list[str] | None = None, live: bool = True):
     terminal = Terminal()
     console = Console(ByteTokenizer(), MASK, prompt, stops or [], live, terminal)
-    progress = [Progress(rows, k + 1, k == len(steps) - 1) for k, rows in enumerate(steps)]
+    progress = [progress_of(rows, k + 1, k == len(steps) - 1) for k, rows in enumerate(steps)]
     return console.follow(iter(progress), len(steps[0])), terminal
 
 
@@ -391,6 +397,6 @@ def test_on_a_terminal_json_is_still_one_object(
 def test_the_console_works_with_other_tokenizers(configure: Configure) -> None:
     tokenizer = CharTokenizer("abc")
     console = Console(tokenizer, tokenizer.vocab_size, "", [], False)
-    texts = console.follow(iter([Progress([[0, 1, tokenizer.end_of_text]], 3, True)]), 1)
+    texts = console.follow(iter([progress_of([[0, 1, tokenizer.end_of_text]], 3, True)]), 1)
     assert texts.texts == ["ab"] and texts.statistics()["tokens"] == 3
     assert torch.tensor(texts.statistics()["tokens_per_forward"]).item() == 1.0

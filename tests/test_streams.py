@@ -9,6 +9,7 @@ from toy import MODES, random_tokens, toy_model
 
 from hybrid.attention import Eager
 from hybrid.cache import KVCache
+from hybrid.frozen import Frozen
 from hybrid.streams import block_hidden, two_stream_hidden, with_begin
 
 
@@ -20,7 +21,8 @@ def cached_hidden(model, tokens, masked, block_size, starts, documents=None):
     rows, n = tokens.shape
     begin = int(model.config.prediction == "next_token")
     n_blocks = -(-n // block_size)
-    cache = KVCache.empty(model, rows, n + begin)
+    frozen = Frozen(model)
+    cache = KVCache.empty(frozen, rows, n + begin)
     text = with_begin(model, tokens)
     noisy = torch.where(masked, model.mask_token_id, tokens)
     states = torch.full((rows, n, model.config.dim), torch.nan, dtype=torch.float64)
@@ -42,7 +44,7 @@ def cached_hidden(model, tokens, masked, block_size, starts, documents=None):
             ]
         )
         own = None if documents is None else F.pad(documents[active], (0, 1), value=-1)
-        hidden = block_hidden(model, cache, pending, live, n_live, block_size, own)
+        hidden = block_hidden(frozen, cache, pending, live, n_live, block_size, own)
         for k, (r, f, m) in enumerate(zip(active, first, n_live, strict=True)):
             states[r, f : f + m] = hidden[k, :m]
     return states

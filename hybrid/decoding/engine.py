@@ -14,31 +14,43 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from hybrid import counter
 from hybrid.cache import KVCache
 from hybrid.decoding.network import Live, Network, Row, document_of_slots
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
+from hybrid.decoding.uniforms import Uniforms
 from hybrid.decoding.view import Decoder
+from hybrid.frozen import Frozen
+from hybrid.layers import autocast_dtype
 from hybrid.model import Transformer
 
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Progress:
-    """The state after a step. `tokens[i]` are the new tokens of prompt i so far, mask_token_id where still unknown."""
+    """The state after a step."""
 
-    tokens: list[list[int]]
     nfe: int
     done: bool
+    text: Tensor  # (rows, width) prompts and what is behind them
+    spans: list[tuple[int, int]]  # of each row, where its new tokens stand
+
+    @cached_property
+    def tokens(self) -> list[list[int]]:
+        """The new tokens of each prompt so far, mask_token_id where still unknown."""
+        return [row[first:end] for row, (first, end) in zip(self.text.tolist(), self.spans, strict=True)]
 
 
 @dataclass
@@ -67,6 +79,8 @@ class Engine:
         guidance: w of (1 + w) log p(x | prompt) - w log p(x | prompt masked), normalised; above 0 a step has two
             forwards (while a row with a prompt is written), and rows without a prompt stay as they are.
         planner: judges tokens for decoders that ask (`p2`); None: the model itself does. Of the same vocabulary.
+        slide: texts may be longer than `seq_len`; a block then sees the last tokens before it that fit into `seq_len`
+            with it. Farther ones still act through what was computed from them, as in any sliding-window attention.
 
     Raises:
         ValueError: guidance out of range, or a planner of another vocabulary.
@@ -84,6 +98,7 @@ class Engine:
     precision: Callable[[], AbstractContextManager] = nullcontext
     guidance: float = 0.0
     planner: Transformer | None = None
+    slide: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < math.inf:
@@ -96,37 +111,45 @@ class Engine:
                     "take a model with the same tokenizer"
                 )
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
+    ) -> Generation:
         """Run to the end.
 
         Raises:
             ValueError: as `stream`.
         """
         started = time.perf_counter()
-        result = Progress([[] for _ in prompts], 0, True)
-        for step in self.stream(prompts, max_new_tokens):
-            result = step
-        return Generation(result.tokens, result.nfe, time.perf_counter() - started)
+        steps = deque(self.stream(prompts, max_new_tokens, keys), maxlen=1)
+        tokens, nfe = (steps[0].tokens, steps[0].nfe) if steps else ([[] for _ in prompts], 0)
+        return Generation(tokens, nfe, time.perf_counter() - started)
 
-    def stream(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[Progress]:
+    def stream(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
+    ) -> Iterator[Progress]:
         """An iterator that yields after every step that revealed something.
+
+        Args:
+            keys: of the prompts' randomness, for a part of a larger batch; None: `counter.row_keys(prompts)`.
 
         Raises:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
         self._check(prompts, max_new_tokens)
-        return _Session(self, prompts, max_new_tokens).run() if prompts and max_new_tokens else iter(())
+        if not prompts or not max_new_tokens:
+            return iter(())
+        return _Session(self, prompts, max_new_tokens, keys or counter.row_keys(prompts)).run()
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
             raise ValueError(f"max_new_tokens: {max_new_tokens!r} must be an integer of at least 0")
         vocab = self.model.vocab_size
         for i, prompt in enumerate(prompts):
-            if len(prompt) + max_new_tokens > self.seq_len:
+            if len(prompt) + max_new_tokens > self.seq_len and not self.slide:
                 raise ValueError(
                     f"max_new_tokens: {max_new_tokens} new tokens behind prompt {i} of {len(prompt)} tokens exceed the "
-                    f"context of {self.seq_len} (data.seq_len); shorten the prompt, or ask for at most "
-                    f"{max(self.seq_len - len(prompt), 0)} tokens"
+                    f"context of {self.seq_len} (data.seq_len); shorten the prompt, ask for at most "
+                    f"{max(self.seq_len - len(prompt), 0)} tokens, or let the context slide (slide)"
                 )
             bad = next((t for t in prompt if not 0 <= t < vocab), None)
             if bad is not None:
@@ -136,10 +159,9 @@ class Engine:
 class _Session:
     """One generation: the texts, the networks that read them, and the loop over blocks."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int):
+    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int]):
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
         B = engine.block_size
-        keys = counter.row_keys(prompts)
         pairs = enumerate(zip(prompts, keys, strict=True))
         self.rows = [Row(i, list(prompt), key, len(prompt) // B * B) for i, (prompt, key) in pairs]
         self.active = self.rows
@@ -149,26 +171,35 @@ class _Session:
         for row in self.rows:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(engine.model.embedding.weight.device)
+        self.end = self.text.shape[1] if engine.slide else engine.seq_len  # blocks end here
+        denoiser = self._frozen(engine.model)
         self.networks = Networks(
-            denoiser=self._network(engine.model),
-            without_prompt=self._network(engine.model, sees_prompts=False) if engine.guidance else None,
-            planner=None if engine.planner is None else self._network(engine.planner),
+            denoiser=self._network(denoiser),
+            without_prompt=self._network(denoiser, sees_prompts=False) if engine.guidance else None,
+            planner=None if engine.planner is None else self._network(self._frozen(engine.planner)),
             guidance=engine.guidance,
         )
+        self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
 
-    def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
+    def _frozen(self, model: Transformer) -> Frozen:
+        """Made anew for each generation, since a model may train on in between."""
+        with self.engine.precision():
+            return Frozen(model, autocast_dtype(model.embedding.weight))
+
+    def _network(self, model: Frozen, sees_prompts: bool = True) -> Network:
         engine = self.engine
-        n_slots = model.config.begin + min(self.text.shape[1], engine.seq_len)
-        with engine.precision():
-            cache = KVCache.empty(model, len(self.rows), n_slots)
+        n_slots = model.config.begin + min(self.text.shape[1], self.end)
+        cache = KVCache.empty(model, len(self.rows), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
-        return Network(model, cache, engine.block_size, engine.precision, engine.cache, sees_prompts, documents)
+        window = engine.seq_len if engine.slide else None
+        return Network(model, cache, engine.block_size, engine.cache, sees_prompts, documents, window)
 
     def run(self) -> Iterator[Progress]:
         engine = self.engine
         while self.active:
-            yield from self._denoise(Live(self.active, self.text, engine.block_size, engine.seq_len, self.mask))
-            self._advance()
+            live = Live(self.active, self.text, engine.block_size, self.end, self.mask)
+            yield from self._denoise(live)
+            self._advance(live)
             yield self._progress()
         planner = self.networks.planner
         if planner is not None and not planner.nfe:
@@ -180,7 +211,7 @@ class _Session:
         state, step, idle = None, 0, 0
         min_steps = getattr(decoder, "min_steps", 0)
         while step < min_steps or bool(live.is_masked.any()):
-            view = Step(self.networks, engine.sampling, engine.seed, self.text, live, step).view()
+            view = Step(self.networks, engine.sampling, self.uniforms, self.text, live, step).view()
             if step == 0:
                 state = decoder.start(view)
             reveal, remask = decoder.select(view, state)
@@ -201,16 +232,15 @@ class _Session:
                 self.text[live.index, live.position] = live.tokens
                 yield self._progress()
 
-    def _advance(self) -> None:
+    def _advance(self, live: Live) -> None:
         """Move every active row to its next block; rows that are done leave the caches."""
-        texts = self.text.tolist()
         end_of_text = self.engine.model.end_of_text
-        for row in self.active:
-            first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.engine.seq_len)
+        for row, tokens in zip(self.active, live.tokens.tolist(), strict=True):
+            first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.end)
+            new = tokens[first - row.start : end - row.start]
             row.start += self.engine.block_size
             row.n_new = min(end - len(row.prompt), self.max_new_tokens)
             row.is_done = row.n_new >= self.max_new_tokens
-            new = texts[row.index][first:end]
             if self.engine.stop_at_end and end_of_text in new:
                 stop = first + new.index(end_of_text) + 1 - len(row.prompt)
                 row.n_new, row.is_done = min(stop, self.max_new_tokens), True
@@ -221,10 +251,10 @@ class _Session:
         self.active = [self.active[k] for k in going]
 
     def _progress(self) -> Progress:
-        tokens = []
-        for row, text in zip(self.rows, self.text.tolist(), strict=True):
+        spans = []
+        for row in self.rows:
             n = row.n_new
             if not row.is_done:  # the live block too
                 n = min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens)
-            tokens.append(text[len(row.prompt) : len(row.prompt) + n])
-        return Progress(tokens, self.networks.nfe, done=not self.active)
+            spans.append((len(row.prompt), len(row.prompt) + n))
+        return Progress(self.networks.nfe, not self.active, self.text.clone(), spans)

@@ -8,15 +8,13 @@ Shape legend: r active rows, B block size, V vocabulary, m positions that are re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hybrid.cache import KVCache
-from hybrid.model import Transformer
+from hybrid.frozen import Frozen
 from hybrid.streams import block_hidden
 
 
@@ -44,7 +42,7 @@ class Live:
         self.position = torch.tensor([row.start for row in rows], device=device)[:, None] + offset  # (r, B)
         self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
         self.is_fixed = self.position < torch.tensor([len(row.prompt) for row in rows], device=device)[:, None]
-        self.key = torch.tensor([row.key for row in rows], device=device)[:, None]
+        self.places = [(row.key, row.start) for row in rows]
         self.update(text[self.index, self.position])
 
     def update(self, tokens: Tensor) -> None:
@@ -57,18 +55,19 @@ class Network:
     """A model with what it has read so far of the texts of a batch.
 
     Args:
-        sees_prompts: False reads every token of a prompt as MASK.
         cached: False reads everything anew at every forward.
+        sees_prompts: False reads every token of a prompt as MASK.
+        window: the most tokens that a forward sees of a row; None: all of them.
         documents: (rows, slots) the document of each slot of its cache, or None for one document.
     """
 
-    model: Transformer
+    model: Frozen
     cache: KVCache
     block_size: int
-    precision: Callable[[], AbstractContextManager]
     cached: bool = True
     sees_prompts: bool = True
     documents: Tensor | None = None
+    window: int | None = None
     nfe: int = 0
 
     def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
@@ -86,8 +85,10 @@ class Network:
         pending = [self._unread(text, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
         documents = None if self.documents is None else self.documents[live.index[:, 0]]
         self.nfe += 1
-        with torch.no_grad(), self.precision():
-            return block_hidden(self.model, self.cache, pending, tokens, live.n_valid, self.block_size, documents)
+        with torch.no_grad():
+            return block_hidden(
+                self.model, self.cache, pending, tokens, live.n_valid, self.block_size, documents, self.window
+            )
 
     def _unread(self, text: Tensor, row: Row, length: int) -> Tensor:
         """What stands between the `length` slots that the cache holds and the live block of the row."""
@@ -103,12 +104,12 @@ class Network:
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """(m, dim) -> (m, V) at temperature 1, in float32 at least."""
-        with torch.no_grad(), self.precision():
+        with torch.no_grad():
             logits = self.model.head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tensor:
+def document_of_slots(rows: list[Row], model: Frozen, n_slots: int) -> Tensor:
     """(rows, n_slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
     documents = torch.zeros(len(rows), n_slots, dtype=torch.long)
     begin = model.config.begin
@@ -118,4 +119,4 @@ def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tens
         end = begin + len(ends)
         documents[i, begin:end] = count if begin else count - ends
         documents[i, end:] = int(count[-1]) if len(ends) else 0
-    return documents.to(model.embedding.weight.device)
+    return documents.to(model.device)

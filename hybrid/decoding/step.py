@@ -14,6 +14,7 @@ from torch import Tensor
 from hybrid import counter
 from hybrid.decoding.network import Live, Network
 from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.uniforms import Uniforms
 from hybrid.decoding.view import Prediction, View
 
 
@@ -38,9 +39,11 @@ class Networks:
 class Step:
     """The live blocks at one step. Each network runs once, when it is first asked."""
 
-    def __init__(self, networks: Networks, sampling: Sampling, seed: int, text: Tensor, live: Live, step: int):
-        self.networks, self.sampling, self.seed, self.text, self.live, self.step = (
-            networks, sampling, seed, text, live, step,
+    def __init__(
+        self, networks: Networks, sampling: Sampling, uniforms: dict[int, Uniforms], text: Tensor, live: Live, step: int
+    ):
+        self.networks, self.sampling, self.uniforms, self.text, self.live, self.step = (
+            networks, sampling, uniforms, text, live, step,
         )  # fmt: skip
         self.tokens, self.is_masked = live.tokens, live.is_masked
 
@@ -53,7 +56,7 @@ class Step:
 
     def uniform(self, purpose: int) -> Tensor:
         """(r, B)"""
-        return counter.uniform(self.seed, purpose, self.live.key, self.live.position, self.step)
+        return self.uniforms[purpose].at(self.live.places, self.step, self.tokens.device)
 
     @cached_property
     def prediction(self) -> Prediction:
