@@ -64,6 +64,8 @@ class SDPA:
         if isinstance(pattern, Cached):
             mask = None if pattern.unmasked else pattern.dense()[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        if pattern.is_causal or pattern.is_full:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=pattern.is_causal)
         if q.device.type == "cpu" and q.dtype != torch.float16:
             return staircase_attention(q, k, v, self._plan(pattern, q.dtype))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])

@@ -137,6 +137,18 @@ class TwoStream:
     def n_clean_queries(self) -> int:
         return len(range(*self.clean_queries.indices(self.n_clean)))
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether this is an ordinary causal pass: each row sees the rows up to itself."""
+        causal = self.context == "causal" or self.block_size == 1
+        every_row_asks = self.n_clean_queries == self.n_clean
+        return self.n_noisy == 0 and causal and every_row_asks and self.documents is None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row sees every row: one block, one draw, nothing before it."""
+        return self.n_clean == 0 and self.noisy_block_sizes == [self.block_size] and self.documents is None
+
     def reading(self) -> TwoStream:
         """The same pattern with only the rows as queries that predictions are read from."""
         return replace(self, only_read=True, derived={})

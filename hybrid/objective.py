@@ -19,9 +19,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hybrid.head import weighted_cross_entropy
 from hybrid.model import Transformer
 from hybrid.noise import SCHEDULES, Keys, Schedule, block_uniforms, block_view, position_uniforms, target_ranks
 from hybrid.options import build, option
@@ -235,20 +235,15 @@ def masked_loss(
     """
     hidden = two_stream_hidden(model, tokens, masking.masked, block_size, documents, autoregressive)
     row, _, position = masking.masked.nonzero(as_tuple=True)
-    targets = tokens[row, position]
+    weights = masking.weight[masking.masked] / masking.masked.shape[1]
+    matrix = model.head_matrix()
+    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, tokens[row, position], weights)
+    left_to_right = None
     if autoregressive is not None:
-        targets = torch.cat([targets, tokens[autoregressive]])
-    losses = cross_entropies(model, hidden, targets)
-    left_to_right = None if autoregressive is None else losses[len(row) :].sum()
-    losses = losses[: len(row)]
-    weights = masking.weight[masking.masked].to(losses.dtype)
-    return Loss((losses * weights).sum() / masking.masked.shape[1], losses.detach(), masking, left_to_right)
-
-
-def cross_entropies(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
-    """(m, dim), (m,) -> (m,) nats, at least in float32."""
-    logits = model.head(hidden)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="none")
+        targets = tokens[autoregressive]
+        ones = torch.ones_like(targets, dtype=weights.dtype)
+        left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones)
+    return Loss(total, losses, masking, left_to_right)
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from hybrid import counter
 from hybrid.decoding import DECODERS, Decoder
 from hybrid.decoding.engine import MAX_IDLE_STEPS
 from hybrid.decoding.view import View
+from hybrid.head import cross_entropies
 from hybrid.likelihood import ROWS_PER_FORWARD, Likelihood, best_order_nll, check_enumerable, mask_table
 from hybrid.model import Transformer
 from hybrid.noise import Keys, block_view, target_ranks
-from hybrid.objective import cross_entropies
 from hybrid.options import build
 from hybrid.streams import two_stream_hidden
 
@@ -192,7 +192,9 @@ def _importance(
             hidden = two_stream_hidden(model, tokens, masked, block_size, documents)
             row, _, position = revealed.nonzero(as_tuple=True)
             losses = torch.zeros(masked.shape, dtype=torch.float64, device=tokens.device)
-            losses[revealed] = cross_entropies(model, hidden[revealed[masked]], tokens[row, position]).double()
+            losses[revealed] = cross_entropies(
+                hidden[revealed[masked]], model.head_matrix(), tokens[row, position]
+            ).double()
             log_p -= block_view(losses, block_size, 0.0).sum(-1)
         parts.append(log_p)
     log_p = torch.cat(parts, dim=1)  # (b, K, g)

@@ -21,7 +21,10 @@ from torch import Tensor
 from hybrid.masks import TwoStream, may_attend
 
 CHUNK = 64
-"""Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls."""
+"""Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls: longer texts take larger ones."""
+
+CHUNKS = 8
+"""Chunks of a long stream."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -59,7 +62,8 @@ def plan(pattern: TwoStream, dtype: torch.dtype) -> list[Chunk]:
 
 def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
     """Cut the query rows: the clean ones, and each noisy stream by itself, at multiples of whole blocks."""
-    size = max(CHUNK // pattern.block_size, 1) * pattern.block_size
+    rows = max(CHUNK, pattern.length // CHUNKS)
+    size = max(rows // pattern.block_size, 1) * pattern.block_size
     starts = [0, pattern.n_clean_queries]
     starts += [pattern.n_clean_queries + (i + 1) * pattern.length for i in range(len(pattern.noisy_block_sizes))]
     for start, stop in pairwise(starts):

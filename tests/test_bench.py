@@ -1,33 +1,85 @@
-"""The benchmark's baseline computes the same loss; its table has a row for each variant."""
+"""The baselines of the benchmark compute what they are compared with, and its tables say what was measured."""
 
-import argparse
+import json
 
 import pytest
 import torch
+from conftest import Command
 from toy import random_tokens, toy_model
 
-from hybrid import bench
+from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, decode_one_by_one, straightforward_loss
+from hybrid.bench.timing import count_flops
+from hybrid.frozen import Frozen
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 12])
 def test_the_straightforward_pass_is_the_same_loss(block_size):
-    model, tokens = toy_model(), random_tokens(3, 12)
+    model, tokens = toy_model(n_kv_heads=4), random_tokens(3, 12)
     everything = torch.ones_like(tokens, dtype=torch.bool)
     masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, block_size, 1, True)
     ours = masked_loss(model, tokens, masking, block_size).total
-    model.attend = bench.Dense()
-    plain = bench.straightforward_loss(model, tokens, masking, bench.Straightforward(12, block_size))
+    model.attend = Dense()
+    plain = straightforward_loss(model, tokens, masking, Straightforward(12, block_size))
     torch.testing.assert_close(plain.double(), ours, rtol=1e-6, atol=0)
 
 
-def test_tables():
-    a = argparse.Namespace(
-        dim=16, layers=1, seq_len=16, rows=2, block_size=4, new_tokens=32, steps=None, repeats=1, precision="fp32",
-        attention="auto", device="cpu",
+def test_the_causal_pass_is_block_size_1():
+    model, tokens = toy_model("causal", "next_token"), random_tokens(3, 12)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, 1, 1, True)
+    ours = masked_loss(model, tokens, masking, 1).total
+    model.attend = Causal()
+    torch.testing.assert_close(causal_loss(model, tokens).double(), ours, rtol=1e-6, atol=0)
+
+
+def test_decoding_one_by_one_samples_the_model():
+    """Two tokens of three ids against the model's own probabilities; false-alarm probability below 1e-6."""
+    model = toy_model("causal", "next_token", vocab=3)
+    n = 4000
+    text = decode_one_by_one(Frozen(model), n, 2)
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    model.attend = Causal()
+    with torch.no_grad():
+        expected = torch.stack([(-causal_loss(model, pair[None]).double()).exp() for pair in pairs])
+    counts = torch.bincount(text[:, 0] * 3 + text[:, 1], minlength=9)
+    z = (counts - n * expected) / (n * expected * (1 - expected)).sqrt()
+    assert expected.sum() == pytest.approx(1)
+    assert z.abs().max() < 5.5
+
+
+def test_flops_of_a_product_and_of_attention():
+    q, k = torch.randn(2, 3, 8, 16), torch.randn(2, 3, 20, 16)
+    assert count_flops(lambda: torch.randn(5, 7) @ torch.randn(7, 11)) == 2 * 5 * 7 * 11
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 3 * 8 * 20 * 16
+
+
+SMALL = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "data.seq_len=16", "trainer.batch_tokens=32"]
+SMALL += ["objective.block_size=4", "trainer.precision=fp32"]
+
+
+def test_tables(command: Command, tmp_path):
+    file, table = tmp_path / "bench.json", tmp_path / "speed.md"
+    done = command(
+        "bench.__main__", "all", *SMALL, "--repeats", 1, "--new-tokens", 16, "--uncached", "--json", file,
+        "--output", table,
     )  # fmt: skip
-    lines = bench.bench_train(a).splitlines()
-    assert len(lines) == 5 and lines[1].split()[-1] == "1.000"
-    table = bench.bench_generate(a)
-    assert "with the cache" in table and "times faster" in table
+    assert done.code == 0, done.err
+    results = json.loads(file.read_text())["results"]
+    names = [row["variant"] for row in results["train"]]
+    assert names[0] == "plain autoregressive" and len(names) == 5
+    forwards = {row["variant"]: row["forwards"] for row in results["generate"]}
+    assert forwards["1 a step, fp32"] == forwards["autoregressive, cache, fp32"] == 16
+    assert forwards["4 a step, fp32"] == 4, "no forward but the decoder's steps"
+    assert forwards["4 a step, separate commit, fp32"] == 7, "one more for each block but the first"
+    assert all(name in table.read_text() for name in names)
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--repeats", "0"], ["generate", "--batch", "0"], ["train", "--vocab", "1"]]
+)
+def test_options_out_of_range(command: Command, words):
+    done = command("bench.__main__", *words)
+    assert done.code == 2 and "at least" in done.err and "Traceback" not in done.err

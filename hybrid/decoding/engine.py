@@ -81,6 +81,7 @@ class Engine:
         planner: judges tokens for decoders that ask (`p2`); None: the model itself does. Of the same vocabulary.
         slide: texts may be longer than `seq_len`; a block then sees the last tokens before it that fit into `seq_len`
             with it. Farther ones still act through what was computed from them, as in any sliding-window attention.
+        network: how a model reads the texts; another class only to compare it (hybrid/bench).
 
     Raises:
         ValueError: guidance out of range, or a planner of another vocabulary.
@@ -99,6 +100,7 @@ class Engine:
     guidance: float = 0.0
     planner: Transformer | None = None
     slide: bool = False
+    network: type[Network] = Network
 
     def __post_init__(self) -> None:
         if not 0 <= self.guidance < math.inf:
@@ -192,7 +194,7 @@ class _Session:
         cache = KVCache.empty(model, len(self.rows), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.slide else None
-        return Network(model, cache, engine.block_size, engine.cache, sees_prompts, documents, window)
+        return engine.network(model, cache, engine.block_size, engine.cache, sees_prompts, documents, window)
 
     def run(self) -> Iterator[Progress]:
         engine = self.engine

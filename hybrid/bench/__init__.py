@@ -1,0 +1,1 @@
+"""Speed of training and generation, against baselines on the same weights; `python -m hybrid.bench --help`."""

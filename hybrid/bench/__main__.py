@@ -1,0 +1,88 @@
+"""Speed of training and generation, against baselines on the same weights.
+
+    python -m hybrid.bench train                            # dim 256, 6 layers, 16 rows of 256 bytes, block size 16
+    python -m hybrid.bench train data.seq_len=1024 trainer.batch_tokens=16384
+    python -m hybrid.bench train --vocab 32000 --memory
+    python -m hybrid.bench generate --new-tokens 512 --batch 1 8 64
+
+Settings are those of train.py. Variants take turns in one process, and medians are compared: machines are noisy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from hybrid import cli
+from hybrid.config import load_config
+
+DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
+
+
+def main() -> int:
+    a = parse()
+    config = load_config(a.config, a.overrides if a.config else [*DEFAULTS, *a.overrides])
+    from hybrid.bench import generation, training
+    from hybrid.config import resolve_block_sizes
+    from hybrid.device import keep_freed_memory, resolve_device
+    from hybrid.experiments.record import Table, publish, refuse_foreign
+
+    refuse_foreign(a.output)
+    device = resolve_device(config.run.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    seq_len = config.data.seq_len
+    setting = training.Setting(
+        config.model, a.vocab, seq_len, config.trainer.batch_tokens // seq_len,
+        resolve_block_sizes(config.objective.block_size, seq_len)[0], config.trainer.precision, config.run.device,
+    )  # fmt: skip
+    results: dict[str, list[dict[str, Any]]] = {}
+    if a.what in ("train", "all"):
+        results["train"] = training.measure(setting, a.repeats, a.memory)
+    if a.what in ("generate", "all"):
+        results["generate"] = generation.measure(setting, a.new_tokens, a.batch, a.repeats, a.uncached)
+    c = config.model
+    parts: list[Any] = [
+        f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}; training on "
+        f"{setting.rows} rows of {seq_len} tokens; medians of {a.repeats} interleaved repeats."
+    ]
+    parts += [Table(list(rows[0]), [[_cell(v) for v in row.values()] for row in rows]) for rows in results.values()]
+    publish(a.output, "hybrid.bench", "Speed", [0], parts, device=str(device))
+    if a.json:
+        from hybrid.atomic import write_json_atomic
+        from hybrid.tracking import environment
+
+        write_json_atomic(a.json, {"results": results, "settings": vars(a), "environment": environment(device)})
+        print(f"wrote {a.json}", file=sys.stderr)
+    return 0
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.bench", description=__doc__)
+    parser.add_argument("what", choices=("train", "generate", "all"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file; default: the small model of the docs")
+    parser.add_argument("--vocab", type=int, default=257, metavar="V", help="size of the vocabulary (default: 257)")
+    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted repeats (default: 7)")
+    parser.add_argument("--memory", action="store_true", help="train: also the peak memory of a step")
+    parser.add_argument("--new-tokens", type=int, default=1024, metavar="N", help="generate: of a text (default: 1024)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="R", help="generate: texts (default: 1)")
+    parser.add_argument("--uncached", action="store_true", help="generate: also without a cache, and committing apart")
+    parser.add_argument("--output", metavar="FILE", help="a Markdown file for the table")
+    parser.add_argument("--json", metavar="FILE", help="a file for the figures")
+    a = parser.parse_intermixed_args()
+    for name in ("vocab", "repeats", "new_tokens", *(["batch"] if min(a.batch) < 1 else [])):
+        least = 2 if name == "vocab" else 1
+        value = getattr(a, name)
+        if (min(value) if isinstance(value, list) else value) < least:
+            raise ValueError(f"--{name.replace('_', '-')}: {value} must be at least {least}")
+    return a
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

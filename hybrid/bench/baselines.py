@@ -1,0 +1,85 @@
+"""What the project's training pass and engine are measured against: the same network, run as one would write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybrid.cache import KVCache
+from hybrid.decoding import network
+from hybrid.decoding.network import Live
+from hybrid.frozen import Frozen
+from hybrid.masks import Cached, Pattern, TwoStream
+from hybrid.model import Transformer
+from hybrid.objective import Masking
+
+
+class Straightforward(TwoStream):
+    """The pattern of the obvious implementation: both streams whole, every row a query in every layer."""
+
+    @property
+    def n_clean(self) -> int:
+        return self.begin + self.length
+
+    def reading(self) -> Straightforward:
+        return self
+
+
+@dataclass(frozen=True)
+class Dense:
+    """One attention over a dense [clean; noisy] mask."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
+
+
+@dataclass(frozen=True)
+class Causal:
+    """torch's causal attention."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, pattern: Straightforward) -> Tensor:
+    """The same loss as `masked_loss` of an in-place model, with logits at all 2N positions."""
+    noisy = torch.where(masking.masked[:, 0], model.mask_token_id, tokens)
+    logits = model.head(model(torch.cat([tokens, noisy], dim=1), pattern.positions, pattern))
+    losses = F.cross_entropy(logits[:, tokens.shape[1] :].flatten(0, 1).float(), tokens.flatten(), reduction="none")
+    return (losses.view_as(tokens) * (masking.weight * masking.masked)[:, 0]).sum()
+
+
+def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
+    """Sum of the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
+    inputs = F.pad(tokens[:, :-1], (1, 0), value=model.end_of_text)
+    pattern = TwoStream(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
+    hidden = model(inputs, pattern.positions, pattern)
+    return F.cross_entropy(model.head(hidden).flatten(0, 1).float(), tokens.flatten(), reduction="sum")
+
+
+@torch.no_grad()
+def decode_one_by_one(model: Frozen, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
+    """(rows, n_tokens) sampled from an autoregressive model at temperature 1, one token and one forward at a time."""
+    torch.manual_seed(seed)
+    cache = KVCache.empty(model, rows, n_tokens + 1)
+    token = torch.full((rows, 1), model.end_of_text, device=model.device)
+    text = []
+    for i in range(n_tokens):
+        end = torch.full((1, 1), i + 1, device=model.device)
+        hidden = model(token, slice(i, i + 1), Cached(end, slice(0, i + 1), unmasked=True), cache)
+        token = torch.multinomial(model.head(hidden[:, 0]).float().softmax(-1), 1)
+        text.append(token)
+    return torch.cat(text, dim=1)
+
+
+class SeparateCommit(network.Network):
+    """Finished blocks are committed by a forward of their own, as most samplers do it."""
+
+    def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
+        starts = [self.model.config.begin + row.start for row in live.rows]
+        if self.cache.lengths != starts:
+            super().read(text, live, tokens)
+        return super().read(text, live, tokens)

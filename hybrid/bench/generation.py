@@ -1,0 +1,133 @@
+"""Time of generation, per token and per forward."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hybrid.attention import select_backend
+from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
+from hybrid.bench.timing import Timing, bandwidth, interleave
+from hybrid.bench.training import Setting
+from hybrid.decoding import FirstHitting
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.network import Network
+from hybrid.device import precision_context, resolve_device
+from hybrid.frozen import Frozen
+from hybrid.model import Transformer
+
+AUTOREGRESSIVE = "autoregressive"
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Clock:
+    """Seconds spent in the network of a generation: a copy of the weights whose forwards and heads are timed."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Clock:
+        self.originals = {name: getattr(Frozen, name) for name in ("__call__", "head", "__init__")}
+        for name, original in self.originals.items():
+            setattr(Frozen, name, self._timed(original))
+        return self
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            self.seconds += time.perf_counter() - started
+            return result
+
+        return timed
+
+    def __exit__(self, *_: object) -> None:
+        for name, original in self.originals.items():
+            setattr(Frozen, name, original)
+
+
+def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool) -> list[dict[str, Any]]:
+    """Records of the baseline and of one token and four tokens a step, in each precision, for each batch size.
+
+    Args:
+        uncached: also without a cache, and with a separate commit.
+    """
+    device = resolve_device(setting.device)
+    models = {prediction: _model(setting, prediction, device) for prediction in ("in_place", "next_token")}
+    rate = bandwidth(device)
+    records = []
+    for rows in batches:
+        variants = _variants(setting, models, n_tokens, rows, uncached, device)
+        timings = interleave(variants, repeats, device)
+        best = min(t.median for name, t in timings.items() if name.startswith(AUTOREGRESSIVE))
+        for name, timing in timings.items():
+            nfe, share = n_tokens, None
+            if not name.startswith(AUTOREGRESSIVE):
+                with Clock() as clock:
+                    result = variants[name]()
+                nfe, share = result.nfe, 1 - clock.seconds / result.seconds
+            records.append(_record(models["in_place"], name, rows, n_tokens, timing, best, nfe, share, rate))
+    return records
+
+
+def _variants(
+    setting: Setting, models: dict[str, Transformer], n_tokens: int, rows: int, uncached: bool, device: torch.device
+) -> dict[str, Callable[[], Any]]:
+    size = setting.block_size
+    few = max(size // 4, 1)
+
+    def generate(steps: int, precision: str, cache: bool = True, network: type[Network] = Network) -> Callable[[], Any]:
+        engine = Engine(
+            models["in_place"], n_tokens, size, FirstHitting(steps), stop_at_end=False, cache=cache,
+            precision=precision_context(precision, device), network=network,
+        )  # fmt: skip
+        return lambda: engine.generate([[]] * rows, n_tokens)
+
+    def decode(precision: str) -> Callable[[], Any]:
+        frozen = Frozen(models["next_token"], PRECISIONS[precision])
+        return lambda: decode_one_by_one(frozen, rows, n_tokens)
+
+    variants = {}
+    for precision in PRECISIONS:
+        variants[f"{AUTOREGRESSIVE}, cache, {precision}"] = decode(precision)
+        for steps in (size, few):
+            variants[f"{size // steps} a step, {precision}"] = generate(steps, precision)
+    if uncached:
+        variants[f"{size // few} a step, separate commit, fp32"] = generate(few, "fp32", network=SeparateCommit)
+        variants[f"{size // few} a step, no cache, fp32"] = generate(few, "fp32", cache=False)
+    return variants
+
+
+def _record(
+    model: Transformer, name: str, rows: int, n_tokens: int, timing: Timing, best: float, nfe: int,
+    share: float | None, rate: float,
+) -> dict[str, Any]:  # fmt: skip
+    element = 2 if "bf16" in name else 4
+    n_weights = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("embedding"))
+    c = model.config
+    cache = 2 * c.n_layers * c.kv_heads * c.head_dim * rows * n_tokens / 2  # on average half of the text
+    return {
+        "batch": rows,
+        "variant": name,
+        "seconds": round(timing.median, 3),
+        "min-max ms": timing.spread,
+        "tokens/s": round(rows * n_tokens / timing.median),
+        "of the best autoregressive": round(best / timing.median, 2),
+        "forwards": nfe,
+        "ms per forward": round(1e3 * timing.median / nfe, 2),
+        "engine's share": None if share is None else round(share, 3),
+        "of bandwidth": round((n_weights + cache) * element * nfe / timing.median / rate, 3),
+    }
+
+
+def _model(setting: Setting, prediction: str, device: torch.device) -> Transformer:
+    torch.manual_seed(0)
+    context = "causal" if prediction == "next_token" else "block_causal"
+    config = dataclasses.replace(setting.model, prediction=prediction, context=context)
+    model = Transformer(config, setting.vocab, setting.vocab - 1).to(device)
+    model.attend = select_backend(setting.model.attention, device, training=False)
+    return model

@@ -1,0 +1,123 @@
+"""Time, FLOPs and memory of a training step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from hybrid.attention import select_backend
+from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, straightforward_loss
+from hybrid.bench.timing import count_flops, interleave, matmul_rate, peak_growth
+from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
+from hybrid.model import ModelConfig, Transformer
+from hybrid.noise import Keys
+from hybrid.objective import Count, masked_loss
+from hybrid.optim import OptimConfig, Optimizer
+
+AUTOREGRESSIVE = "plain autoregressive"
+STRAIGHTFORWARD = "straightforward [clean; noisy]"
+
+
+@dataclass(frozen=True)
+class Setting:
+    model: ModelConfig
+    vocab: int
+    seq_len: int
+    rows: int
+    block_size: int
+    precision: str
+    device: str
+
+    @property
+    def variants(self) -> dict[str, tuple[str, int, str]]:
+        """Name -> prediction, block size, kind of pass."""
+        variants = {
+            AUTOREGRESSIVE: ("next_token", 1, "causal"),
+            "block size 1, next_token": ("next_token", 1, "hybrid"),
+            f"block size {self.block_size}": ("in_place", self.block_size, "hybrid"),
+            f"block size {self.seq_len}": ("in_place", self.seq_len, "hybrid"),
+        }
+        if self.block_size < self.seq_len:
+            variants[STRAIGHTFORWARD] = ("in_place", self.block_size, "straightforward")
+        return variants
+
+
+def make_step(setting: Setting, name: str) -> Callable[[], Any]:
+    """One optimizer step of a variant on random tokens; the weights of all variants start equal."""
+    prediction, block_size, kind = setting.variants[name]
+    device = resolve_device(setting.device)
+    torch.manual_seed(0)
+    context = "causal" if prediction == "next_token" else "block_causal"
+    config = dataclasses.replace(setting.model, context=context, prediction=prediction)
+    model = Transformer(config, setting.vocab, setting.vocab - 1).to(device)
+    model.attend = select_backend(setting.model.attention, device, training=True)
+    if kind != "hybrid":
+        model.attend = Causal() if kind == "causal" else Dense()
+    tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len), device=device)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    keys = Keys(0, 0, torch.arange(setting.rows, device=device), 0, setting.rows)
+    pattern = Straightforward(setting.seq_len, block_size, device=device)
+    optimizer, precision = Optimizer(model, OptimConfig()), precision_context(setting.precision, device)
+
+    def step() -> None:
+        with precision():
+            if kind == "causal":
+                total = causal_loss(model, tokens)
+            else:
+                masking = Count().draw(keys, everything, block_size, 1, True)
+                if kind == "straightforward":
+                    total = straightforward_loss(model, tokens, masking, pattern)
+                else:
+                    total = masked_loss(model, tokens, masking, block_size).total
+        (total / tokens.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(setting: Setting, repeats: int, memory: bool) -> list[dict[str, Any]]:
+    """A record per variant."""
+    device = resolve_device(setting.device)
+    steps = {name: make_step(setting, name) for name in setting.variants}
+    timings = interleave(steps, repeats, device)
+    bf16 = resolve_precision(setting.precision, device) == "bf16"
+    rate = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32)
+    base = timings[AUTOREGRESSIVE].median
+    against = timings.get(STRAIGHTFORWARD)
+    records = []
+    for name, timing in timings.items():
+        flops = count_flops(steps[name])
+        record = {
+            "variant": name,
+            "ms": round(1e3 * timing.median, 1),
+            "min-max": timing.spread,
+            "tokens/s": round(setting.rows * setting.seq_len / timing.median),
+            "of autoregressive": round(base / timing.median, 3),
+            "of straightforward": None if against is None else round(against.median / timing.median, 3),
+            "GFLOP": round(flops / 1e9, 1),
+            "of matmul rate": round(flops / timing.median / rate, 3),
+        }
+        if memory:
+            record["peak MiB"] = round(_peak(setting, name) / 2**20)
+        records.append(record)
+    return records
+
+
+def _peak(setting: Setting, name: str) -> int:
+    """In a process of its own, since the peak of a process never falls."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_peak_here, setting, name).result()
+
+
+def _peak_here(setting: Setting, name: str) -> int:
+    device = resolve_device(setting.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return peak_growth(lambda: make_step(setting, name), device)
