@@ -21,10 +21,10 @@ from torch import Tensor
 from hybrid.masks import TwoStream, may_attend
 
 CHUNK = 64
-"""Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls: longer texts take larger ones."""
+"""Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls."""
 
 CHUNKS = 8
-"""Chunks of a long stream."""
+"""Most chunks of a stream: those of a long one have more rows."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
