@@ -35,7 +35,10 @@ def test_the_command_of_a_table_is_still_accepted(page, monkeypatch):
     module, words, facts = origin
     monkeypatch.setattr(sys, "argv", [module, *shlex.split(words)])
     monkeypatch.setattr(cli.Parser, "exit", lambda *_: pytest.fail("refused"))
-    arguments = importlib.import_module(module).parse()
+    script = importlib.import_module(module)
+    if hasattr(script, "__path__"):
+        script = importlib.import_module(f"{module}.__main__")
+    arguments = script.parse()
     assert isinstance(arguments, argparse.Namespace)
     assert Path(arguments.output).name == page.name
     assert re.search(r"commit [0-9a-f]{7};", facts), "made at a commit without changes"
