@@ -163,3 +163,32 @@ def test_documents_do_not_see_each_other(context, prediction):
             outside = outside & ~torch.tensor([i == 7 for i in range(11)])
         assert torch.equal(before[:, :, outside], after[:, :, outside])
         assert not torch.equal(before, after)
+
+
+@given(
+    length=st.integers(1, 9), block_size=st.integers(1, 9), draws=st.integers(1, 2), autoregressive=st.booleans(),
+    context=st.sampled_from(["block_causal", "causal"]), prediction=st.sampled_from(["in_place", "next_token"]),
+    only_read=st.booleans(),
+)  # fmt: skip
+def test_ordinary_patterns_are_recognised(length, block_size, draws, autoregressive, context, prediction, only_read):
+    """A pattern that a kernel without a mask may serve is exactly causal, or full."""
+    autoregressive = autoregressive and context == "causal"
+    size = min(block_size, length)
+    pattern = TwoStream(length, size, context, prediction, draws, autoregressive=autoregressive)
+    pattern = pattern.reading() if only_read else pattern
+    dense = pattern.dense()[0]
+    if pattern.is_causal:
+        assert dense.shape[0] == dense.shape[1] and torch.equal(dense, torch.ones_like(dense).tril())
+    if pattern.is_full:
+        assert dense.all()
+
+
+def test_which_patterns_are_ordinary():
+    assert (
+        TwoStream(8, 1, "causal", "next_token").is_causal
+        and TwoStream(8, 1, "causal", "next_token").reading().is_causal
+    )
+    assert TwoStream(8, 8).is_full and TwoStream(8, 8).reading().is_full
+    documents = torch.zeros(1, 8, dtype=torch.long)
+    assert not TwoStream(8, 8, documents=documents).is_full
+    assert not TwoStream(8, 4).is_full and not TwoStream(8, 8, draws=2).is_full
