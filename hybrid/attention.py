@@ -172,12 +172,10 @@ class Xformers:
         """The attention bias: None, a causal bias object, or additive (1 or b, 1, q, k), a slice of aligned storage."""
         if isinstance(pattern, Cached) and pattern.unmasked:
             return None
-        if isinstance(pattern, TwoStream):
-            causal = pattern.context == "causal" or pattern.block_size == 1
-            if pattern.n_noisy == 0 and causal and pattern.documents is None and not pattern.only_read:
-                from xformers.ops import LowerTriangularMask
+        if isinstance(pattern, TwoStream) and pattern.is_causal:
+            from xformers.ops import LowerTriangularMask
 
-                return LowerTriangularMask()
+            return LowerTriangularMask()
         allowed = pattern.dense()[:, None]
         n_keys = allowed.shape[-1]
         aligned = -(-n_keys // 8) * 8  # the kernel wants each row of the bias to start at a multiple of 8 elements

@@ -10,7 +10,7 @@ Shape legend: b batch, r rows, h query heads, g key-value heads, d head dim, s s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hybrid.attention import per_query_head
 from hybrid.cache import KVCache
-from hybrid.layers import RMSNorm, rotary_angles
+from hybrid.layers import RMSNorm, rotary_angles, rotate
 from hybrid.masks import Cached
 from hybrid.model import Layer, Transformer
 
@@ -42,13 +42,13 @@ class Frozen:
 
     def __init__(self, model: Transformer, dtype: torch.dtype | None = None):
         self.config, self.attend = model.config, model.attend
-        self.vocab_size, self.mask_token_id, self.end_of_text = model.vocab_size, model.vocab_size, model.end_of_text
+        self.mask_token_id, self.end_of_text = model.mask_token_id, model.end_of_text
         self.embedding = model.embedding.weight.detach()
         self.dtype = dtype or self.embedding.dtype
-        self.layers = [_freeze(layer, self.dtype) for layer in model.layers if isinstance(layer, Layer)]
+        self.layers = [_freeze(cast(Layer, layer), self.dtype) for layer in model.layers]
         self.eps = model.final_norm.eps
-        self.final_norm = _scale(model.final_norm)
-        self.head_matrix = model.head_matrix().detach().t().to(self.dtype, copy=True).contiguous()
+        self.final_norm = _scale(model.final_norm).to(self.dtype)
+        self.head_matrix = _matrix(self.dtype, model.head_matrix())
         self._angles = self.embedding.new_zeros(2, 0, 1, self.config.head_dim, dtype=self.dtype)
 
     @property
@@ -67,27 +67,26 @@ class Frozen:
             (b, q, dim), q the queries of `pattern.reading()`: the last layer computes no others.
         """
         x = F.embedding(tokens, self.embedding)
-        cos, sin = self._rotation(slots, cache.n_slots)
+        angles = self._rotation(slots, cache.n_slots)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = self._layer(i, layer, x, cos, sin, pattern if i < last else pattern.reading(), slots, cache)
-        return self._normalised(x).to(self.dtype) * self.final_norm.to(self.dtype)
+            x = self._layer(i, layer, x, angles, pattern if i < last else pattern.reading(), slots, cache)
+        return self._normalised(x).to(self.dtype) * self.final_norm
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., dim) -> logits (..., vocab)"""
         return hidden @ self.head_matrix
 
     def _layer(
-        self, i: int, layer: FrozenLayer, x: Tensor, cos: Tensor, sin: Tensor, pattern: Cached, slots: slice | Tensor,
-        cache: KVCache,
+        self, i: int, layer: FrozenLayer, x: Tensor, angles: tuple[Tensor, Tensor], pattern: Cached,
+        slots: slice | Tensor, cache: KVCache,
     ) -> Tensor:  # fmt: skip
         c = self.config
         rows = (self._normalised(x).to(self.dtype) @ layer.qkv).unflatten(-1, (-1, c.head_dim))  # (b, r, h + 2g, d)
         qk, v = rows[:, :, : -c.kv_heads], rows[:, :, -c.kv_heads :]
         if layer.heads is not None:
             qk = self._normalised(qk) * layer.heads
-        first, second = qk.chunk(2, dim=-1)
-        qk = torch.addcmul(qk * cos, torch.cat([second, first], dim=-1), sin)
+        qk = rotate(qk, angles)
         k, v = cache.write(i, slots, qk[:, :, c.n_heads :], v, pattern.span)
         x, q = pattern.select_queries(x), pattern.select_queries(qk[:, :, : c.n_heads])
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -117,23 +116,25 @@ class Frozen:
 
 
 def _freeze(layer: Layer, dtype: torch.dtype) -> FrozenLayer:
-    def matrix(*weights: Tensor, norm: RMSNorm | None = None) -> Tensor:
-        joined = torch.cat([w.detach() for w in weights])
-        if norm is not None:
-            joined = joined * _scale(norm)
-        return joined.t().to(dtype).contiguous()
-
     heads = None
     if isinstance(layer.q_norm, RMSNorm) and isinstance(layer.k_norm, RMSNorm):
         q, k = (_scale(norm).to(dtype) for norm in (layer.q_norm, layer.k_norm))
         heads = torch.cat([q.expand(layer.config.n_heads, -1), k.expand(layer.config.kv_heads, -1)])
     return FrozenLayer(
-        qkv=matrix(layer.wq.weight, layer.wk.weight, layer.wv.weight, norm=layer.attention_norm),
+        qkv=_matrix(dtype, layer.wq.weight, layer.wk.weight, layer.wv.weight, norm=layer.attention_norm),
         heads=heads,
-        wo=matrix(layer.wo.weight),
-        gate_up=matrix(layer.w_gate.weight, layer.w_up.weight, norm=layer.mlp_norm),
-        down=matrix(layer.w_down.weight),
+        wo=_matrix(dtype, layer.wo.weight),
+        gate_up=_matrix(dtype, layer.w_gate.weight, layer.w_up.weight, norm=layer.mlp_norm),
+        down=_matrix(dtype, layer.w_down.weight),
     )
+
+
+def _matrix(dtype: torch.dtype, *weights: Tensor, norm: RMSNorm | None = None) -> Tensor:
+    """(out, in) weights, one below the other -> (in, out), with the weights of the norm before them."""
+    joined = torch.cat([w.detach() for w in weights])
+    if norm is not None:
+        joined = joined * _scale(norm)
+    return joined.t().to(dtype).contiguous()
 
 
 def _scale(norm: RMSNorm) -> Tensor:

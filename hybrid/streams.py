@@ -133,9 +133,8 @@ def _pattern(
     first_query = 0 if begin else width
 
     reach = block_size - (window or 0)  # from the start of a row's block to the first slot that it sees
-    first = 0
-    if window is not None:
-        first = max(int(_block_start(torch.tensor(min(rows.lengths)), begin, block_size)) + reach, 0)
+    # What is committed ends where a block ends, so the lengths are the starts of the first blocks here.
+    first = 0 if window is None else max(min(rows.lengths) + reach, 0)
     span = slice(first, rows.end)
     if rows.is_alike and width <= (rows.live == 0):  # one block and nothing to commit, or one token
         here = slice(rows.lengths[0], rows.end)

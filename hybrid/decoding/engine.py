@@ -173,7 +173,7 @@ class _Session:
         for row in self.rows:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(engine.model.embedding.weight.device)
-        self.end = self.text.shape[1] if engine.slide else engine.seq_len  # blocks end here
+        self.end = width if engine.slide else min(width, engine.seq_len)  # the last block ends here
         denoiser = self._frozen(engine.model)
         self.networks = Networks(
             denoiser=self._network(denoiser),
@@ -190,7 +190,7 @@ class _Session:
 
     def _network(self, model: Frozen, sees_prompts: bool = True) -> Network:
         engine = self.engine
-        n_slots = model.config.begin + min(self.text.shape[1], self.end)
+        n_slots = model.config.begin + self.end
         cache = KVCache.empty(model, len(self.rows), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.slide else None
