@@ -7,8 +7,19 @@ import torch
 from conftest import Command
 from toy import random_tokens, toy_model
 
-from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, decode_one_by_one, straightforward_loss
+from hybrid.bench.baselines import (
+    Causal,
+    Dense,
+    SeparateCommit,
+    Straightforward,
+    causal_loss,
+    decode_one_by_one,
+    straightforward_loss,
+)
 from hybrid.bench.timing import count_flops
+from hybrid.decoding import FirstHitting
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.network import Network
 from hybrid.frozen import Frozen
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
@@ -47,6 +58,17 @@ def test_decoding_one_by_one_samples_the_model():
     z = (counts - n * expected) / (n * expected * (1 - expected)).sqrt()
     assert expected.sum() == pytest.approx(1)
     assert z.abs().max() < 5.5
+
+
+@pytest.mark.parametrize("context", ["block_causal", "causal"])
+def test_a_separate_commit_writes_the_same_text_with_more_forwards(context):
+    model, prompts = toy_model(context), [[1, 2, 3, 4, 5], []]
+    plain, apart = (
+        Engine(model, 16, 4, FirstHitting(), stop_at_end=False, network=network).generate(prompts, 11)
+        for network in (Network, SeparateCommit)
+    )
+    assert apart.tokens == plain.tokens
+    assert apart.nfe == plain.nfe + 3, "one for each block iteration that begins behind something unread"
 
 
 def test_flops_of_a_product_and_of_attention():

@@ -16,6 +16,7 @@ from typing import Any
 
 from hybrid import cli
 from hybrid.config import load_config
+from hybrid.options import at_least
 
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
 
@@ -38,17 +39,21 @@ def main() -> int:
         resolve_block_sizes(config.objective.block_size, seq_len)[0], config.trainer.precision, config.run.device,
     )  # fmt: skip
     results: dict[str, list[dict[str, Any]]] = {}
+    captions = {}
     if a.what in ("train", "all"):
         results["train"] = training.measure(setting, a.repeats, a.memory)
+        captions["train"] = f"Training on {setting.rows} rows of {seq_len} tokens"
     if a.what in ("generate", "all"):
         results["generate"] = generation.measure(setting, a.new_tokens, a.batch, a.repeats, a.uncached)
+        captions["generate"] = f"Generation of {a.new_tokens} tokens"
     c = config.model
-    parts: list[Any] = [
-        f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}; training on "
-        f"{setting.rows} rows of {seq_len} tokens; medians of {a.repeats} interleaved repeats."
+    model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}"
+    about = f"{model}; medians of {a.repeats} interleaved repeats."
+    tables = [
+        Table(list(rows[0]), [list(row.values()) for row in rows], f"{captions[name]}; {about}")
+        for name, rows in results.items()
     ]
-    parts += [Table(list(rows[0]), [[_cell(v) for v in row.values()] for row in rows]) for rows in results.values()]
-    publish(a.output, "hybrid.bench", "Speed", [0], parts, device=str(device))
+    publish(a.output, "hybrid.bench", "Speed", [0], tables, device=str(device))
     if a.json:
         from hybrid.atomic import write_json_atomic
         from hybrid.tracking import environment
@@ -56,10 +61,6 @@ def main() -> int:
         write_json_atomic(a.json, {"results": results, "settings": vars(a), "environment": environment(device)})
         print(f"wrote {a.json}", file=sys.stderr)
     return 0
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def parse() -> argparse.Namespace:
@@ -76,11 +77,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", metavar="FILE", help="a Markdown file for the table")
     parser.add_argument("--json", metavar="FILE", help="a file for the figures")
     a = parser.parse_intermixed_args()
-    for name in ("vocab", "repeats", "new_tokens", *(["batch"] if min(a.batch) < 1 else [])):
-        least = 2 if name == "vocab" else 1
-        value = getattr(a, name)
-        if (min(value) if isinstance(value, list) else value) < least:
-            raise ValueError(f"--{name.replace('_', '-')}: {value} must be at least {least}")
+    at_least("--vocab", a.vocab, 2)
+    at_least("--repeats", a.repeats, 1)
+    at_least("--new-tokens", a.new_tokens, 1)
+    at_least("--batch", min(a.batch), 1)
     return a
 
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.cache import KVCache
-from hybrid.decoding import network
-from hybrid.decoding.network import Live
+from hybrid.decoding.network import Live, Network
 from hybrid.frozen import Frozen
 from hybrid.masks import Cached, Pattern, TwoStream
 from hybrid.model import Transformer
 from hybrid.objective import Masking
+from hybrid.streams import block_hidden
 
 
 class Straightforward(TwoStream):
@@ -75,11 +75,13 @@ def decode_one_by_one(model: Frozen, rows: int, n_tokens: int, seed: int = 0) ->
     return torch.cat(text, dim=1)
 
 
-class SeparateCommit(network.Network):
-    """Finished blocks are committed by a forward of their own, as most samplers do it."""
+class SeparateCommit(Network):
+    """Finished blocks of an in-place model are committed by a forward of their own, as most samplers do it."""
 
     def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
-        starts = [self.model.config.begin + row.start for row in live.rows]
-        if self.cache.lengths != starts:
-            super().read(text, live, tokens)
+        pending = self.unread(text, live)
+        if any(map(len, pending)):
+            self.nfe += 1
+            with torch.no_grad():
+                block_hidden(self.model, self.cache, pending, tokens[:, :0], [0] * len(pending), self.block_size)
         return super().read(text, live, tokens)

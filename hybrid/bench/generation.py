@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from hybrid.attention import select_backend
 from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
 from hybrid.bench.timing import Timing, bandwidth, interleave
 from hybrid.bench.training import Setting
@@ -57,7 +55,7 @@ def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, u
         uncached: also without a cache, and with a separate commit.
     """
     device = resolve_device(setting.device)
-    models = {prediction: _model(setting, prediction, device) for prediction in ("in_place", "next_token")}
+    models = {prediction: setting.build(prediction, training=False) for prediction in ("in_place", "next_token")}
     rate = bandwidth(device)
     records = []
     for rows in batches:
@@ -122,12 +120,3 @@ def _record(
         "engine's share": None if share is None else round(share, 3),
         "of bandwidth": round((n_weights + cache) * element * nfe / timing.median / rate, 3),
     }
-
-
-def _model(setting: Setting, prediction: str, device: torch.device) -> Transformer:
-    torch.manual_seed(0)
-    context = "causal" if prediction == "next_token" else "block_causal"
-    config = dataclasses.replace(setting.model, prediction=prediction, context=context)
-    model = Transformer(config, setting.vocab, setting.vocab - 1).to(device)
-    model.attend = select_backend(setting.model.attention, device, training=False)
-    return model

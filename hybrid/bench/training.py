@@ -26,6 +26,8 @@ STRAIGHTFORWARD = "straightforward [clean; noisy]"
 
 @dataclass(frozen=True)
 class Setting:
+    """What is measured: sizes, and where and in which precision it runs."""
+
     model: ModelConfig
     vocab: int
     seq_len: int
@@ -33,6 +35,16 @@ class Setting:
     block_size: int
     precision: str
     device: str
+
+    def build(self, prediction: str, training: bool) -> Transformer:
+        """A model whose weights are the same for every variant."""
+        device = resolve_device(self.device)
+        torch.manual_seed(0)
+        context = "causal" if prediction == "next_token" else "block_causal"
+        config = dataclasses.replace(self.model, context=context, prediction=prediction)
+        model = Transformer(config, self.vocab, self.vocab - 1).to(device)
+        model.attend = select_backend(self.model.attention, device, training)
+        return model
 
     @property
     def variants(self) -> dict[str, tuple[str, int, str]]:
@@ -52,11 +64,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
     """One optimizer step of a variant on random tokens; the weights of all variants start equal."""
     prediction, block_size, kind = setting.variants[name]
     device = resolve_device(setting.device)
-    torch.manual_seed(0)
-    context = "causal" if prediction == "next_token" else "block_causal"
-    config = dataclasses.replace(setting.model, context=context, prediction=prediction)
-    model = Transformer(config, setting.vocab, setting.vocab - 1).to(device)
-    model.attend = select_backend(setting.model.attention, device, training=True)
+    model = setting.build(prediction, training=True)
     if kind != "hybrid":
         model.attend = Causal() if kind == "causal" else Dense()
     tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len), device=device)

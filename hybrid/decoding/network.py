@@ -82,13 +82,17 @@ class Network:
             self.cache.reset()
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
-        pending = [self._unread(text, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
+        pending = self.unread(text, live)
         documents = None if self.documents is None else self.documents[live.index[:, 0]]
         self.nfe += 1
         with torch.no_grad():
             return block_hidden(
                 self.model, self.cache, pending, tokens, live.n_valid, self.block_size, documents, self.window
             )
+
+    def unread(self, text: Tensor, live: Live) -> list[Tensor]:
+        """What stands before the live block of each row and is not in the cache."""
+        return [self._unread(text, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
 
     def _unread(self, text: Tensor, row: Row, length: int) -> Tensor:
         """What stands between the `length` slots that the cache holds and the live block of the row."""
