@@ -29,8 +29,9 @@ from hybrid.masks import TwoStream
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build
+from hybrid.stepper import Stepper
 from hybrid.tracking import Tracker, environment
-from hybrid.trainer import Stepper, Trainer
+from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from hybrid.decoding import DECODERS
 from hybrid.noise import SCHEDULES
 from hybrid.objective import OBJECTIVES
 from hybrid.proposals import PROPOSALS
-from hybrid.trainer import Share
+from hybrid.stepper import Share
 from hybrid.weightings import WEIGHTINGS
 
 Overrides = Callable[[Path], list[str]]
@@ -277,7 +277,7 @@ def test_another_vocabulary_or_architecture_is_one_line(
 def test_a_diverged_run_is_one_line(
     command: Command, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.trainer.Stepper.accumulate", lambda self, step: Share(float("nan"), None, 4, []))
+    monkeypatch.setattr("hybrid.stepper.Stepper.accumulate", lambda self, step: Share(float("nan"), None, 4, []))
     done = command("train.py", *overrides(tmp_path), "trainer.max_bad_steps=2")
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: trainer.max_bad_steps: 2 steps in a row")

@@ -1,0 +1,124 @@
+"""The live display of a generation, and stop strings."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+import torch
+from conftest import Configure
+
+from hybrid.console import UNKNOWN, Console
+from hybrid.decoding.engine import Progress
+from hybrid.tokenizer import ByteTokenizer, CharTokenizer
+
+MASK = 257
+
+
+class Terminal(io.StringIO):
+    """What a terminal of `width` columns shows at the end; knows newlines, cursor up, and clear to the end."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def screen(self, width: int) -> list[str]:
+        lines, row = [""], 0
+        for part in re.findall(r"\x1b\[\d*[AJ]|\n|[^\x1b\n]+", self.getvalue()):
+            if part.endswith("A") and part.startswith("\x1b"):
+                row -= int(part[2:-1])
+                assert row >= 0
+            elif part == "\x1b[J":
+                del lines[row:]
+                lines.append("")
+            elif part == "\n":
+                row += 1
+                if row == len(lines):
+                    lines.append("")
+            else:
+                pieces = [part[k : k + width] for k in range(0, len(part), width)]
+                lines[row] += pieces[0]
+                lines[row + 1 : row + 1] = pieces[1:]
+                row += len(pieces) - 1
+        return lines
+
+
+def progress_of(rows: list[list[int]], nfe: int, done: bool) -> Progress:
+    width = max(map(len, rows))
+    text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
+    return Progress(nfe, done, text, [(0, len(row)) for row in rows])
+
+
+def follow(steps: list[list[list[int]]], prompt: str, stops: list[str] | None = None, live: bool = True):
+    terminal = Terminal()
+    console = Console(ByteTokenizer(), MASK, prompt, stops or [], live, terminal)
+    progress = [progress_of(rows, k + 1, k == len(steps) - 1) for k, rows in enumerate(steps)]
+    return console.follow(iter(progress), len(steps[0])), terminal
+
+
+@pytest.fixture
+def small_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "5")
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_blocks_fill_in_live_and_the_end_is_complete() -> None:
+    text = "a text that is far longer\nthan five lines of\n\ntwenty columns, so that a screen cannot hold it at all.\n"
+    ids = list(text.encode())
+    steps = [[[*ids[:k], *[MASK] * (len(ids) - k)]] for k in range(0, len(ids), 7)] + [[ids]]
+    texts, terminal = follow(steps, "Prompt: ")
+    assert texts.texts == [text]
+    assert terminal.getvalue().endswith(f"\x1b[JPrompt: {text}\n")
+    assert UNKNOWN in terminal.getvalue() and UNKNOWN not in "".join(terminal.screen(20))
+    shown = [re.sub(r"\n\x1b\[\d+A$", "", frame) for frame in terminal.getvalue().split("\x1b[J")[1:-1]]
+    assert all(len(frame.splitlines()) <= 4 for frame in shown)
+    assert all(len(line) <= 20 for frame in shown for line in frame.splitlines())
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_a_frame_replaces_the_one_before() -> None:
+    steps = [[[MASK] * 4], [[*b"a", MASK, MASK, *b"d"]], [list(b"abcd")]]
+    _, terminal = follow(steps, "> ")
+    assert terminal.screen(20) == ["> abcd", ""]
+    assert [frame.split("\x1b")[0].strip() for frame in terminal.getvalue().split("\x1b[J")[1:]] == [
+        f"> {UNKNOWN * 4}", f"> a{UNKNOWN * 2}d", "> abcd", "> abcd",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_several_texts_are_drawn_apart_and_control_characters_not_obeyed() -> None:
+    texts, terminal = follow([[[MASK], [MASK]], [list(b"one\x1b[2J"), list(b"two")]], "")
+    assert texts.texts == ["one\x1b[2J", "two"]
+    assert terminal.screen(20) == ["one [2J", "---", "two", ""]
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_wide_characters_count_two_columns() -> None:
+    wide = "\u6587\u5b57" * 8  # 16 characters, 32 columns
+    _, terminal = follow([[list(wide.encode())]], "")
+    first = terminal.getvalue().split("\x1b[J")[1]
+    assert [len(line) for line in first.split("\n")[:2]] == [10, 6]
+
+
+def test_a_stop_is_seen_when_what_is_before_it_is_known() -> None:
+    steps = [
+        [[*b"ab", MASK, *b"END", MASK]],  # the stop is there, but the text before it is not
+        [[*b"abcEND", MASK]],
+        [[*b"abcENDx"]],
+    ]
+    texts, _ = follow(steps, "", ["END"], live=False)
+    assert texts.texts == ["abc"] and texts.nfe == 2
+
+
+def test_a_stop_inside_a_character_of_several_bytes_is_no_stop() -> None:
+    texts, _ = follow([[list("a\u00e9b".encode())]], "", ["\u00a9"], live=False)
+    assert texts.texts == ["a\u00e9b"]
+
+
+def test_the_console_works_with_other_tokenizers(configure: Configure) -> None:
+    tokenizer = CharTokenizer("abc")
+    console = Console(tokenizer, tokenizer.vocab_size, "", [], False)
+    texts = console.follow(iter([progress_of([[0, 1, tokenizer.end_of_text]], 3, True)]), 1)
+    assert texts.texts == ["ab"] and texts.statistics()["tokens"] == 3
+    assert torch.tensor(texts.statistics()["tokens_per_forward"]).item() == 1.0

@@ -1,0 +1,135 @@
+"""One optimizer step: its gradient does not depend on how a batch is split, over forwards or over ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toy import random_tokens, toy_model
+from training import break_steps
+
+from hybrid.data import PackedTokens
+from hybrid.noise import Keys
+from hybrid.objective import Count, Masking, Objective, Time
+from hybrid.optim import OptimConfig, Optimizer
+from hybrid.packing import Counts
+from hybrid.stepper import Stepper
+from hybrid.trainer import TrainerConfig
+
+SEQ_LEN, ROWS = 12, 8
+
+
+def packed() -> PackedTokens:
+    """Rows in which very different numbers of tokens count."""
+    tokens = random_tokens(40, SEQ_LEN, seed=1).numpy().astype(np.uint16)
+    share = np.linspace(0.05, 1, 40)[:, None]
+    is_target = (np.random.default_rng(0).random(tokens.shape) < share).astype(np.uint8)
+    n = int(is_target.sum())
+    return PackedTokens(tokens.ravel(), is_target.ravel(), Counts(1, tokens.size, tokens.size, n, n), SEQ_LEN, 6)
+
+
+def stepper(split: PackedTokens, draws: int = 2, estimator=None, **options) -> Stepper:
+    model, optim = toy_model(), OptimConfig()
+    trainer = TrainerConfig(batch_tokens=ROWS * SEQ_LEN, micro_batch_tokens=options.pop("micro", None))
+    return Stepper(
+        model, Optimizer(model, optim), None, split, Objective(estimator or Count(), draws=draws), [4, 3], optim,
+        trainer, seed=0, precision=contextlib.nullcontext, **options,
+    )  # fmt: skip
+
+
+def gradient(one: Stepper, step: int = 3) -> tuple[Tensor, float]:
+    """The gradient as one vector, and the loss."""
+    one.optimizer.zero_grad()
+    loss = one.accumulate(step).loss
+    return torch.cat([p.grad.flatten() for p in one.model.parameters()]), loss
+
+
+@pytest.mark.parametrize("estimator", [Count(), Time()])
+def test_accumulation_gives_the_same_gradient(estimator) -> None:
+    split = packed()
+    expected, nelbo = gradient(stepper(split, estimator=estimator))
+    assert expected.norm() > 0.1
+    for micro_rows in (1, 2, 4):
+        actual, accumulated = gradient(stepper(split, estimator=estimator, micro=micro_rows * SEQ_LEN))
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        assert accumulated == pytest.approx(nelbo, rel=1e-12)
+
+
+def test_a_proposal_learns_the_same_from_parts_of_a_batch() -> None:
+    split, learned = packed(), []
+    for micro_rows in (1, ROWS):
+        one = stepper(split, estimator=Count("adaptive", complementary=True), micro=micro_rows * SEQ_LEN)
+        for step in range(4):
+            one(step)
+        learned.append(one.objective.learner.state())
+    assert learned[0].keys() == learned[1].keys() == {"moments.4", "moments.3"}
+    for name, table in learned[0].items():
+        torch.testing.assert_close(table, learned[1][name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_that_is_skipped_teaches_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    break_steps(monkeypatch, lambda step: step == 0, "gradient")
+    one = stepper(packed(), estimator=Count("adaptive"))
+    assert not one(0).is_finite and not one.objective.learner.state()
+    assert one(1).is_finite and one.objective.learner.state()
+
+
+@pytest.mark.parametrize("micro", [None, SEQ_LEN])
+def test_the_gradients_of_two_ranks_sum_to_that_of_one_process(micro: int | None) -> None:
+    split = packed()
+    expected, nelbo = gradient(stepper(split))
+    parts = [gradient(stepper(split, rank=rank, world=2, micro=micro)) for rank in (0, 1)]
+    torch.testing.assert_close(parts[0][0] + parts[1][0], expected, rtol=1e-12, atol=1e-12)
+    assert parts[0][1] + parts[1][1] == pytest.approx(nelbo, rel=1e-12)
+    assert not torch.allclose(parts[0][0], parts[1][0])
+
+
+@dataclasses.dataclass
+class Spy:
+    """Remembers the noise it hands out."""
+
+    masks: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+        masking = Count().draw(keys, torch.ones_like(is_target), block_size, draws, stratified)
+        self.masks.append(masking.masked)
+        return masking
+
+
+def test_ranks_see_other_data_and_other_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    split, read = packed(), []
+    rows = PackedTokens.rows
+    monkeypatch.setattr(PackedTokens, "rows", lambda self, index: read.append(list(index)) or rows(self, index))
+    # Rank 0, rank 1, and one process; each counts the targets of the global batch first, then reads its share.
+    noise = []
+    for rank, world in ((0, 2), (1, 2), (0, 1)):
+        spy = Spy()
+        stepper(split, rank=rank, world=world, estimator=spy).accumulate(3)
+        noise.append(torch.cat(spy.masks))
+    batch, first, _, second, _, whole = read
+    assert sorted(first + second) == sorted(batch) == sorted(whole) and not set(first) & set(second)
+    assert torch.equal(torch.cat(noise[:2]), noise[2])
+    assert not torch.equal(noise[0], noise[1])
+    assert len({tuple(row.flatten().tolist()) for row in noise[2]}) == ROWS  # nor do two rows share theirs
+
+
+def test_every_step_has_its_own_noise_and_data() -> None:
+    split, spy = packed(), Spy()
+    one = stepper(split, estimator=spy)
+    one.block_sizes = [4]
+    for step in range(3):
+        one.accumulate(step)
+    assert not torch.equal(spy.masks[0], spy.masks[1]) and not torch.equal(spy.masks[1], spy.masks[2])
+
+
+def test_of_a_list_of_block_sizes_each_is_drawn_as_often() -> None:
+    one = stepper(packed())
+    drawn = [one.block_size_of(step) for step in range(2000)]
+    # Binomial(2000, 1/2): six standard deviations, a false alarm in 5e8.
+    assert abs(drawn.count(4) - 1000) < 6 * math.sqrt(500) and set(drawn) == {3, 4}
+    assert drawn[:50] == [one.block_size_of(step) for step in range(50)]
