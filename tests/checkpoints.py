@@ -1,0 +1,32 @@
+"""Small checkpoints for the tests, and how to see that one is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hybrid.checkpoint import (
+    load_tensors,
+    read_state,
+    save_checkpoint,
+    step_of,
+)
+
+
+def save(folder: Path, step: int, size: int = 64) -> Path:
+    tensors = {"model": {"weight": torch.full((size,), float(step))}, "ema": {"weight": torch.full((3,), -float(step))}}
+    return save_checkpoint(folder, step, tensors, {"step": step, "lr": 0.1})
+
+
+def assert_whole(found: Path) -> int:
+    """All parts of a checkpoint are of one step; return it."""
+    step = read_state(found)["step"]
+    assert step == step_of(found)
+    assert load_tensors(found / "model.safetensors")["weight"].eq(step).all()
+    assert load_tensors(found / "ema.safetensors")["weight"].eq(-step).all()
+    return step
+
+
+def debris(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".") or path.name.endswith(".replaced")]
