@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.cache import KVCache
+from hybrid.data import Batch
 from hybrid.decoding.network import Live, Network
 from hybrid.frozen import Frozen
 from hybrid.masks import Cached, Pattern, TwoStream
 from hybrid.model import Transformer
-from hybrid.objective import Masking
+from hybrid.noise import Keys
+from hybrid.objective import Loss, Masking, Objective
 from hybrid.streams import block_hidden
 
 
@@ -50,6 +53,21 @@ def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, p
     logits = model.head(model(torch.cat([tokens, noisy], dim=1), pattern.positions, pattern))
     losses = F.cross_entropy(logits[:, tokens.shape[1] :].flatten(0, 1).float(), tokens.flatten(), reduction="none")
     return (losses.view_as(tokens) * (masking.weight * masking.masked)[:, 0]).sum()
+
+
+@dataclass(frozen=True)
+class StraightforwardObjective(Objective):
+    """The same loss of the same noise (one draw), by the straightforward pass; its model has `Dense` attention."""
+
+    @classmethod
+    def like(cls, objective: Objective) -> StraightforwardObjective:
+        return cls(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(Objective)})
+
+    def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
+        masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
+        pattern = Straightforward(batch.tokens.shape[1], block_size, device=batch.tokens.device)
+        total = straightforward_loss(model, batch.tokens, masking, pattern)
+        return Loss(total, total.new_empty(0), masking)
 
 
 def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:

@@ -216,10 +216,10 @@ Corpus {title(config.data.corpus)}, block size {config.objective.block_size}, {c
 error over seeds. Differences are paired by seed. The ELBO is that of {arguments.rows or "all"} validation rows, with
 the same noise for all. "At block size 1" is the exact likelihood of the same weights, for which only the autoregressive
 loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_tokens} tokens each (`first_hitting`,
-temperature 1), per sample, in nats.{judged} Trained at {_trained_at(arguments.folder)}."""
+temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
-def _trained_at(folder: str) -> str:
+def trained_at(folder: str) -> str:
     """The commits of the runs, which may be older than that of the table."""
     from hybrid.atomic import read_json
 
