@@ -13,18 +13,36 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hybrid import cli
+
+if TYPE_CHECKING:
+    import torch
+
+    from hybrid.ranks import Ranks
 
 
 def main() -> int:
     arguments = parse()
     prompt = read_prompt(arguments)
-    from hybrid.config import parse_options  # late, so that --help is quick
+    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.ranks import Ranks, joined
+
+    device = resolve_device(arguments.device, Ranks.from_environment())
+    with joined(device) as ranks:
+        generate(arguments, prompt, device, ranks)
+    return 0
+
+
+def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, ranks: Ranks) -> None:
+    """Each rank writes a share of the samples; the first prints them."""
+    from hybrid import counter
+    from hybrid.config import parse_options
     from hybrid.console import Console
     from hybrid.lm import load
 
-    lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
+    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     decoder = lm.config.decoder
     if arguments.decoder:
         decoder = {"name": arguments.decoder[0], **parse_options(arguments.decoder[1:])}
@@ -45,15 +63,18 @@ def main() -> int:
                 f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
             )
         new = room
-    live = sys.stdout.isatty() and not arguments.json
+    live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
     console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live)
-    generation = console.follow(engine.stream([ids] * arguments.num_samples, new), arguments.num_samples)
+    keys = counter.row_keys([ids] * arguments.num_samples)
+    mine = [keys[i] for i in ranks.share(len(keys))]
+    generation = console.follow(engine.stream([ids] * len(mine), new, mine), len(mine)).of_all(ranks)
+    if not ranks.is_main:
+        return
     if arguments.json:
         print(json.dumps({"prompt": prompt, "texts": generation.texts, **generation.statistics(), "seed": engine.seed}))
     elif not console.live:
         print("\n---\n".join(prompt + text for text in generation.texts))
     print(generation.summary(), file=sys.stderr)
-    return 0
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:

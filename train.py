@@ -4,6 +4,7 @@
     python train.py --config configs/quickstart.yaml objective.block_size=1 run.name=ar
     python train.py --config configs/quickstart.yaml trainer.resume=auto    # go on where it was stopped
     python train.py --config configs/quickstart.yaml --print-config         # every key and its value
+    torchrun --nproc-per-node 8 train.py --config configs/quickstart.yaml   # one rank per GPU
 
 Look at runs side by side with `tensorboard --logdir runs`.
 """
@@ -29,14 +30,18 @@ def main() -> int:
         print(to_yaml(config), end="")
         return 0
 
-    from hybrid.run import Run  # late, so that --help is quick
+    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.ranks import Ranks, joined
+    from hybrid.run import Run
 
-    run = Run(config)
-    if arguments.dry_run:
-        print(run.describe())
-        return 0
-    run.open()
-    run.train()
+    device = resolve_device(config.run.device, Ranks.from_environment())
+    with joined(device) as ranks:
+        run = Run(config, ranks)
+        if not arguments.dry_run:
+            run.open()
+            run.train()
+        elif ranks.is_main:
+            print(run.describe())
     return 0
 
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Engine
+from hybrid.decoding.shared import generate_shared
 from hybrid.progress import progress
+from hybrid.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Example(NamedTuple):
     answer: list[int]
 
 
-def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 64) -> Answers:
-    """Answer the prompt that each of the first `rows` rows (0: all) begins with.
+def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 64, ranks: Ranks = ALONE) -> Answers:
+    """Answer the prompt that each of the first `rows` rows (0: all) begins with, each rank its share of every batch.
 
     Where all answers have the same length, that many tokens are generated. Where they differ, an answer must also end
     where it should. `batch_rows` changes `nfe` and `seconds`, but no answer (of equal prompts: which draws they get).
@@ -60,7 +62,7 @@ def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 
     seconds = 0.0
     for batch in progress(_batches(examples, batch_rows), len(examples), "answering", "prompts"):
         length = len(batch[0].answer)
-        result = engine.generate([example.prompt for example in batch], length + ends)
+        result = generate_shared(engine, [example.prompt for example in batch], length + ends, ranks)
         nfe, seconds = nfe + result.nfe, seconds + result.seconds
         tokens, wanted = tokens + sum(map(len, result.tokens)), wanted + length * len(batch)
         for example, new in zip(batch, result.tokens, strict=True):

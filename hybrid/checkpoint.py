@@ -2,7 +2,8 @@
 
 checkpoints/
   step-00000200/
-    model.safetensors, ema.safetensors, ...   one file per group of tensors
+    model.safetensors, ema.safetensors, ...   one file per group of tensors; of a model that ranks share
+                                              (trainer.parallel=fsdp) one per rank: model.00000-of-00002.safetensors
     state.json                                the rest of what resuming needs
     manifest.json                             size and SHA-256 of each file
   step-00000300/
@@ -15,13 +16,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hybrid.atomic import (
@@ -34,20 +36,24 @@ from hybrid.atomic import (
     write_json_atomic,
     write_text_atomic,
 )
+from hybrid.ranks import ALONE, Ranks, part, spread
 
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)(?:\.replaced)?")
+_PART = re.compile(r".+\.(\d{5})-of-(\d{5})\.safetensors")
 # How an optimizer computes, not what: these belong to the machine, so they stay as they are when a state is restored.
 _MACHINE_OPTIONS = {"foreach", "fused", "capturable", "differentiable"}
 
 
 def save_checkpoint(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> Path:
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+) -> Path:  # fmt: skip
     """Write `folder/step-N` (a file per group of `tensors`, and `state` as JSON), then point `latest` at it.
 
     Whatever happens on the way, earlier checkpoints and `latest` stay as they are. A checkpoint of the same step is
-    replaced. Only one process may save into a folder.
+    replaced. Only one job may save into a folder, all ranks of it together: the first writes what all have, each writes
+    what it holds of tensors that are spread over them. The folder must be one that all machines see.
 
     Raises:
         ValueError: `state` holds what JSON cannot (a number that is not finite, say).
@@ -55,13 +61,38 @@ def save_checkpoint(
     """
     folder = Path(folder)
     target = folder / f"step-{step:08d}"
-    clean_up(folder)
-    with new_folder(target, overwrite=True) as temporary:
+    with _folder_of_all(target, ranks) as temporary:
         for group, named in tensors.items():
-            save_tensors(named, temporary / f"{group}.safetensors")
-        write_json_atomic(temporary / "state.json", state, strict=True)
-    write_text_atomic(folder / "latest", f"{target.name}\n")
+            _save_group(named, temporary, group, ranks)
+        if ranks.is_main:
+            write_json_atomic(temporary / "state.json", state, strict=True)
+    if ranks.is_main:
+        write_text_atomic(folder / "latest", f"{target.name}\n")
+    ranks.wait()
     return target
+
+
+@contextmanager
+def _folder_of_all(target: Path, ranks: Ranks) -> Iterator[Path]:
+    """`new_folder`, into which every rank writes; it is in place when the block has ended on all of them."""
+    if not ranks.is_main:
+        yield Path(ranks.gather(None)[0])
+        ranks.wait()
+        return
+    clean_up(target.parent)
+    with new_folder(target, overwrite=True) as temporary:
+        ranks.gather(str(temporary))
+        yield temporary
+        ranks.wait()
+
+
+def _save_group(named: Mapping[str, Tensor], folder: Path, group: str, ranks: Ranks) -> None:
+    spread = {name for name, tensor in named.items() if part(tensor) is not tensor}
+    mine = {name: part(tensor) for name, tensor in named.items() if name in spread or ranks.is_main}
+    if spread:
+        save_tensors(mine, folder / f"{group}.{ranks.rank:05d}-of-{ranks.world:05d}.safetensors")
+    elif ranks.is_main:
+        save_tensors(mine, folder / f"{group}.safetensors")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -224,18 +255,68 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_tensors(file: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def load_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file by name.
 
     Raises:
         ValueError: it is missing, truncated or no safetensors file; one line.
     """
+    opened = _open(file)
+    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _open(file: Path) -> Any:
     try:
-        return load_file(file, device=str(device))
+        return safe_open(file, "pt")
     except FileNotFoundError:
         raise ValueError(f"{file}: is missing") from None
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: is truncated or not a safetensors file: {' '.join(str(error).split())}") from None
+
+
+def has_group(checkpoint: Path, group: str) -> bool:
+    """Whether a checkpoint has this group of tensors."""
+    return bool(_files_of(checkpoint, group))
+
+
+def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
+    """A group of tensors by name, whole, however many ranks have written it; each is read when it is asked for.
+
+    Raises:
+        ValueError: a file is missing, truncated or no safetensors file; one line.
+    """
+    files = _files_of(checkpoint, group) or [checkpoint / f"{group}.safetensors"]
+    if (found := _PART.fullmatch(files[0].name)) and len(files) != int(found.group(2)):
+        raise ValueError(f"{checkpoint}: {len(files)} of the {int(found.group(2))} files of {group} are there")
+    return _Parts([_open(file) for file in files])
+
+
+def _files_of(checkpoint: Path, group: str) -> list[Path]:
+    return sorted(
+        file
+        for file in Path(checkpoint).glob(f"{group}.*safetensors")
+        if file.name == f"{group}.safetensors" or _PART.fullmatch(file.name)
+    )
+
+
+class _Parts(Mapping[str, Tensor]):
+    """Tensors whose first dimension is spread over files; what is in one file only is whole."""
+
+    def __init__(self, files: list[Any]):
+        self.files = [(file, set(file.keys())) for file in files]
+        self.names = list(dict.fromkeys(name for file in files for name in file.keys()))  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> Tensor:
+        parts = [file.get_tensor(name) for file, names in self.files if name in names]
+        if not parts:
+            raise KeyError(name)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -265,7 +346,9 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         raise ValueError(f"checkpoint is of another architecture: {'; '.join(problems)}")
-    module.load_state_dict(dict(tensors), strict=False)
+    with torch.no_grad():
+        for name in tensors:
+            own[name].copy_(spread(tensors[name], own[name]))
 
 
 def _names_of_each(module: nn.Module) -> list[list[str]]:
@@ -315,8 +398,11 @@ def restore_optimizer(
     names: Mapping[nn.Parameter, str],
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
+    prefix: str = "",
 ) -> None:
     """Undo `flatten_optimizer`: states, and the hyperparameters of the groups (the learning rate among them).
+
+    Of `tensors` those are read whose name begins with `prefix`, one at a time.
 
     Raises:
         ValueError: the state is of another optimizer, or its groups hold other parameters.
@@ -326,9 +412,13 @@ def restore_optimizer(
     order = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     if order != [group["params"] for group in meta["groups"]]:
         raise ValueError("optimizer: the checkpoint's parameter groups differ from this model's; start with init_from")
+    own = {name: parameter for parameter, name in names.items()}
     states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in meta["numbers"].items()}
-    for key_and_name, tensor in tensors.items():
-        key, name = key_and_name.split("/", 1)
+    for full_name in (name for name in tensors if name.startswith(prefix)):
+        key, name = full_name.removeprefix(prefix).split("/", 1)
+        tensor = tensors[full_name]
+        if tensor.shape == own[name].shape:
+            tensor = spread(tensor, own[name])
         states.setdefault(name, {})[key] = tensor.clone()
     index = {name: position for position, name in enumerate(name for group in order for name in group)}
     # Optimizer.load_state_dict knows on which device and in which type each state belongs; it wants torch's own layout.

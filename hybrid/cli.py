@@ -75,7 +75,8 @@ def set_up_logging(level: int = logging.INFO) -> None:
     handler.setFormatter(_PlainFormatter())
     # Libraries below a warning are not news to the user; ours are.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("hybrid").setLevel(level)
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts; the others say the same
+    logging.getLogger("hybrid").setLevel(level if is_first else logging.ERROR)
     warnings.showwarning = _log_warning
 
 

@@ -19,10 +19,12 @@ from hybrid.answers import score
 from hybrid.config import parse_options
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding.shared import generate_shared
 from hybrid.divergence import mauve_like
 from hybrid.lm import LanguageModel
 from hybrid.options import at_least, build
 from hybrid.quality import measure
+from hybrid.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
@@ -124,6 +126,7 @@ class Comparison:
     policy: Callable[[int, str, Any], float | None] = lambda size, label, decoder: None
     rows: int = 0
     batch_rows: int = 64
+    ranks: Ranks = ALONE
     real: Reading | None = field(default=None, init=False)
     has_answers: bool = field(default=False, init=False)
 
@@ -171,7 +174,7 @@ class Comparison:
         n, new = self.setting.samples, self.setting.new_tokens
         log.info("block size %d, %s: %d texts of %d tokens", size, label, n, new)
         engine = self._engine(size, decoder)
-        result = engine.generate(self.prompts, new)
+        result = generate_shared(engine, self.prompts, new, self.ranks)
         line: dict[str, Any] = {"decoder": label, "block_size": size}
         line |= {"nfe_per_token": result.nfe / new, "tokens_per_second": n * new / result.seconds}
         line |= self._diversity(result.tokens)
@@ -211,7 +214,9 @@ class Comparison:
         if not self.has_answers:
             return {}
         try:
-            answers = score(dataclasses.replace(engine, stop_at_end=True), self.split, self.rows, self.batch_rows)
+            answers = score(
+                dataclasses.replace(engine, stop_at_end=True), self.split, self.rows, self.batch_rows, self.ranks
+            )
         except ValueError as error:  # rows that are not one example each, say
             log.warning("solved: left out: %s", error)
             self.has_answers = False

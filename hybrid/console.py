@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from hybrid.decoding.engine import Progress
+from hybrid.ranks import Ranks
 from hybrid.tokenizer import Tokenizer
 
 UNKNOWN = "░"
@@ -24,6 +25,12 @@ class Texts:
     n_tokens: int
     nfe: int
     seconds: float
+
+    def of_all(self, ranks: Ranks) -> Texts:
+        """What all ranks generated; forwards and seconds are those of the rank that needed most."""
+        costs = ranks.gather((self.n_tokens, self.nfe, self.seconds))
+        tokens, nfe, seconds = zip(*costs, strict=True)
+        return Texts(ranks.interleave(self.texts), sum(tokens), max(nfe), max(seconds))
 
     def statistics(self) -> dict[str, float]:
         return {

@@ -10,25 +10,29 @@ from functools import partial
 import torch
 
 from hybrid.options import pick
+from hybrid.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one.
+def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """`auto` takes a GPU where there is one; of several ranks each takes its own.
 
     Raises:
         ValueError: not a device, or one that this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.world > 1:
+        name = f"cuda:{ranks.local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"run.device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"run.device: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); use auto")
+        way_out = "use auto" if ranks.world == 1 else "start a rank per GPU (torchrun --nproc-per-node)"
+        raise ValueError(f"run.device: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); {way_out}")
     return device
 
 

@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from hybrid import cli
 
 if TYPE_CHECKING:
+    import torch
+
     from hybrid.comparison import Setting
     from hybrid.data import Data, PackedTokens
     from hybrid.judge import Judge
     from hybrid.lm import LanguageModel
+    from hybrid.ranks import Ranks
 
 CONFIDENT = "confidence:token=best"
 """Among all orders: the default confidence depends on the tokens that it draws, so it has no likelihood."""
@@ -29,36 +32,52 @@ CONFIDENT = "confidence:token=best"
 
 def main() -> int:
     arguments = parse()
-    from hybrid import comparison, scores  # late, so that --help is quick
+    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.ranks import Ranks, joined
+
+    device = resolve_device(arguments.device, Ranks.from_environment())
+    with joined(device) as ranks:
+        evaluate(arguments, device, ranks)
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
+    """Each rank evaluates a share; the first prints and writes."""
+    from hybrid import comparison, scores
     from hybrid.device import precision_context
     from hybrid.lm import load
 
-    lm = load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
+    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     sizes = block_sizes(lm, arguments)
     orders = comparison.choose_decoders(
         [*arguments.orders, *([CONFIDENT] if comparison.ALL in arguments.orders else [])], "--orders"
     )
     decoders = comparison.choose_decoders(arguments.decoders, "--decoders")
     generation = prepare_generation(lm, arguments) if decoders else None
-    data, split = find_split(lm, arguments)
+    with ranks.first_on_each_machine():
+        data, split = find_split(lm, arguments)
     scored = scores.Scores(
         lm, split, precision_context(arguments.precision, lm.device),
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
+        ranks=ranks,
     )  # fmt: skip
     lines = scored.lines(sizes, arguments.enumerate, orders, every=comparison.ALL in arguments.orders)
-    print("\n".join([scores.table(lines), *scores.notes(lines)]))
+    report = print if ranks.is_main else lambda text: None
+    report("\n".join([scores.table(lines), *scores.notes(lines)]))
     results: dict[str, Any] = {"results": lines}
     if generation is not None:
         setting, judge = generation
-        compared = comparison.Comparison(lm, split, setting, judge, scored.policy, arguments.rows, arguments.batch_rows)
+        compared = comparison.Comparison(
+            lm, split, setting, judge, scored.policy, arguments.rows, arguments.batch_rows, ranks
+        )
         texts = compared.lines(sizes, decoders)
-        print("\n".join(["", comparison.table(texts), *comparison.notes(texts, setting, judge)]))
+        report("\n".join(["", comparison.table(texts), *comparison.notes(texts, setting, judge)]))
         results["generation"] = texts
         results["judge"] = None if judge is None else judge.about
-    output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
-    write(output, results, data.description, arguments)
-    print(f"wrote {output}", file=sys.stderr)
-    return 0
+    if ranks.is_main:
+        output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
+        write(output, results, data.description, arguments)
+        print(f"wrote {output}", file=sys.stderr)
 
 
 def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
@@ -102,7 +121,7 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
     from hybrid.judge import load_judge
 
     load_sklearn()
-    return setting, load_judge(arguments.judge, arguments.device, arguments.precision, arguments.batch_rows)
+    return setting, load_judge(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
 
 
 def default_output(checkpoint: str) -> Path:

@@ -21,6 +21,7 @@ from hybrid.cache import KVCache
 from hybrid.layers import RMSNorm, rotary_angles, rotate
 from hybrid.masks import Cached
 from hybrid.model import Layer, Transformer
+from hybrid.ranks import whole
 
 
 class FrozenLayer(NamedTuple):
@@ -43,7 +44,7 @@ class Frozen:
     def __init__(self, model: Transformer, dtype: torch.dtype | None = None):
         self.config, self.attend = model.config, model.attend
         self.mask_token_id, self.end_of_text = model.mask_token_id, model.end_of_text
-        self.embedding = model.embedding.weight.detach()
+        self.embedding = whole(model.embedding.weight.detach())
         self.dtype = dtype or self.embedding.dtype
         self.layers = [_freeze(cast(Layer, layer), self.dtype) for layer in model.layers]
         self.eps = model.final_norm.eps
@@ -131,7 +132,7 @@ def _freeze(layer: Layer, dtype: torch.dtype) -> FrozenLayer:
 
 def _matrix(dtype: torch.dtype, *weights: Tensor, norm: RMSNorm | None = None) -> Tensor:
     """(out, in) weights, one below the other -> (in, out), with the weights of the norm before them."""
-    joined = torch.cat([w.detach() for w in weights])
+    joined = torch.cat([whole(w.detach()) for w in weights])
     if norm is not None:
         joined = joined * _scale(norm)
     return joined.t().to(dtype).contiguous()
@@ -139,7 +140,7 @@ def _matrix(dtype: torch.dtype, *weights: Tensor, norm: RMSNorm | None = None) -
 
 def _scale(norm: RMSNorm) -> Tensor:
     """What `_normalised` leaves out."""
-    return norm.weight.detach() * norm.weight.shape[0] ** 0.5
+    return whole(norm.weight.detach()) * norm.weight.shape[0] ** 0.5
 
 
 def _plus(x: Tensor, y: Tensor, matrix: Tensor) -> Tensor:

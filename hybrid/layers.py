@@ -31,7 +31,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type == "cpu" and torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps, autocast_dtype(x))  # type: ignore[no-any-return]
+            weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))  # bf16 of a shared model
+            return _RMSNorm.apply(x, weight, self.eps, autocast_dtype(x))  # type: ignore[no-any-return]
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(autocast_dtype(x))
 
 

@@ -8,7 +8,7 @@ lm.generate([lm.tokenizer.encode("Return the ")], max_new_tokens=64).tokens
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,23 @@ from hybrid.streams import two_stream_hidden
 from hybrid.tokenizer import Tokenizer, load_tokenizer
 
 
-def build_model(config: Config, tokenizer: Tokenizer, device: torch.device, training: bool) -> Transformer:
-    """A freshly initialised model on `device`; the initialisation is a function of `run.seed`."""
-    torch.manual_seed(config.run.seed)
-    with device if device.type == "meta" else torch.device("cpu"):
+def build_model(
+    config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
+    spread: Callable[[Transformer], None] | None = None,
+) -> Transformer:  # fmt: skip
+    """A freshly initialised model on `device`; the initialisation is a function of `run.seed`.
+
+    Args:
+        spread: is given the model before it has any storage, to spread it over ranks.
+    """
+    with torch.device("meta"):
         model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
     if device.type != "meta":
-        model = model.to(device)
+        if spread is not None:
+            spread(model)
+        model.to_empty(device=device)
+        torch.manual_seed(config.run.seed)
+        model.reset_parameters()
         model.attend = select_backend(config.model.attention, device, training)
     return model
 
@@ -263,7 +273,6 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     tokenizer = load_tokenizer(home / "tokenizer")
     where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()
-    averaged = found / "ema.safetensors"
-    file = averaged if averaged.is_file() else found / "model.safetensors"
-    checkpoint.load_state(model, checkpoint.load_tensors(file))
+    weights = "ema" if checkpoint.has_group(found, "ema") else "model"
+    checkpoint.load_state(model, checkpoint.load_group(found, weights))
     return LanguageModel(config, tokenizer, model, precision)

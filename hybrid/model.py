@@ -19,6 +19,7 @@ from hybrid.attention import Backend, Eager, per_query_head
 from hybrid.layers import RMSNorm, autocast_dtype, rotary_angles, rotate
 from hybrid.masks import TwoStream
 from hybrid.options import at_least, option
+from hybrid.ranks import spread
 
 
 @dataclass
@@ -126,15 +127,22 @@ class Transformer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller with depth."""
+        """Normal of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller with depth.
+
+        Drawn on the CPU, one tensor at a time: the same numbers on every device, also where ranks hold parts of them.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 nn.init.ones_(parameter)
-            elif name in ("embedding.weight", "head_weight"):
-                nn.init.normal_(parameter, std=0.02)
-            else:
+                continue
+            std = 0.02
+            if name not in ("embedding.weight", "head_weight"):
                 depth = math.sqrt(2 * self.config.n_layers) if name.endswith(("wo.weight", "w_down.weight")) else 1
-                nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5 / depth)
+                std = parameter.shape[1] ** -0.5 / depth
+            if parameter.device.type != "meta":
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std)
+                with torch.no_grad():
+                    parameter.copy_(spread(drawn, parameter))
 
     def forward(self, tokens: Tensor, positions: Tensor, pattern: TwoStream, *, read: Tensor | None = None) -> Tensor:
         """Hidden states, normalised for the head.

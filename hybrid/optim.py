@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybrid.checkpoint import flatten_optimizer, restore_optimizer
 from hybrid.options import option
+from hybrid.parallel import settle
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Optimizer:
             tensors |= {f"{name}/{key}": tensor for key, tensor in part_tensors.items()}
         return tensors, meta
 
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], meta: dict) -> None:
         """Undo `state`. Raises a ValueError if it is of another optimizer."""
         if set(meta) != set(self.parts):
             raise ValueError(
@@ -99,9 +100,7 @@ class Optimizer:
                 "set it back, or start from the weights alone with trainer.init_from"
             )
         for name, part in self.parts.items():
-            prefix = f"{name}/"
-            own = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            restore_optimizer(part, self.names, own, meta[name])
+            restore_optimizer(part, self.names, tensors, meta[name], prefix=f"{name}/")
 
 
 class EMA:
@@ -119,11 +118,16 @@ class EMA:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside the block."""
-        own = {name: p.data for name, p in self.model.named_parameters()}
+        own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         try:
-            for name, p in self.model.named_parameters():
-                p.data = self.shadow[name]
+            self._copy(self.shadow)
             yield
         finally:
-            for name, p in self.model.named_parameters():
-                p.data = own[name]
+            settle(self.model)
+            self._copy(own)
+
+    @torch.no_grad()
+    def _copy(self, weights: dict[str, Tensor]) -> None:
+        """In place: the memory of a parameter belongs to whoever shares it over ranks."""
+        for name, p in self.model.named_parameters():
+            p.copy_(weights[name])

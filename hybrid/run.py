@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +27,14 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.figures import attention_figure, count_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
+from hybrid.model import Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build
+from hybrid.parallel import shard, share_model
+from hybrid.ranks import ALONE, Ranks
 from hybrid.stepper import Stepper
-from hybrid.tracking import Tracker, environment
+from hybrid.tracking import Tracker, Untracked, environment
 from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
 
@@ -46,9 +50,9 @@ class Run:
         ValueError: whatever does not fit, before anything is written.
     """
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.device = resolve_device(config.run.device)
+    def __init__(self, config: Config, ranks: Ranks = ALONE):
+        self.config, self.ranks = config, ranks
+        self.device = resolve_device(config.run.device, ranks)
         if self.device.type == "cpu":
             keep_freed_memory()
         precision = resolve_precision(config.trainer.precision, self.device)
@@ -59,11 +63,29 @@ class Run:
         self.starts_over = (
             config.trainer.resume == "auto" and self.resume_from is None and (self.folder / "config.yaml").is_file()
         )
-        self.data: Data = prepare(config.data)
+        self._check_ranks()
+        with ranks.first_on_each_machine():
+            self.data: Data = prepare(config.data)
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
-        self.model = build_model(config, self.data.tokenizer, self.device, training=True)
+        self.model = self._build_model(half=precision == "bf16")
         if config.trainer.init_from is not None and self.resume_from is None:
             self._start_from(config.trainer.init_from)
+
+    def _build_model(self, half: bool) -> Transformer:
+        is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
+        spread = partial(shard, device=self.device, half=half) if is_spread else None
+        return build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
+
+    def _check_ranks(self) -> None:
+        """Raise a ValueError if the batch can't be shared equally."""
+        c, world = self.config, self.ranks.world
+        rows = c.trainer.batch_tokens // c.data.seq_len
+        if rows % world:
+            near = max(rows // world, 1) * world * c.data.seq_len
+            raise ValueError(
+                f"trainer.batch_tokens: {c.trainer.batch_tokens} are {rows} rows of data.seq_len = {c.data.seq_len}, "
+                f"which {world} ranks can't share equally; try {near}"
+            )
 
     def describe(self) -> str:
         """What would be trained, for `--dry-run`."""
@@ -76,7 +98,7 @@ class Run:
             f"model    {self.model.n_parameters():,} parameters, {c.model.context}, {c.model.prediction}\n"
             f"blocks   {', '.join(map(str, self.block_sizes))} of {c.data.seq_len} tokens\n"
             f"training {c.trainer.steps:,} steps of {c.trainer.batch_tokens:,} tokens ({epochs:.1f} epochs) on "
-            f"{self.device}"
+            f"{self.device}{'' if self.ranks.world == 1 else f', {self.ranks.world} ranks ({c.trainer.parallel})'}"
         )
 
     def open(self) -> None:
@@ -85,6 +107,8 @@ class Run:
         Raises:
             ValueError: it holds something and the run does not resume.
         """
+        if not self.ranks.is_main:
+            return
         goes_on = self.resume_from is not None and _run_of(self.resume_from) == self.folder.absolute()
         if not goes_on and not self.starts_over and self.folder.is_dir() and any(self.folder.iterdir()):
             way_out = "" if self.config.trainer.resume != "never" else "go on with trainer.resume=auto, "
@@ -95,7 +119,7 @@ class Run:
         write_text_atomic(self.folder / "config.yaml", to_yaml(self.config))
         (self.folder / "samples").mkdir(exist_ok=True)
         facts = environment(self.device)
-        facts |= {"data": self.data.description, "parameters": self.model.n_parameters()}
+        facts |= {"ranks": self.ranks.world, "data": self.data.description, "parameters": self.model.n_parameters()}
         write_json_atomic(self.folder / "environment.json", facts)
         self.data.tokenizer.save(self.folder / "tokenizer")
 
@@ -104,7 +128,8 @@ class Run:
         trainer_step = 0 if self.starts_over else None
         if self.resume_from is not None:
             trainer_step = checkpoint.step_of(self.resume_from)
-        with Tracker(self.folder, trainer_step) as tracker:
+        self.ranks.wait()  # the first has opened the folder
+        with Tracker(self.folder, trainer_step) if self.ranks.is_main else Untracked() as tracker:
             validate = self._validator()
             trainer = self._trainer(tracker, validate)
             if self.resume_from is not None:
@@ -132,7 +157,7 @@ class Run:
         c, sizes = self.config, self.block_sizes
         if c.eval.block_sizes is not None:
             sizes = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
-        return Validator(self.model, self.data.validation, sizes, c.eval, self.precision)
+        return Validator(self.model, self.data.validation, sizes, c.eval, self.precision, self.ranks)
 
     def stepper(self) -> Stepper:
         """What makes the optimizer steps of this run."""
@@ -148,6 +173,8 @@ class Run:
             trainer=c.trainer,
             seed=c.run.seed,
             precision=self.precision,
+            ranks=self.ranks,
+            shared=share_model(self.model, self.ranks, c.trainer.parallel),
         )
 
     def _trainer(self, tracker: Tracker, validate: Validator) -> Trainer:
@@ -161,7 +188,7 @@ class Run:
             document_mask=c.data.document_mask,
             precision=self.precision,
         )
-        sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens)
+        sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
         wants_samples = c.eval.sample_tokens and sample.prompts
         return Trainer(self.stepper(), tracker, self.folder, validate, sample if wants_samples else None)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from hybrid.data import PackedTokens
 from hybrid.likelihood import MAX_ENUMERATED
 from hybrid.lm import LanguageModel
 from hybrid.orders import order_nll
+from hybrid.ranks import ALONE, Ranks
 from hybrid.validation import any_order, bound, perplexity
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class Rows(NamedTuple):
 
 @dataclass
 class Scores:
-    """Evaluates the first `rows` rows of a split (0: all). Results do not depend on `batch_rows`."""
+    """Evaluates the first `rows` rows of a split (0: all), each rank its share; results depend on neither `batch_rows`
+    nor the number of ranks."""
 
     lm: LanguageModel
     split: PackedTokens
@@ -57,6 +59,7 @@ class Scores:
     draws: int = 4
     seed: int = 0
     batch_rows: int = 32
+    ranks: Ranks = ALONE
     policies: dict[tuple[int, str], Rows | None] = field(default_factory=dict, init=False)  # evaluated once
 
     def lines(
@@ -74,7 +77,7 @@ class Scores:
             ValueError: a decoder without a policy, unless `every`.
         """
         result = []
-        shared = {"rows": self.rows, "batch_rows": self.batch_rows, "precision": self.precision}
+        shared = {"rows": self.rows, "batch_rows": self.batch_rows, "precision": self.precision, "ranks": self.ranks}
         for size in sizes:
             b = bound(self.lm.model, self.split, size, draws=self.draws, seed=self.seed, **shared)
             result.append({**self._line(size, b.method, b.nelbo, b.stderr, b.tokens), "by_count": b.by_count})
@@ -123,9 +126,10 @@ class Scores:
     def _by_row(self, size: int, method: str, decoder: Any = None, what: str = "") -> Rows:
         log.info("block size %d: %s", size, what or method)
         n_rows = min(self.rows, self.split.n_rows) if self.rows else self.split.n_rows
+        mine = self.ranks.share(n_rows)
         parts = []
-        for start in range(0, n_rows, self.batch_rows):
-            batch = self.split.rows(range(start, min(start + self.batch_rows, n_rows))).to(self.lm.device)
+        for start in range(0, len(mine), self.batch_rows):
+            batch = self.split.rows(mine[start : start + self.batch_rows]).to(self.lm.device)
             with self.precision():
                 result = order_nll(
                     self.lm.model, batch.tokens, size, method, decoder, self.draws, self.seed, batch.documents,
@@ -133,7 +137,9 @@ class Scores:
                 )  # fmt: skip
             blocks = result.nll.new_empty(len(result.nll), 0) if result.blocks is None else result.blocks
             parts.append(Rows(result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu(), blocks.cpu()))
-        return Rows(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        found = [part for of_rank in self.ranks.gather((list(mine), parts)) for part in _numbered(*of_rank)]
+        order = torch.tensor([row for rows, _ in found for row in rows]).argsort()
+        return Rows(*(torch.cat(values)[order] for values in zip(*(part for _, part in found), strict=True)))
 
     def _summary(self, size: int, method: str, rows: Rows) -> dict[str, Any]:
         tokens = int(rows.tokens.sum())  # not zero, else `bound` had said so
@@ -150,6 +156,13 @@ class Scores:
             "bits_per_byte": nats / math.log(2) / self.split.bytes_per_token,
             "tokens": tokens,
         }
+
+
+def _numbered(rows: list[int], parts: list[Rows]) -> Iterator[tuple[list[int], Rows]]:
+    """Each part with the numbers of its rows."""
+    for part in parts:
+        yield rows[: len(part.nll)], part
+        rows = rows[len(part.nll) :]
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

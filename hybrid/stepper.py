@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from hybrid.model import Transformer
 from hybrid.noise import Keys
 from hybrid.objective import Objective
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
+from hybrid.parallel import OneProcess
+from hybrid.ranks import ALONE, Ranks, whole
 
 if TYPE_CHECKING:
     from hybrid.trainer import TrainerConfig
@@ -41,15 +44,17 @@ class StepResult:
 class Share(NamedTuple):
     """What one rank accumulated: losses per target token of the global batch, and what its blocks gave."""
 
-    loss: float
-    ar_nll: float | None
+    losses: Tensor  # (2,) float64: of the objective, and of its autoregressive part (0 where there is none)
     block_size: int
     blocks: list[tuple[Tensor, Tensor, Tensor]]  # `Objective.observed` of each forward, for a proposal that learns
 
 
 @dataclass
 class Stepper:
-    """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'."""
+    """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'.
+
+    `shared` computes the gradient; None: the model is this process's own.
+    """
 
     model: Transformer
     optimizer: Optimizer
@@ -61,53 +66,58 @@ class Stepper:
     trainer: TrainerConfig
     seed: int
     precision: Callable[[], AbstractContextManager]
-    rank: int = 0
-    world: int = 1
+    ranks: Ranks = ALONE
+    shared: OneProcess | None = None
 
     def __call__(self, step: int) -> StepResult:
         share = self.accumulate(step)
         rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
-        grad_norm = float(norm)
-        is_finite = math.isfinite(share.loss) and math.isfinite(share.ar_nll or 0.0) and math.isfinite(grad_norm)
+        grad_norm = float(whole(norm))
+        loss, ar_nll = self.ranks.sum(share.losses).tolist()
+        is_finite = all(map(math.isfinite, (loss, ar_nll, grad_norm)))  # the same on every rank, as all three are
         if is_finite:
             self.optimizer.step()
-            self.objective.learn(share.block_size, share.blocks)
+            if share.blocks:
+                seen = self.ranks.gather([tuple(t.cpu() for t in block) for block in share.blocks])
+                self.objective.learn(share.block_size, list(chain(*seen)))
             if self.ema is not None:
                 self.ema.update(step)
         self.optimizer.zero_grad()
-        return StepResult(share.loss, share.ar_nll, grad_norm, share.block_size, rates, is_finite)
+        has_ar = self.objective.ar_weight > 0 and share.block_size > 1
+        return StepResult(loss, ar_nll if has_ar else None, grad_norm, share.block_size, rates, is_finite)
 
     def accumulate(self, step: int) -> Share:
         """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
         trainer, seq_len, objective = self.trainer, self.split.seq_len, self.objective
         n_rows = trainer.batch_tokens // seq_len
         indices = batch_rows(self.split.n_rows, n_rows, self.seed, step)
-        mine = shard(indices, self.rank, self.world)
+        mine = shard(indices, self.ranks.rank, self.ranks.world)
         micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
         block_size = self.block_size_of(step)
         n_targets = max(self._count_targets(indices), 1)
         device = self.model.embedding.weight.device
-        total, ar_total = torch.zeros(2, dtype=torch.float64, device=device)
+        losses = torch.zeros(2, dtype=torch.float64, device=device)
         blocks = []
+        shared = self.shared or OneProcess(self.model)
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows]).to(device)
-            first = self.rank * len(mine) + start
+            first = self.ranks.rank * len(mine) + start
             row = torch.arange(first, first + len(batch.tokens), device=device)
             keys = Keys(self.seed, step + 1, row, first, n_rows)
-            with self.precision():
-                loss = objective.loss(self.model, batch, keys, block_size)
-                minimised = loss.total
-                if loss.autoregressive is not None:
-                    minimised = minimised + objective.ar_weight * loss.autoregressive
-            (minimised / n_targets).backward()
-            total += loss.total.detach() / n_targets
+            with shared.summed(now=start + micro_rows >= len(mine)):
+                with self.precision():
+                    loss = shared.loss(objective, batch, keys, block_size)
+                    minimised = loss.total
+                    if loss.autoregressive is not None:
+                        minimised = minimised + objective.ar_weight * loss.autoregressive
+                shared.backward(minimised / n_targets)
+            losses[0] += loss.total.detach() / n_targets
             if loss.autoregressive is not None:
-                ar_total += loss.autoregressive.detach() / n_targets
+                losses[1] += loss.autoregressive.detach() / n_targets
             if objective.learner is not None:
                 blocks.append(objective.observed(loss, batch.is_target, block_size))
-        has_ar = objective.ar_weight > 0 and block_size > 1
-        return Share(float(total), float(ar_total) if has_ar else None, block_size, blocks)
+        return Share(losses, block_size, blocks)
 
     def block_size_of(self, step: int) -> int:
         """With a list of block sizes, one is drawn for each batch."""

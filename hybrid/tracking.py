@@ -142,6 +142,27 @@ class Tracker:
         self.close()
 
 
+class Untracked(Tracker):
+    """For the ranks of a job that do not write."""
+
+    def __init__(self) -> None:
+        """Opens nothing."""
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+    def text(self, tag: str, text: str, step: int, *, markdown: bool = False) -> None: ...
+
+    def image(self, tag: str, image: np.ndarray | Figure, step: int) -> None: ...
+
+    def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None: ...
+
+    def layout(self, charts: Mapping[str, Mapping[str, list[str]]] = LAYOUT) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run in the order they were written; a last line that a kill tore is skipped.
 
@@ -271,8 +292,11 @@ def _git() -> dict[str, Any]:
 class Progress:
     """Progress of a training loop on stderr: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, total: int, start: int = 0, interval: float = 10.0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int, start: int = 0, interval: float = 10.0, stream: TextIO | None = None, silent: bool = False
+    ) -> None:
         self.total = total
+        self._silent = silent
         self._step = start
         self._interval = interval
         self._stream = sys.stderr if stream is None else stream
@@ -282,7 +306,7 @@ class Progress:
         self._since = time.monotonic()
         self._from_step = start
         self._tokens = 0
-        if self._stream.isatty():
+        if self._stream.isatty() and not silent:
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
@@ -313,7 +337,7 @@ class Progress:
         """Print a line without breaking the bar."""
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
-        else:
+        elif not self._silent:
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 from hybrid import checkpoint
 from hybrid.atomic import write_text_atomic
 from hybrid.options import option
+from hybrid.parallel import PARALLEL, settle
+from hybrid.ranks import part, spread
 from hybrid.stepper import Stepper, StepResult
 from hybrid.tracking import Progress, Tracker
 
@@ -40,6 +42,7 @@ class TrainerConfig:
     minutes: float | None = option(None, "stop (and save) after this many minutes, whatever the step; null: no cap")
     batch_tokens: int = option(8192, "text tokens per optimizer step, over all ranks")
     micro_batch_tokens: int | None = option(None, "text tokens per forward of one rank; null: no accumulation")
+    parallel: str = option("ddp", "of several ranks (torchrun): each holds the whole model, or a part (fsdp)", PARALLEL)
     precision: str = option("auto", "auto: bf16 autocast where the processor has it", ("auto", "fp32", "bf16"))
     init_from: str | None = option(None, "run or checkpoint whose weights to start from")
     resume: str = option("never", "never, auto (latest of this run, if any), or the path of a checkpoint")
@@ -111,13 +114,13 @@ class Trainer:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step."""
         s = self.stepper
         state = checkpoint.read_state(path)
-        checkpoint.load_state(s.model, checkpoint.load_tensors(path / "model.safetensors"))
-        s.optimizer.restore(checkpoint.load_tensors(path / "optimizer.safetensors"), state["optimizer"])
+        checkpoint.load_state(s.model, checkpoint.load_group(path, "model"))
+        s.optimizer.restore(checkpoint.load_group(path, "optimizer"), state["optimizer"])
         if s.ema is not None:
-            tensors = checkpoint.load_tensors(path / "ema.safetensors")
-            s.ema.shadow = {name: tensors[name].to(t.device) for name, t in s.ema.shadow.items()}
+            tensors = checkpoint.load_group(path, "ema")
+            s.ema.shadow = {name: spread(tensors[name], t).clone() for name, t in s.ema.shadow.items()}
         if s.objective.learner is not None:
-            s.objective.learner.restore(checkpoint.load_tensors(path / "proposal.safetensors"))
+            s.objective.learner.restore(dict(checkpoint.load_group(path, "proposal")))
         self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
         log.info("resumed at step %d from %s", self.step, path)
 
@@ -140,22 +143,27 @@ class Trainer:
             f"{group} {name}"
             for group, named in tensors.items()
             for name, tensor in named.items()
-            if not bool(tensor.isfinite().all())
+            if not bool(part(tensor).isfinite().all())
         ]
-        if broken:
+        if s.ranks.any(bool(broken)):
+            names = ", ".join(broken[:3]) or "what another rank holds"
             raise ValueError(
-                f"trainer: {', '.join(broken[:3])} not finite at step {self.step}, which was not saved; lower optim.lr "
+                f"trainer: {names} not finite at step {self.step}, which was not saved; lower optim.lr "
                 "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
             )
-        path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state)
+        path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state, s.ranks)
         self._tidy(path)
         return path
 
     def _tidy(self, path: Path) -> None:
         """Mark the checkpoint of this step if it is the best, and forget old ones."""
-        if self._is_best():
-            checkpoint.mark_best(self.checkpoints, path, self.final["val/nelbo"])
-        checkpoint.prune(self.checkpoints, self.config.keep_last)
+        ranks, is_best = self.stepper.ranks, self._is_best()
+        ranks.wait()  # all of them have looked
+        if ranks.is_main:
+            if is_best:
+                checkpoint.mark_best(self.checkpoints, path, self.final["val/nelbo"])
+            checkpoint.prune(self.checkpoints, self.config.keep_last)
+        ranks.wait()
 
     def _is_best(self) -> bool:
         """Whether this moment has been evaluated, with a lower bound than any checkpoint's before."""
@@ -174,12 +182,12 @@ class Trainer:
         deadline = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
         old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with Progress(config.steps, self.step) as progress:
+            with Progress(config.steps, self.step, silent=not self.stepper.ranks.is_main) as progress:
                 self._loop(progress, deadline)
-            stopped_by = self._signal
+            stopped = self._is_stopped()
             path = self.save()  # before anything else can go wrong or be interrupted
-            if stopped_by is not None:
-                name = signal.Signals(stopped_by).name
+            if stopped:
+                name = "another rank" if self._signal is None else signal.Signals(self._signal).name
                 log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
                 return
             if self.step < config.steps:
@@ -196,7 +204,7 @@ class Trainer:
 
     def _loop(self, progress: Progress, deadline: float) -> None:
         config, window = self.config, Window(self.loss_name)
-        while self.step < config.steps and self._signal is None and time.monotonic() < deadline:
+        while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
             result = self.stepper(self.step)
             self._note(result)
             self.step += 1
@@ -217,6 +225,10 @@ class Trainer:
             if any(looks) or saves:  # neither counts as training time
                 window = Window(self.loss_name)
 
+    def _is_stopped(self, is_late: bool = False) -> bool:
+        """Whether any rank was told to stop or finds it late: all must do the same."""
+        return self.stepper.ranks.any(is_late or self._signal is not None)
+
     def _note(self, result: StepResult) -> None:
         """Count non-finite steps; several in a row end the run (the weights are those of the last good step)."""
         if result.is_finite:
@@ -228,7 +240,7 @@ class Trainer:
             "step %d skipped: loss %s, gradient norm %s", self.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
         )
         if self._bad >= self.config.max_bad_steps:
-            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(p.isfinite().all())]
+            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(part(p).isfinite().all())]
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
@@ -247,9 +259,11 @@ class Trainer:
                 log.info("step %d: val/nelbo %.4f nats per token", self.step, metrics["val/nelbo"])
             if sample and self.sample is not None:
                 text, figures = self.sample()
-                write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
+                if self.stepper.ranks.is_main:
+                    write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
                 self.tracker.text("samples", text, self.step)
                 metrics |= figures
+        settle(self.stepper.model)
         if metrics:
             self.tracker.log(self.step, metrics)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +16,11 @@ import torch
 
 from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Engine
+from hybrid.decoding.shared import generate_shared
 from hybrid.likelihood import mean_and_error, monte_carlo, row_nll
 from hybrid.model import Transformer
 from hybrid.options import option
+from hybrid.ranks import ALONE, Ranks
 from hybrid.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -68,29 +70,27 @@ def perplexity(nats: float) -> float:
 @torch.no_grad()
 def bound(
     model: Transformer, split: PackedTokens, block_size: int, *, rows: int = 0, draws: int = 4, batch_rows: int = 32,
-    seed: int = NOISE_SEED, precision: Callable[[], AbstractContextManager],
+    seed: int = NOISE_SEED, precision: Callable[[], AbstractContextManager], ranks: Ranks = ALONE,
 ) -> Bound:  # fmt: skip
-    """Evaluate the first `rows` rows of a split (0: all). The result does not depend on `batch_rows`."""
+    """Evaluate the first `rows` rows of a split (0: all), each rank its share of them.
+
+    The result does not depend on `batch_rows`, nor on the number of ranks.
+    """
     n_rows = min(rows, split.n_rows) if rows else split.n_rows
     device = model.embedding.weight.device
-    nats, variance, tokens = 0.0, 0.0, 0
-    sums = torch.zeros(block_size + 1, dtype=torch.float64, device=device)
-    counts = torch.zeros_like(sums)
-    for start in range(0, n_rows, batch_rows):
-        index = range(start, min(start + batch_rows, n_rows))
-        batch = split.rows(list(index)).to(device)
-        keys = torch.tensor(list(index), device=device)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # nats, variance, targets
+    by_count = torch.zeros(2, block_size + 1, dtype=torch.float64, device=device)
+    for index, is_real in row_batches(n_rows, batch_rows, ranks):
+        batch = split.rows(index).to(device)
+        is_target = batch.is_target & torch.tensor(is_real, device=device)[:, None]
+        keys = torch.tensor(index, device=device)
         with precision():
-            values, loss = monte_carlo(
-                model, batch.tokens, block_size, draws, seed, batch.documents, batch.is_target, keys
-            )
+            values, loss = monte_carlo(model, batch.tokens, block_size, draws, seed, batch.documents, is_target, keys)
         mean, error = mean_and_error(values)
-        nats += float(mean.sum())
-        variance += float((error**2).sum())
-        tokens += int(batch.is_target.sum())
-        part_sums, part_counts = loss.by_count(block_size)
-        sums += part_sums
-        counts += part_counts
+        totals += torch.stack([mean.sum(), (error**2).sum(), is_target.sum()])
+        by_count += torch.stack(loss.by_count(block_size))
+    nats, variance, tokens = ranks.sum(totals).tolist()
+    sums, counts = ranks.sum(by_count).tolist()
     if tokens == 0:
         raise ValueError(f"eval.rows: the {n_rows} rows evaluated hold no target token; raise eval.rows")
     nelbo = nats / tokens
@@ -99,29 +99,42 @@ def bound(
         nelbo,
         0.0 if block_size == 1 else math.sqrt(variance) / tokens,
         nelbo / math.log(2) / split.bytes_per_token,
-        tokens,
-        _ranges(sums.tolist(), counts.tolist()),
+        int(tokens),
+        _ranges(sums, counts),
     )
+
+
+def row_batches(n_rows: int, batch_rows: int, ranks: Ranks) -> Iterator[tuple[list[int], list[bool]]]:
+    """This rank's rows in batches, and which of them count.
+
+    All ranks get as many rows, since a model that is spread over them runs on all at once: one that has fewer of its
+    own takes the last row once more, which does not count.
+    """
+    share = ranks.share(-(-n_rows // ranks.world) * ranks.world)
+    for start in range(0, len(share), batch_rows):
+        index = share[start : start + batch_rows]
+        yield [min(i, n_rows - 1) for i in index], [i < n_rows for i in index]
 
 
 @torch.no_grad()
 def any_order(
     model: Transformer, split: PackedTokens, block_size: int, *, rows: int = 0, batch_rows: int = 32,
-    precision: Callable[[], AbstractContextManager],
+    precision: Callable[[], AbstractContextManager], ranks: Ranks = ALONE,
 ) -> tuple[float, int]:  # fmt: skip
     """Exact any-order NLL of the first `rows` rows of a split (0: all), in nats per target token, and their number."""
     n_rows = min(rows, split.n_rows) if rows else split.n_rows
     device = model.embedding.weight.device
-    nats, tokens = 0.0, 0
-    for start in range(0, n_rows, batch_rows):
-        batch = split.rows(list(range(start, min(start + batch_rows, n_rows)))).to(device)
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # nats, targets
+    for index, is_real in row_batches(n_rows, batch_rows, ranks):
+        batch = split.rows(index).to(device)
+        is_target = batch.is_target & torch.tensor(is_real, device=device)[:, None]
         with precision():
             result = row_nll(
-                model, batch.tokens, block_size, "enumerate", documents=batch.documents, is_target=batch.is_target
+                model, batch.tokens, block_size, "enumerate", documents=batch.documents, is_target=is_target
             )
-        nats += float(result.nll.sum())
-        tokens += int(result.tokens.sum())
-    return nats / max(tokens, 1), tokens
+        totals += torch.stack([result.nll.sum(), result.tokens.sum()])
+    nats, tokens = ranks.sum(totals).tolist()
+    return nats / max(tokens, 1), int(tokens)
 
 
 def _ranges(sums: list[float], counts: list[float]) -> dict[int, float]:
@@ -146,13 +159,14 @@ class Validator:
     block_sizes: Sequence[int]
     config: EvalConfig
     precision: Callable[[], AbstractContextManager]
+    ranks: Ranks = ALONE
     latest: list[Bound] = field(default_factory=list)
 
     def __call__(self) -> dict[str, Any]:
         self.latest = [
             bound(
                 self.model, self.split, size, rows=self.config.rows, draws=self.config.draws,
-                batch_rows=self.config.batch_rows, precision=self.precision,
+                batch_rows=self.config.batch_rows, precision=self.precision, ranks=self.ranks,
             )
             for size in self.block_sizes
         ]  # fmt: skip
@@ -173,12 +187,16 @@ class Validator:
 
 @dataclass
 class Sampler:
-    """Prompts -> text and the figures of its generation. Prompts that can't be continued are left out (a warning)."""
+    """Prompts -> text and the figures of its generation. Prompts that can't be continued are left out (a warning).
+
+    Each rank continues its share of them.
+    """
 
     engine: Engine
     tokenizer: Tokenizer
     prompts: Sequence[str]
     max_new_tokens: int
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         self.prompts = [prompt for prompt in self.prompts if self._fits(prompt)]
@@ -199,7 +217,7 @@ class Sampler:
     def __call__(self) -> tuple[str, dict[str, float]]:
         ids = [self.tokenizer.encode(prompt) for prompt in self.prompts]
         room = self.engine.seq_len - max(len(prompt) for prompt in ids)
-        result = self.engine.generate(ids, min(self.max_new_tokens, room))
+        result = generate_shared(self.engine, ids, min(self.max_new_tokens, room), self.ranks)
         n = sum(len(tokens) for tokens in result.tokens)
         texts = [
             f"--- {prompt!r}\n{prompt}{self.tokenizer.decode(new)}\n"

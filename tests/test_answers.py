@@ -26,7 +26,7 @@ class Rote:
     answers: dict[tuple[int, ...], list[int]]
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generation:
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int]) -> Generation:
         self.asked.append((len(prompts), max_new_tokens))
         texts = [[*self.answers[tuple(prompt)], END][:max_new_tokens] for prompt in prompts]
         return Generation(texts, nfe=2, seconds=0.5)

@@ -18,6 +18,7 @@ from hybrid.noise import Keys
 from hybrid.objective import Count, Masking, Objective, Time
 from hybrid.optim import OptimConfig, Optimizer
 from hybrid.packing import Counts
+from hybrid.ranks import Ranks
 from hybrid.stepper import Stepper
 from hybrid.trainer import TrainerConfig
 
@@ -45,7 +46,7 @@ def stepper(split: PackedTokens, draws: int = 2, estimator=None, **options) -> S
 def gradient(one: Stepper, step: int = 3) -> tuple[Tensor, float]:
     """The gradient as one vector, and the loss."""
     one.optimizer.zero_grad()
-    loss = one.accumulate(step).loss
+    loss = float(one.accumulate(step).losses[0])
     return torch.cat([p.grad.flatten() for p in one.model.parameters()]), loss
 
 
@@ -83,7 +84,7 @@ def test_a_step_that_is_skipped_teaches_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_the_gradients_of_two_ranks_sum_to_that_of_one_process(micro: int | None) -> None:
     split = packed()
     expected, nelbo = gradient(stepper(split))
-    parts = [gradient(stepper(split, rank=rank, world=2, micro=micro)) for rank in (0, 1)]
+    parts = [gradient(stepper(split, ranks=Ranks(rank, 2), micro=micro)) for rank in (0, 1)]
     torch.testing.assert_close(parts[0][0] + parts[1][0], expected, rtol=1e-12, atol=1e-12)
     assert parts[0][1] + parts[1][1] == pytest.approx(nelbo, rel=1e-12)
     assert not torch.allclose(parts[0][0], parts[1][0])
@@ -109,7 +110,7 @@ def test_ranks_see_other_data_and_other_noise(monkeypatch: pytest.MonkeyPatch) -
     noise = []
     for rank, world in ((0, 2), (1, 2), (0, 1)):
         spy = Spy()
-        stepper(split, rank=rank, world=world, estimator=spy).accumulate(3)
+        stepper(split, ranks=Ranks(rank, world), estimator=spy).accumulate(3)
         noise.append(torch.cat(spy.masks))
     batch, first, _, second, _, whole = read
     assert sorted(first + second) == sorted(batch) == sorted(whole) and not set(first) & set(second)

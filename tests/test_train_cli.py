@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, Command
 from safetensors import SafetensorError
 
@@ -277,7 +278,8 @@ def test_another_vocabulary_or_architecture_is_one_line(
 def test_a_diverged_run_is_one_line(
     command: Command, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.stepper.Stepper.accumulate", lambda self, step: Share(float("nan"), None, 4, []))
+    nothing = Share(torch.full((2,), torch.nan), 4, [])
+    monkeypatch.setattr("hybrid.stepper.Stepper.accumulate", lambda self, step: nothing)
     done = command("train.py", *overrides(tmp_path), "trainer.max_bad_steps=2")
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: trainer.max_bad_steps: 2 steps in a row")

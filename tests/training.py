@@ -54,7 +54,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, bad, what: str) -> None:
         share = original(self, step)
         if bad(step) and what == "gradient":
             next(self.model.parameters()).grad.view(-1)[0] = math.inf
-        return share._replace(loss=math.nan) if bad(step) and what == "loss" else share
+        return share._replace(losses=share.losses * math.nan) if bad(step) and what == "loss" else share
 
     monkeypatch.setattr(Stepper, "accumulate", accumulate)
 

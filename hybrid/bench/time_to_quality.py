@@ -259,9 +259,9 @@ def _explanation(arguments: argparse.Namespace) -> str:
 Corpus {title(c.data.corpus)}, block size {c.objective.block_size}, {c.model.n_layers} layers of {c.model.dim}, rows
 of {c.data.seq_len}, {c.trainer.batch_tokens:,} tokens a step. Every figure is a run of its own, its learning rate
 fallen to the end; ± is the standard error over seeds. The ELBO is that of {arguments.rows or "all"} validation rows
-with 8 draws of the same noise for all. Time is steps times the median of a step, timed in turns ({TIMED_ROUNDS} rounds of
-{TIMED_STEPS} steps, wall-clock, data and noise included). The learning rate is the best of a pilot run of another seed.
-Trained at {trained_at(arguments.folder)}."""
+with 8 draws of the same noise for all. Time is steps times the median of a step, timed in turns ({TIMED_ROUNDS} rounds
+of {TIMED_STEPS} steps, wall-clock, data and noise included). The learning rate is the best of a pilot run of another
+seed. Trained at {trained_at(arguments.folder)}."""
 
 
 def parse() -> argparse.Namespace:
