@@ -73,6 +73,14 @@ def test_any_dump_loads_as_the_same_config(tmp_path_factory: pytest.TempPathFact
     assert load_config(path, checked=False) == config
 
 
+@pytest.mark.parametrize("name", ["a\x85b", "\x85", "a\u2028b", "\u2029", "a\nb", "é", "\ufeff"])
+def test_line_breaks_of_unicode_are_kept(name: str, tmp_path: Path) -> None:
+    config = load_config()
+    config.run.name = name
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml", checked=False).run.name == name
+
+
 def test_flatten_and_differences() -> None:
     a = load_config()
     b = load_config(None, ["decoder={name: margin, steps: 8}", "objective.block_size=[1,8]", "trainer.minutes=2"])

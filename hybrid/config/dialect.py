@@ -48,6 +48,14 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_str(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Unicode's line breaks in escapes: PyYAML would write them as they are, and read them as spaces."""
+    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_str)
+
 for _name, _pattern, _first in _IMPLICIT:
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
