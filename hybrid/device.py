@@ -13,7 +13,7 @@ from hybrid.options import pick
 from hybrid.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
 def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -37,8 +37,14 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the processor multiplies it in hardware, else fp32."""
+    """`auto` is bf16 where the processor multiplies it in hardware, else fp32.
+
+    Raises:
+        ValueError: an unknown name, or `tf32` on a device that has none.
+    """
     pick("trainer.precision", name, PRECISIONS)
+    if name == "tf32" and device.type != "cuda":
+        raise ValueError(f"trainer.precision: 'tf32' is a format of GPUs, and the device is {device.type}; use fp32")
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -51,8 +57,13 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 def precision_context(name: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Makes the context in which the network runs: an autocast for bf16, nothing for fp32 (`auto` is resolved)."""
-    if resolve_precision(name, device) == "fp32":
+    """Makes the context in which the network runs: an autocast for bf16, nothing else (`auto` is resolved).
+
+    Products of float32 tensors are in float32, but for `tf32`, from here on: a backward pass runs outside the context.
+    """
+    precision = resolve_precision(name, device)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    if precision != "bf16":
         return nullcontext
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hybrid.attention import Backend, Eager, per_query_head
 from hybrid.layers import RMSNorm, autocast_dtype, rotary_angles, rotate
@@ -90,20 +91,36 @@ class Layer(nn.Module):
         read: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """x (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q)."""
-        y = self.attention_norm(x)
-        k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
-        v = self.wv(y).unflatten(-1, (self.config.kv_heads, -1))
+        y, k, v = self.keys(x, angles)
         x, y = pattern.select_queries(x), pattern.select_queries(y)
-        angles = tuple(pattern.select_queries(a) for a in angles)  # type: ignore[assignment]
-        q = rotate(self.q_norm(self.wq(y).unflatten(-1, (self.config.n_heads, -1))), angles)
+        q = self.queries(y, tuple(pattern.select_queries(a) for a in angles))  # type: ignore[arg-type]
         q, k, v = (t.transpose(1, 2).to(q.dtype) for t in (q, k, v))  # (b, h, r, d)
         k, v = (per_query_head(t, self.config.n_heads) for t in (k, v))
         out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         if read is not None:
             x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]
+        return self.rest(x, out)
+
+    def keys(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised rows (b, r, dim), and their keys and values (b, r, kv heads, d)."""
+        y = self.attention_norm(x)
+        k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
+        return y, k, self.wv(y).unflatten(-1, (self.config.kv_heads, -1))
+
+    def queries(self, y: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """(b, q, dim) -> (b, q, h, d)"""
+        return rotate(self.q_norm(self.wq(y).unflatten(-1, (self.config.n_heads, -1))), angles)
+
+    def rest(self, x: Tensor, out: Tensor) -> Tensor:
+        """What comes behind the attention, whose result is `out` (..., h d)."""
         x = x + self.wo(out)
         y = self.mlp_norm(x)
         return x + self.w_down(F.silu(self.w_gate(y)) * self.w_up(y))
+
+    def compile_parts(self) -> None:
+        """Compile all but the attention, which has kernels of its own and a pattern that differs from step to step."""
+        for name in ("keys", "queries", "rest"):
+            setattr(self, name, torch.compile(getattr(self, name)))
 
 
 class Transformer(nn.Module):
@@ -124,6 +141,7 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(config.dim)
         self.head_weight = None if config.tied_embeddings else nn.Parameter(torch.empty(vocab_size, config.dim))
         self.attend: Backend = Eager()
+        self.recompute = False  # layers are computed again in the backward pass instead of being kept
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -161,7 +179,11 @@ class Transformer(nn.Module):
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             here = pattern if i < last else pattern.reading()
-            x = layer(x, angles, here, self.attend, read=read if i == last else None)
+            rows = read if i == last else None
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, here, self.attend, read=rows, use_reentrant=False)
+            else:
+                x = layer(x, angles, here, self.attend, read=rows)
         return self.final_norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -27,7 +28,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.figures import attention_figure, count_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
-from hybrid.model import Transformer
+from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build
@@ -74,7 +75,13 @@ class Run:
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
         spread = partial(shard, device=self.device, half=half) if is_spread else None
-        return build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
+        model = build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
+        model.recompute = self.config.trainer.recompute
+        choice = self.config.trainer.compile
+        if choice == "on" or (choice == "auto" and self.device.type == "cuda"):
+            for layer in model.layers:
+                cast(Layer, layer).compile_parts()
+        return model
 
     def _check_ranks(self) -> None:
         """Raise a ValueError if the batch can't be shared equally."""

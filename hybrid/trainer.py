@@ -18,6 +18,7 @@ from typing import Any
 
 from hybrid import checkpoint
 from hybrid.atomic import write_text_atomic
+from hybrid.device import PRECISIONS
 from hybrid.options import option
 from hybrid.parallel import PARALLEL, settle
 from hybrid.ranks import part, spread
@@ -43,7 +44,9 @@ class TrainerConfig:
     batch_tokens: int = option(8192, "text tokens per optimizer step, over all ranks")
     micro_batch_tokens: int | None = option(None, "text tokens per forward of one rank; null: no accumulation")
     parallel: str = option("ddp", "of several ranks (torchrun): each holds the whole model, or a part (fsdp)", PARALLEL)
-    precision: str = option("auto", "auto: bf16 autocast where the processor has it", ("auto", "fp32", "bf16"))
+    precision: str = option("auto", "auto: bf16 autocast where the processor has it; tf32: of GPUs", PRECISIONS)
+    compile: str = option("auto", "compile the layers (auto: on GPUs); it takes a minute", ("auto", "on", "off"))
+    recompute: bool = option(False, "compute activations again in the backward pass: less memory, a third more work")
     init_from: str | None = option(None, "run or checkpoint whose weights to start from")
     resume: str = option("never", "never, auto (latest of this run, if any), or the path of a checkpoint")
     log_every: int = option(10, "steps between records of the training loss")
