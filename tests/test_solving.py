@@ -76,3 +76,22 @@ def test_decoders_are_compared_on_text(command, trained, tmp_path):
     assert rows["margin"][0].strip() == "1.000" and rows["first_hitting:steps=2"][0].strip() == "0.500"
     assert rows["(real text)"][0].strip() == "-"
     assert rows["margin"][-1].strip() != "-" and rows["first_hitting:steps=2"][-1].strip() == "-", "policy likelihood"
+
+
+def test_tokens_per_forward_at_batch_1(command, trained, tmp_path):
+    output = tmp_path / "forwards.md"
+    words = ("--samples", 2, "--new-tokens", 12, "--rows", 2, "--seeds", 0, 1, "--output", output)
+    done = command("experiments.forwards", "--checkpoint", trained, "--judge", trained, "--block-size", 4, *words)
+    assert done.code == 0, done.err
+    assert output.with_suffix(".png").is_file() and output.with_name("forwards-2.png").is_file()
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line.startswith("| 4 ")]
+    rows = {line[1]: line[2:] for line in lines}
+    assert len(rows) == 16
+    for k in (1, 2, 4):
+        assert rows[f"first_hitting:per_step={k}"][0] == f"{k:.2f} ± 0.00", "no row waits for another"
+        assert rows[f"first_hitting:per_step={k}"][-1] == "-" and float(rows[f"entropy:per_step={k}"][-1]) > 0
+    bounded = [float(rows[f"entropy_bounded:gamma={g}"][0].split()[0]) for g in (0.1, 0.5, 1.5, 4.0)]
+    assert bounded == sorted(bounded) and bounded[-1] > bounded[0], "a looser bound reveals more at once"
+    assert (
+        "at least" in command("experiments.forwards", "--checkpoint", trained, "--judge", trained, "--samples", 0).err
+    )

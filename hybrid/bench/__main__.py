@@ -4,6 +4,8 @@
     python -m hybrid.bench train data.seq_len=1024 trainer.batch_tokens=16384
     python -m hybrid.bench train --vocab 32000 --memory
     python -m hybrid.bench generate --new-tokens 512 --batch 1 8 64
+    python -m hybrid.bench attention data.seq_len=1024 trainer.batch_tokens=4096
+    python -m hybrid.bench growth                           # rows, blocks and vocabularies of many sizes
 
 Settings are those of train.py. Variants take turns in one process, and medians are compared: machines are noisy.
 """
@@ -11,6 +13,7 @@ Settings are those of train.py. Variants take turns in one process, and medians 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from typing import Any
 
@@ -19,12 +22,17 @@ from hybrid.config import load_config
 from hybrid.options import at_least
 
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
+PARTS = {
+    "attention": "Attention of one layer, forward and backward",
+    "data": "What a training step does before the network runs",
+    "growth": "Training steps of equally many tokens",
+}
 
 
 def main() -> int:
     a = parse()
     config = load_config(a.config, a.overrides if a.config else [*DEFAULTS, *a.overrides])
-    from hybrid.bench import generation, training
+    from hybrid.bench import generation, parts, training
     from hybrid.config import resolve_block_sizes
     from hybrid.device import keep_freed_memory, resolve_device
     from hybrid.experiments.record import Table, publish, refuse_foreign
@@ -46,6 +54,10 @@ def main() -> int:
     if a.what in ("generate", "all"):
         results["generate"] = generation.measure(setting, a.new_tokens, a.batch, a.repeats, a.uncached)
         captions["generate"] = f"Generation of {a.new_tokens} tokens"
+    for name, caption in PARTS.items():
+        if a.what in (name, "all"):
+            results[name] = getattr(parts, name)(setting, a.repeats)
+            captions[name] = f"{caption}; {setting.rows} rows of {seq_len} tokens"
     c = config.model
     model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}"
     about = f"{model}; medians of {a.repeats} interleaved repeats."
@@ -58,14 +70,15 @@ def main() -> int:
         from hybrid.atomic import write_json_atomic
         from hybrid.tracking import environment
 
-        write_json_atomic(a.json, {"results": results, "settings": vars(a), "environment": environment(device)})
+        facts = {"results": results, "options": vars(a), "config": dataclasses.asdict(config)}
+        write_json_atomic(a.json, {**facts, "environment": environment(device)})
         print(f"wrote {a.json}", file=sys.stderr)
     return 0
 
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "generate", "all"))
+    parser.add_argument("what", choices=("train", "generate", *PARTS, "all"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--config", metavar="FILE", help="a YAML file; default: the small model of the docs")
     parser.add_argument("--vocab", type=int, default=257, metavar="V", help="size of the vocabulary (default: 257)")

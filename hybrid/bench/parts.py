@@ -1,0 +1,142 @@
+"""Parts of a training step by themselves: attention backends, and what happens before the network runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybrid.attention import BACKENDS, Backend
+from hybrid.bench.baselines import Causal, Dense, Straightforward
+from hybrid.bench.timing import count_flops, interleave
+from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
+from hybrid.data import PackedTokens, batch_rows
+from hybrid.device import resolve_device, resolve_precision
+from hybrid.masks import TwoStream
+from hybrid.noise import Keys
+from hybrid.objective import Count
+from hybrid.packing import Counts
+
+
+def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    """Forward and backward of one layer's attention, not its last: a record per backend that trains on this device."""
+    device = resolve_device(setting.device)
+    bf16 = resolve_precision(setting.precision, device) == "bf16"
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    N, B = setting.seq_len, setting.block_size
+    causal, dense = TwoStream(N, 1, "causal", "next_token", device=device), Straightforward(N, B, device=device)
+    pattern = TwoStream(N, B, setting.model.context, device=device)
+    passes: dict[str, tuple[Backend, TwoStream]] = {
+        "plain causal, one stream": (Causal(), causal),
+        "straightforward dense mask": (Dense(), dense),
+    }
+    for name, backend in BACKENDS.items():
+        if name == "eager":  # the reference, which keeps all scores
+            continue
+        try:
+            passes[name] = backend(device, training=True), pattern
+        except ValueError:  # not on this device, or not installed
+            continue
+    steps = {name: _attention_step(setting, *one, dtype, device) for name, one in passes.items()}
+    timings = interleave(steps, repeats, device)
+    base = timings["straightforward dense mask"].median
+    allowed = int(pattern.dense().sum())
+    records = []
+    for name, timing in timings.items():
+        n_q, n_k = (c.position.shape[1] for c in (passes[name][1].queries, passes[name][1].keys))
+        seen = N * (N + 1) // 2 if name.startswith("plain") else allowed
+        records.append(
+            {
+                "attention": name,
+                "ms": round(1e3 * timing.median, 2),
+                "min-max": timing.spread,
+                "times as fast as dense": round(base / timing.median, 2),
+                "queries x keys": f"{n_q:,} x {n_k:,}",
+                "of these allowed": round(seen / (n_q * n_k), 3),
+                "GFLOP": round(count_flops(steps[name]) / 1e9, 2),
+            }
+        )
+    return records
+
+
+def _attention_step(
+    setting: Setting, attend: Backend, pattern: TwoStream, dtype: torch.dtype, device: torch.device
+) -> Callable[[], Any]:
+    c = setting.model
+    n_q, n_k = pattern.queries.position.shape[1], pattern.keys.position.shape[1]
+
+    def rows(n: int) -> Tensor:
+        """As a layer lays them out: (b, h, n, d), a view of (b, n, h, d)."""
+        t = torch.randn(setting.rows, n, c.n_heads, c.head_dim, device=device, dtype=dtype)
+        return t.requires_grad_()
+
+    q, k, v = rows(n_q), rows(n_k), rows(n_k)
+    upstream = torch.randn_like(q)
+
+    def step() -> None:
+        out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), pattern).transpose(1, 2)
+        torch.autograd.grad(out, (q, k, v), upstream)
+
+    return step
+
+
+def data(setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    """What a step does before the network runs: the rows of the batch, and its noise."""
+    device = resolve_device(setting.device)
+    n_tokens = 50_000_000
+    tokens = np.random.default_rng(0).integers(0, setting.vocab - 1, n_tokens).astype(np.uint16)
+    counts = Counts(1, n_tokens, n_tokens, n_tokens, n_tokens)
+    split = PackedTokens(tokens, None, counts, setting.seq_len, setting.vocab - 1)
+    batch = split.rows(batch_rows(split.n_rows, setting.rows, 0, 0)).to(device)
+    keys = Keys(0, 0, torch.arange(setting.rows, device=device), 0, setting.rows)
+    estimators = {"counts and positions": Count(), "and a learned proposal": Count("adaptive")}
+    steps: dict[str, Callable[[], Any]] = {
+        "rows of 50M tokens": lambda: split.rows(batch_rows(split.n_rows, setting.rows, 0, 7)).to(device),
+        **{
+            name: lambda e=e: e.draw(keys, batch.is_target, setting.block_size, 1, True)
+            for name, e in estimators.items()
+        },
+    }
+    steps["rows of 50M tokens"]()  # the order of an epoch is made once
+    return [
+        {
+            "before the network": name,
+            "ms": round(1e3 * timing.median, 2),
+            "min-max": timing.spread,
+            "tokens/s": round(setting.rows * setting.seq_len / timing.median),
+        }
+        for name, timing in interleave(steps, repeats, device).items()
+    ]
+
+
+def growth(setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    """Time of a step as one size grows, tokens in a batch staying the same, beside plain autoregressive training."""
+    device, N = resolve_device(setting.device), setting.seq_len
+    tokens = setting.rows * N
+    lengths = [n for n in (256, 512, 1024, 2048, 4096) if n <= tokens]
+    sizes = [b for b in (1, 2, 4, 8, 16, 32, 64, 128, 256) if b < N] + [N]
+    cases = [
+        *(("row length", n, dataclasses.replace(setting, seq_len=n, rows=tokens // n)) for n in lengths),
+        *(("block size", b, dataclasses.replace(setting, block_size=b)) for b in sizes),
+        *(("vocabulary", v, dataclasses.replace(setting, vocab=v)) for v in (257, 1024, 4096, 16384, 50257)),
+    ]
+    records = []
+    for what, value, case in cases:
+        ours = next(name for name, (form, b, _) in case.variants.items() if (form, b) == ("in_place", case.block_size))
+        steps = {name: make_step(case, name) for name in (AUTOREGRESSIVE, ours)}
+        timings = interleave(steps, repeats, device)
+        records.append(
+            {
+                "what grows": what,
+                "to": value,
+                "ms": round(1e3 * timings[ours].median, 1),
+                "min-max": timings[ours].spread,
+                "autoregressive, ms": round(1e3 * timings[AUTOREGRESSIVE].median, 1),
+                "of autoregressive": round(timings[AUTOREGRESSIVE].median / timings[ours].median, 3),
+            }
+        )
+    return records

@@ -1,0 +1,180 @@
+"""How many tokens may a forward reveal? Quality against tokens per forward, by block size, one text at a time.
+
+    python -m hybrid.experiments.forwards --checkpoint runs/forwards --judge runs/ar
+
+In a batch, rows wait for each other at the end of a block, so decoders that decide how many tokens to reveal are
+measured where they are used: at batch 1. The model should be one that was trained at all the block sizes compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hybrid import cli
+from hybrid.options import at_least
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hybrid.experiments.record import Table
+    from hybrid.judge import Judge
+    from hybrid.lm import LanguageModel
+
+log = logging.getLogger("hybrid.experiments.forwards")
+FAMILIES = {
+    "at random": [f"first_hitting:per_step={k}" for k in (1, 2, 4, 8)],
+    "most certain": [f"entropy:per_step={k}" for k in (1, 2, 4, 8)],
+    "above a confidence": [f"confidence:token=best,threshold={t}" for t in (0.95, 0.8, 0.6, 0.4)],
+    "entropy bound": [f"entropy_bounded:gamma={g}" for g in (0.1, 0.5, 1.5, 4.0)],
+}
+"""Of each, a curve from few to many tokens per forward."""
+
+
+@dataclass
+class Point:
+    """One decoder at one block size; an item per seed where the seed matters."""
+
+    block_size: int
+    family: str
+    decoder: str
+    policy_nll: float | None  # nats per token of real text in this decoder's order
+    tokens_per_forward: list[float] = field(default_factory=list)
+    tokens_per_second: list[float] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    gen_ppl: list[float] = field(default_factory=list)
+
+
+def main() -> int:
+    arguments = parse()
+    from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.judge import load_judge
+    from hybrid.lm import load
+
+    refuse_foreign(arguments.output)
+    lm = load(arguments.checkpoint, device=arguments.device)
+    points = measure_all(lm, load_judge(arguments.judge, arguments.device), arguments)
+    parts = [_explanation(arguments), table(points)]
+    figures = {
+        "Generative perplexity against tokens per forward": plot(points, "gen_ppl"),
+        "Policy likelihood against tokens per forward": plot(points, "policy_nll"),
+    }
+    title = "Tokens per forward"
+    publish(
+        arguments.output, "hybrid.experiments.forwards", title, arguments.seeds, parts, figures, device=str(lm.device)
+    )
+    return 0
+
+
+def measure_all(lm: LanguageModel, judge: Judge, arguments: argparse.Namespace) -> list[Point]:
+    from hybrid.comparison import choose_decoders
+    from hybrid.device import precision_context
+    from hybrid.experiments.subject import validation_of
+    from hybrid.scores import Scores
+
+    scores = Scores(lm, validation_of(lm), precision_context("fp32", lm.device), rows=arguments.rows)
+    points = []
+    for size in arguments.block_size or sorted(lm.block_sizes):
+        write(lm, size, "first_hitting", 1, arguments.new_tokens, seed=0)  # nobody's time has in it what is done once
+        for family, labels in FAMILIES.items():
+            for label, decoder in choose_decoders(labels, "decoder").items():
+                log.info("block size %d, %s", size, label)
+                point = Point(size, family, label, scores.policy(size, label, decoder))
+                for seed in arguments.seeds:
+                    add(point, lm, decoder, judge, arguments.samples, arguments.new_tokens, seed)
+                points.append(point)
+    return points
+
+
+def add(point: Point, lm: LanguageModel, decoder: Any, judge: Judge, samples: int, length: int, seed: int) -> None:
+    """Write the texts of one seed, one by one, and note what they cost and are."""
+    from hybrid.quality import entropy
+
+    started = time.perf_counter()
+    rows, nfe = write(lm, point.block_size, decoder, samples, length, seed)
+    seconds = time.perf_counter() - started
+    tokens = sum(map(len, rows))
+    point.tokens_per_forward.append(tokens / nfe)
+    point.tokens_per_second.append(tokens / seconds)
+    point.entropy.append(entropy(rows))
+    point.gen_ppl.append(judge.read([lm.tokenizer.decode(row) for row in rows]).gen_ppl)
+
+
+def write(
+    lm: LanguageModel, size: int, decoder: Any, samples: int, length: int, seed: int
+) -> tuple[list[list[int]], int]:
+    """Texts without a prompt, each in a batch of its own, and the forwards of all."""
+    engine = lm.engine(size, decoder, seed=seed, stop_at_end=False)
+    results = [engine.generate([[]], length, keys=[key]) for key in range(samples)]
+    return [result.tokens[0] for result in results], sum(result.nfe for result in results)
+
+
+def table(points: list[Point]) -> Table:
+    from hybrid.experiments.record import Table, plus_minus
+
+    rows = []
+    for p in points:
+        nll = None if p.policy_nll is None else f"{p.policy_nll:.3f}"
+        speed = f"{statistics.fmean(p.tokens_per_second):,.0f}"
+        figures = plus_minus(p.tokens_per_forward, 2), speed, plus_minus(p.entropy), plus_minus(p.gen_ppl, 2), nll
+        rows.append((p.block_size, p.decoder, *figures))
+    columns = ["block size", "decoder", "tokens per forward", "tokens/s", "entropy", "gen-ppl", "policy NLL"]
+    return Table(columns, rows)
+
+
+def plot(points: list[Point], key: str) -> np.ndarray:
+    """A panel per block size, a curve per family."""
+    from hybrid.experiments.plot import Panel, curves
+
+    panels = []
+    for size in dict.fromkeys(p.block_size for p in points):
+        drawn = {}
+        for family in FAMILIES:
+            of_family = [p for p in points if (p.block_size, p.family) == (size, family)]
+            known = [p for p in of_family if getattr(p, key) is not None]
+            known.sort(key=lambda p: statistics.fmean(p.tokens_per_forward))
+            if known:
+                x = [statistics.fmean(p.tokens_per_forward) for p in known]
+                values = [getattr(p, key) for p in known]
+                drawn[family] = (x, [statistics.fmean(v) if isinstance(v, list) else v for v in values])
+        name = "generative perplexity" if key == "gen_ppl" else "policy NLL, nats per token"
+        panels.append(Panel(f"block size {size}", "tokens per forward", name, drawn, {}, log_y=key == "gen_ppl"))
+    return curves(panels)
+
+
+def _explanation(arguments: argparse.Namespace) -> str:
+    return f"""\
+`{arguments.checkpoint}`, {arguments.samples} texts of {arguments.new_tokens} tokens per seed, one at a time, no prompt,
+temperature 1, float32. ± is the standard error over seeds of generation; there is one model. Gen-ppl is that of the
+judge `{arguments.judge}`; it rewards dull text, so read it beside entropy, of the tokens of a text, in nats. Policy NLL
+is the exact likelihood of {arguments.rows or "all"} rows of real text in the order in which the decoder would reveal
+it, in nats per token: it rewards nothing but the right distribution, and decoders whose order is random have none."""
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m hybrid.experiments.forwards", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: those it was trained with")
+    parser.add_argument("--samples", type=int, default=16, metavar="N", help="texts per seed (default: 16)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument("--rows", type=int, default=16, metavar="R", help="rows of the policy likelihood (default: 16)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    arguments = parser.parse_args()
+    at_least("--samples", arguments.samples, 1)
+    at_least("--new-tokens", arguments.new_tokens, 1)
+    at_least("--rows", arguments.rows, 0)
+    for size in arguments.block_size or []:
+        at_least("--block-size", size, 1)
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
