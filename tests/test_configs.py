@@ -54,7 +54,7 @@ def test_names_of_runs_differ() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("path", GPU, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in GPU if path.stem != "7b"], ids=name_of)
 def test_gpu_configs_have_the_sizes_of_the_literature(path: Path) -> None:
     config = load_config(path)
     assert (config.model.n_layers, config.model.dim, config.model.n_heads) == (12, 768, 12)
