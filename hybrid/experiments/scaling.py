@@ -245,12 +245,15 @@ def serving(models: Models, device: Device) -> Table:
         forwards = device.bandwidth / read
         balance = device.peak / device.bandwidth  # rows of a forward from which on products take longer than reading
         texts = (device.memory * 0.9 - 2 * n) / (s.cache_bytes() * s.seq_len)
-        rows.append(
-            (
-                path, f"{2 * n / 1e9:,.1f}", f"{forwards:,.0f}", f"{forwards * 4:,.0f}", f"{s.cache_bytes() / 1e3:,.0f}",
-                f"{texts:,.0f}", f"{math.ceil(balance)}", f"{math.ceil(balance / s.block_size)}",
-            )
-        )  # fmt: skip
+        numbers = (
+            forwards,
+            forwards * 4,
+            s.cache_bytes() / 1e3,
+            texts,
+            math.ceil(balance),
+            math.ceil(balance / s.block_size),
+        )
+        rows.append((path, f"{2 * n / 1e9:,.1f}", *(f"{number:,.0f}" for number in numbers)))
     columns = [
         "config", "weights, GB", "tokens/s at batch 1, autoregressive", "at 4 tokens a forward", "cache, kB per token",
         "texts of N tokens that fit", "batch that saturates it, autoregressive", "with blocks of B",
@@ -260,8 +263,8 @@ def serving(models: Models, device: Device) -> Table:
 
 def _explanation(device: Device) -> str:
     return f"""\
-Computed, not measured: no GPU took part. A device has {device.peak / 1e12:,.0f} TFLOP/s, {device.bandwidth / 1e12:.2f} TB/s
-and {device.memory / 1e9:,.0f} GB. Training FLOPs and parameters are compared with those that torch counts, and pairs of
+Computed, not measured: no GPU took part. A device has {device.peak / 1e12:,.0f} TFLOP/s, {device.bandwidth / 1e12:.2f}
+TB/s and {device.memory / 1e9:,.0f} GB. Training FLOPs and parameters are compared with those that torch counts, and pairs of
 attention with the mask itself (`tests/test_scaling.py`). Activations are what autograd keeps of a layer under bf16
 autocast; a tenth of the memory is left for everything else."""
 
