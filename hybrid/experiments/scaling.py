@@ -273,8 +273,8 @@ def _settings() -> str:
     return """\
 ## Which settings
 
-* A model whose state fits beside its activations trains with `ddp`. When it does not, `trainer.parallel=fsdp` with as many
-  ranks as make it fit, and `trainer.recompute=true` when a micro-batch of a few rows does not: it costs a third more work.
+* A model whose state fits beside its activations trains with `ddp`. When it does not, `trainer.parallel=fsdp` with as
+  many ranks as make it fit, and `trainer.recompute=true` when a micro-batch of a few rows does not: a third more work.
 * Two streams cost nearly two passes. A second draw on the same clean pass costs half of what the first does, so
   `objective.draws=2 objective.complementary=true` masks every token once for one and a half times the work.
 * At batch 1 a forward costs the reading of its weights, whatever the number of rows: every further token that a forward
