@@ -102,7 +102,7 @@ def test_tables(command: Command, tmp_path):
 def test_parts_of_a_step(command: Command, tmp_path):
     file = tmp_path / "bench.json"
     results = {}
-    for what in ("attention", "data"):
+    for what in ("attention", "head", "data"):
         done = command("bench.__main__", what, *SMALL, "--repeats", 1, "--json", file)
         assert done.code == 0, done.err
         record = json.loads(file.read_text())
@@ -114,6 +114,8 @@ def test_parts_of_a_step(command: Command, tmp_path):
     assert rows["sdpa"]["queries x keys"] == "28 x 28"
     assert rows["sdpa"]["of these allowed"] == pytest.approx(16 * (1 + 2 + 3 + 1 + 2 + 3 + 4) / 28**2, abs=1e-3)
     assert rows["plain causal, one stream"]["of these allowed"] == pytest.approx(17 / 32, abs=1e-3)
+    assert [row["head"] for row in results["head"]][:2] == ["ours, in chunks", "plain"]
+    assert all(row["rows"] == 2 * 16 * 5 // 8 and row["ms"] >= 0 for row in results["head"])
     assert len(results["data"]) == 3 and all(row["tokens/s"] > 0 for row in results["data"])
 
 

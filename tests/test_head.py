@@ -43,3 +43,19 @@ def test_under_autocast_losses_are_float32_and_gradients_close():
     assert [g.dtype for g in got] == [torch.float32] * 2
     for mine, theirs in zip(got, expected, strict=True):
         assert (mine - theirs).norm() < 0.01 * theirs.norm(), "bf16 has 8 bits"
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")
+def test_torchs_fused_head_is_the_same_function_with_weights_of_tokens():
+    """It would do as well, and is slower on a CPU: `python -m hybrid.bench head`."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    matrix = torch.randn(50, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 50, (40,), generator=generator)
+    weights = torch.rand(40, generator=generator, dtype=torch.float64)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=8)
+    theirs = F.linear_cross_entropy(hidden, matrix, targets, reduction="none", options=options)
+    expected = torch.autograd.grad((theirs * weights).sum(), [hidden, matrix])
+    total, losses = weighted_cross_entropy(hidden, matrix, targets, weights)
+    torch.testing.assert_close(losses, theirs.detach(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad(total, [hidden, matrix]), expected, rtol=1e-10, atol=1e-10)

@@ -24,6 +24,7 @@ from hybrid.options import at_least
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
 PARTS = {
     "attention": "Attention of one layer, forward and backward",
+    "head": "Head and loss, forward and backward",
     "data": "What a training step does before the network runs",
     "growth": "Training steps of equally many tokens",
 }

@@ -1,13 +1,15 @@
-"""Parts of a training step by themselves: attention backends, and what happens before the network runs."""
+"""Parts of a training step by themselves: attention backends, the head, and what happens before the network runs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.attention import BACKENDS, Backend
@@ -15,7 +17,8 @@ from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.timing import count_flops, interleave
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
 from hybrid.data import PackedTokens, batch_rows
-from hybrid.device import resolve_device, resolve_precision
+from hybrid.device import precision_context, resolve_device, resolve_precision
+from hybrid.head import weighted_cross_entropy
 from hybrid.masks import TwoStream
 from hybrid.noise import Keys
 from hybrid.objective import Count
@@ -82,6 +85,46 @@ def _attention_step(
         torch.autograd.grad(out, (q, k, v), upstream)
 
     return step
+
+
+def head(setting: Setting, repeats: int) -> list[dict[str, Any]]:
+    """Head and loss, forward and backward, of the rows that a step masks; with torch's chunked form where it has it."""
+    device = resolve_device(setting.device)
+    m = setting.rows * setting.seq_len * (setting.block_size + 1) // (2 * setting.block_size)
+    hidden = torch.randn(m, setting.model.dim, device=device, requires_grad=True)
+    matrix = (0.02 * torch.randn(setting.vocab, setting.model.dim, device=device)).requires_grad_()
+    targets = torch.randint(0, setting.vocab, (m,), device=device)
+    weights = torch.rand(m, device=device)
+    losses: dict[str, Callable[[], Tensor]] = {
+        "ours, in chunks": lambda: weighted_cross_entropy(hidden, matrix, targets, weights)[0],
+        "plain": lambda: (F.cross_entropy((hidden @ matrix.t()).float(), targets, reduction="none") * weights).sum(),
+    }
+    if hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions()
+
+        def of_torch() -> Tensor:
+            losses = F.linear_cross_entropy(hidden, matrix, targets, reduction="none", options=options)
+            return (losses * weights).sum()
+
+        losses["torch's linear_cross_entropy"] = of_torch
+    precision = precision_context(setting.precision, device)
+
+    def step(loss: Callable[[], Tensor]) -> None:
+        with precision():
+            value = loss()
+        torch.autograd.grad(value, (hidden, matrix))
+
+    timings = interleave({name: partial(step, loss) for name, loss in losses.items()}, repeats, device)
+    return [
+        {
+            "head": name,
+            "rows": m,
+            "ms": round(1e3 * timing.median, 1),
+            "min-max": timing.spread,
+            "of plain": round(timings["plain"].median / timing.median, 2),
+        }
+        for name, timing in timings.items()
+    ]
 
 
 def data(setting: Setting, repeats: int) -> list[dict[str, Any]]:
