@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.ranks import Ranks
+from hybrid.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from hybrid.data import Batch
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 PARALLEL = ("ddp", "fsdp")
 
 
-class OneProcess:
-    """The loss of a batch and its gradient, on a model that nobody shares."""
+class Shared:
+    """The loss of a batch and its gradient, on a model that is this process's own, or spread over the ranks (`shard`).
 
-    def __init__(self, model: Transformer):
-        self.model = model
+    Of a spread model the layers are put together one by one as they are needed, and gradients are summed after every
+    forward: keeping them whole until the last one would cost the memory that is saved.
+    """
+
+    def __init__(self, model: Transformer, ranks: Ranks = ALONE):
+        self.model, self.ranks = model, ranks
 
     @contextmanager
     def summed(self, now: bool) -> Iterator[None]:
@@ -40,24 +44,10 @@ class OneProcess:
         return objective.loss(self.model, batch, keys, block_size)
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-
-class Sharded(OneProcess):
-    """Every rank holds a part of each tensor (`shard`); the layers are put together one by one as they are needed.
-
-    Gradients are summed after every forward: keeping them whole until the last one would cost the memory that is saved.
-    """
-
-    def __init__(self, model: Transformer, ranks: Ranks):
-        super().__init__(model)
-        self.ranks = ranks
-
-    def backward(self, loss: Tensor) -> None:
         (loss * self.ranks.world).backward()
 
 
-class Replicated(Sharded):
+class Replicated(Shared):
     """Every rank holds the whole model; gradients are summed while the backward pass still runs."""
 
     def __init__(self, model: Transformer, ranks: Ranks):
@@ -87,11 +77,10 @@ class _Loss(nn.Module):
         return objective.loss(self.model, *arguments)
 
 
-def share_model(model: Transformer, ranks: Ranks, parallel: str) -> OneProcess:
+def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
     """How a step computes its gradient; with `fsdp` the model is one that went through `shard`."""
-    if ranks.world == 1:
-        return OneProcess(model)
-    return Sharded(model, ranks) if parallel == "fsdp" else Replicated(model, ranks)
+    is_replicated = ranks.world > 1 and parallel == "ddp"
+    return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
 
 
 def shard(model: Transformer, device: torch.device, half: bool) -> None:

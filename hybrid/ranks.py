@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hybrid.options import at_least
-
 PATIENCE = timedelta(hours=1)
 """How long a rank waits for another: one prepares the data, or writes the samples, while all others wait."""
 
@@ -100,7 +98,6 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if ranks.world == 1:
         yield ranks
         return
-    at_least("RANK", ranks.rank, 0)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:

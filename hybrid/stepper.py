@@ -22,7 +22,7 @@ from hybrid.model import Transformer
 from hybrid.noise import Keys
 from hybrid.objective import Objective
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
-from hybrid.parallel import OneProcess
+from hybrid.parallel import Shared
 from hybrid.ranks import ALONE, Ranks, whole
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Stepper:
     seed: int
     precision: Callable[[], AbstractContextManager]
     ranks: Ranks = ALONE
-    shared: OneProcess | None = None
+    shared: Shared | None = None
 
     def __call__(self, step: int) -> StepResult:
         share = self.accumulate(step)
@@ -99,7 +99,7 @@ class Stepper:
         device = self.model.embedding.weight.device
         losses = torch.zeros(2, dtype=torch.float64, device=device)
         blocks = []
-        shared = self.shared or OneProcess(self.model)
+        shared = self.shared or Shared(self.model)
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows]).to(device)
             first = self.ranks.rank * len(mine) + start
