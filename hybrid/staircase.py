@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybrid.masks import TwoStream, may_attend
 
-CHUNK = 128
+CHUNK = 64
 """Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls."""
 
 CHUNKS = 8
