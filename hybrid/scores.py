@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +29,7 @@ from hybrid.likelihood import MAX_ENUMERATED
 from hybrid.lm import LanguageModel
 from hybrid.orders import order_nll
 from hybrid.ranks import ALONE, Ranks
-from hybrid.validation import any_order, bound, perplexity
+from hybrid.validation import any_order, bound, perplexity, row_batches
 
 log = logging.getLogger(__name__)
 
@@ -126,20 +127,20 @@ class Scores:
     def _by_row(self, size: int, method: str, decoder: Any = None, what: str = "") -> Rows:
         log.info("block size %d: %s", size, what or method)
         n_rows = min(self.rows, self.split.n_rows) if self.rows else self.split.n_rows
-        mine = self.ranks.share(n_rows)
         parts = []
-        for start in range(0, len(mine), self.batch_rows):
-            batch = self.split.rows(mine[start : start + self.batch_rows]).to(self.lm.device)
+        for index, is_real in row_batches(n_rows, self.batch_rows, self.ranks):
+            batch = self.split.rows(index).to(self.lm.device)
             with self.precision():
                 result = order_nll(
                     self.lm.model, batch.tokens, size, method, decoder, self.draws, self.seed, batch.documents,
                     batch.is_target,
                 )  # fmt: skip
             blocks = result.nll.new_empty(len(result.nll), 0) if result.blocks is None else result.blocks
-            parts.append(Rows(result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu(), blocks.cpu()))
-        found = [part for of_rank in self.ranks.gather((list(mine), parts)) for part in _numbered(*of_rank)]
-        order = torch.tensor([row for rows, _ in found for row in rows]).argsort()
-        return Rows(*(torch.cat(values)[order] for values in zip(*(part for _, part in found), strict=True)))
+            columns = torch.tensor(index), result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu(), blocks.cpu()
+            parts.append([column[torch.tensor(is_real)] for column in columns])
+        numbers, *values = map(torch.cat, zip(*chain(*self.ranks.gather(parts)), strict=True))
+        order = numbers.argsort()
+        return Rows(*(column[order] for column in values))
 
     def _summary(self, size: int, method: str, rows: Rows) -> dict[str, Any]:
         tokens = int(rows.tokens.sum())  # not zero, else `bound` had said so
@@ -156,13 +157,6 @@ class Scores:
             "bits_per_byte": nats / math.log(2) / self.split.bytes_per_token,
             "tokens": tokens,
         }
-
-
-def _numbered(rows: list[int], parts: list[Rows]) -> Iterator[tuple[list[int], Rows]]:
-    """Each part with the numbers of its rows."""
-    for part in parts:
-        yield rows[: len(part.nll)], part
-        rows = rows[len(part.nll) :]
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

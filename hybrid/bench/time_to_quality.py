@@ -7,10 +7,10 @@ schedule, AdamW. It gets the configured number of steps, and every arm is traine
 quarter and an eighth of it, each a run of its own whose learning rate falls to its end. What counts is when the others
 reach the ELBO at which the first one ends.
 
-The two passes have equal gradients (tests/test_bench.py), so every run trains with the fast one and is charged for the
-steps of its own, which are timed in turn beforehand: other work on the machine while the runs train spoils nothing. The
-peak learning rate of every arm is the best of a few in a pilot run of another seed. Runs and timings that are there
-already are not repeated.
+The two passes have equal gradients (tests/test_time_to_quality.py), so every run trains with the fast one and is
+charged for the steps of its own, which are timed in turn beforehand: other work on the machine while the runs train
+spoils nothing. The peak learning rate of every arm is the best of a few in a pilot run of another seed. Runs and
+timings that are there already are not repeated.
 """
 
 from __future__ import annotations
@@ -107,18 +107,16 @@ def remembered(file: Path, make) -> dict[str, float]:
 
 def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, tag: str) -> Config:
     from hybrid.config import load_config
+    from hybrid.experiments.trained import settings, slug
 
     arm = ARMS[name]
-    slug = "-".join(word.strip(",").lower() for word in name.split())
-    own = [f"run.name={slug}-{tag}-s{seed}", f"run.folder={arguments.folder}", f"run.seed={seed}"]
-    own += ["trainer.resume=auto", "eval.sample_tokens=0", "trainer.eval_every=0", "trainer.sample_every=0"]
+    own = settings(arguments.folder, f"{slug(name.lower())}-{tag}", seed)
     own += [f"optim.name={arm.optimizer}", f"{arm.rate_key}={rate}"]
     return load_config(arguments.config, [*arguments.overrides, *arm.overrides, *own])
 
 
 def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
-    from hybrid.attention import select_backend
     from hybrid.bench.baselines import Dense, StraightforwardObjective
     from hybrid.bench.timing import interleave
     from hybrid.run import Run
@@ -130,8 +128,6 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
         if arm.straightforward:
             stepper.objective = StraightforwardObjective.like(stepper.objective)
             stepper.model.attend = Dense()
-        else:
-            stepper.model.attend = select_backend("auto", device, training=True)
 
         def several(stepper=stepper) -> None:
             for step in range(TIMED_STEPS):
@@ -157,23 +153,14 @@ def run(
     arguments: argparse.Namespace, name: str, seed: int, fraction: float, rate: float, costs: dict[str, float]
 ) -> Point:
     """Train for a fraction of the first arm's time, if that is not done yet, and evaluate with fixed noise."""
-    from hybrid.device import precision_context
-    from hybrid.experiments.objectives import train
-    from hybrid.experiments.subject import validation_of
-    from hybrid.lm import load
-    from hybrid.validation import bound
+    from hybrid.experiments.trained import trained
 
     tag = f"{fraction:g}" + (f"-lr{rate:g}" if seed == PILOT_SEED else "")
     config = configure(arguments, name, seed, rate, tag)
-    steps = max(round(fraction * config.trainer.steps * costs[BASELINE] / costs[name]), 1)
-    folder = Path(config.run.folder) / config.run.name
-    steps = train(config, folder, steps)
-    lm = load(folder, device=config.run.device)
-    precision = precision_context("fp32", lm.device)
-    found = bound(
-        lm.model, validation_of(lm), lm.block_sizes[0], rows=arguments.rows, draws=8, precision=precision
-    )  # fmt: skip
-    return Point(name, seed, steps * costs[name], found.nelbo)
+    found = trained(
+        config, max(round(fraction * config.trainer.steps * costs[BASELINE] / costs[name]), 1), arguments.rows
+    )
+    return Point(name, seed, found.steps * costs[name], found.nelbo)
 
 
 def table(points: list[Point], costs: dict[str, float], rates: dict[str, float]) -> Table:
@@ -200,9 +187,8 @@ def crossings(points: list[Point]) -> Table:
         for name, arm in ARMS.items():
             if arm.straightforward:
                 continue
-            ratios = [
-                reach(_curves(points, name)[seed], end.nelbo) / end.seconds for seed, end in ends.items()
-            ]  # fmt: skip
+            curves = _curves(points, name)
+            ratios = [reach(curves[seed], end.nelbo) / end.seconds for seed, end in ends.items()]
             rows.append([name, reference, *(_ratio(r) for r in (float(np.median(ratios)), min(ratios), max(ratios)))])
     return Table(["arm", "reaches the end of", "in this share of its time (median)", "least", "most"], rows)
 
@@ -252,16 +238,16 @@ def _curves(points: list[Point], name: str) -> dict[int, list[Point]]:
 
 def _explanation(arguments: argparse.Namespace) -> str:
     from hybrid.corpora import title
-    from hybrid.experiments.objectives import trained_at
+    from hybrid.experiments.trained import DRAWS, trained_at
 
     c = configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")
     return f"""\
 Corpus {title(c.data.corpus)}, block size {c.objective.block_size}, {c.model.n_layers} layers of {c.model.dim}, rows
 of {c.data.seq_len}, {c.trainer.batch_tokens:,} tokens a step. Every figure is a run of its own, its learning rate
 fallen to the end; ± is the standard error over seeds. The ELBO is that of {arguments.rows or "all"} validation rows
-with 8 draws of the same noise for all. Time is steps times the median of a step, timed in turns ({TIMED_ROUNDS} rounds
-of {TIMED_STEPS} steps, wall-clock, data and noise included). The learning rate is the best of a pilot run of another
-seed. Trained at {trained_at(arguments.folder)}."""
+with {DRAWS} draws of the same noise for all. Time is steps times the median of a step, timed in turns ({TIMED_ROUNDS}
+rounds of {TIMED_STEPS} steps, wall-clock, data and noise included). The learning rate is the best of a pilot run of
+another seed. Trained at {trained_at(arguments.folder)}."""
 
 
 def parse() -> argparse.Namespace:

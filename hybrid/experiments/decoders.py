@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.experiments.subject import add_judged_texts
 from hybrid.options import at_least
 
 if TYPE_CHECKING:
@@ -143,16 +144,9 @@ the tokens of a text. The MAUVE-like value of real text is that of two disjoint 
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.decoders", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    add_judged_texts(parser, samples=64, rows=64)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
     parser.add_argument("--block-size", type=int, metavar="B", help="default: as it was trained")
-    parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts per seed (default: 64)")
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
-    parser.add_argument("--rows", type=int, default=64, metavar="R", help="validation rows of the policy likelihood")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
-    parser.add_argument("--output", metavar="FILE", help="write Markdown there and a plot beside it")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     arguments = parser.parse_args()
     at_least("--samples", arguments.samples, 2)
     at_least("--rows", arguments.rows, 0)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.experiments.subject import add_judged_texts
 from hybrid.options import at_least
 
 if TYPE_CHECKING:
@@ -158,15 +159,8 @@ it, in nats per token: it rewards nothing but the right distribution, and decode
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.forwards", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    add_judged_texts(parser, samples=16, rows=16)
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: those it was trained with")
-    parser.add_argument("--samples", type=int, default=16, metavar="N", help="texts per seed (default: 16)")
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
-    parser.add_argument("--rows", type=int, default=16, metavar="R", help="rows of the policy likelihood (default: 16)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
-    parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     arguments = parser.parse_args()
     at_least("--samples", arguments.samples, 1)
     at_least("--new-tokens", arguments.new_tokens, 1)

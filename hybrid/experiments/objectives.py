@@ -16,8 +16,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import at_least, pick
@@ -88,10 +87,9 @@ def main() -> int:
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
     """The configuration of one run, its folder named after objective and seed."""
     from hybrid.config import load_config
+    from hybrid.experiments.trained import settings, slug
 
-    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("--", "-")
-    own = [f"run.name={slug}-s{seed}", f"run.folder={arguments.folder}", f"run.seed={seed}"]
-    own += ["trainer.resume=auto", "eval.sample_tokens=0", "trainer.eval_every=0", "trainer.sample_every=0"]
+    own = settings(arguments.folder, slug(name), seed)
     return load_config(arguments.config, [*arguments.overrides, *COMMON, *CONTENDERS[name], *own])
 
 
@@ -126,47 +124,19 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
-    from hybrid.device import precision_context
-    from hybrid.experiments.subject import validation_of
-    from hybrid.lm import load
+    from hybrid.experiments.trained import elbo, trained
     from hybrid.quality import entropy
-    from hybrid.validation import bound
 
-    folder = Path(config.run.folder) / config.run.name
-    config.trainer.steps = train(config, folder, steps)
-    lm = load(folder, device=config.run.device)
-    split = validation_of(lm)
-    size = lm.block_sizes[0]
-    options: dict[str, Any] = {"rows": arguments.rows, "precision": precision_context("fp32", lm.device)}
-    nelbo = bound(lm.model, split, size, draws=8, **options).nelbo
-    at_one = bound(lm.model, split, 1, draws=1, **options).nelbo
+    run = trained(config, steps, arguments.rows)
+    lm, size = run.lm, run.lm.block_sizes[0]
+    at_one = elbo(lm, run.split, 1, arguments.rows, draws=1)
     length = min(arguments.new_tokens, lm.config.data.seq_len)
     rows = lm.generate([[]] * arguments.samples, length, block_size=size, stop_at_end=False).tokens
     reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
     return Outcome(
-        name, config.run.seed, config.trainer.steps, cost, nelbo, at_one, entropy(rows),
+        name, config.run.seed, run.steps, cost, run.nelbo, at_one, entropy(rows),
         None if reading is None else reading.gen_ppl,
     )  # fmt: skip
-
-
-def train(config: Config, folder: Path, steps: int) -> int:
-    """Train to `steps`, or find that done; the number of steps of the run."""
-    from hybrid import checkpoint
-    from hybrid.config import load_config
-    from hybrid.run import Run
-
-    if (folder / "config.yaml").is_file() and checkpoint.list_checkpoints(folder / "checkpoints"):
-        steps = load_config(folder / "config.yaml", checked=False).trainer.steps  # the cost of a step has noise
-        if checkpoint.step_of(checkpoint.find_checkpoint(folder)) == steps:
-            return steps
-    config.trainer.steps = steps
-    run = Run(config)
-    run.open()
-    run.train()
-    done = checkpoint.step_of(checkpoint.find_checkpoint(folder))
-    if done < steps:
-        raise KeyboardInterrupt
-    return steps
 
 
 def table(outcomes: list[Outcome]):
@@ -208,6 +178,7 @@ def _mean(values: list[float]) -> float:
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:
     from hybrid.corpora import title
+    from hybrid.experiments.trained import trained_at
 
     judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."
     return f"""\
@@ -217,17 +188,6 @@ error over seeds. Differences are paired by seed. The ELBO is that of {arguments
 the same noise for all. "At block size 1" is the exact likelihood of the same weights, for which only the autoregressive
 loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_tokens} tokens each (`first_hitting`,
 temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
-
-
-def trained_at(folder: str) -> str:
-    """The commits of the runs, which may be older than that of the table."""
-    from hybrid.atomic import read_json
-
-    found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
-    commits = {
-        f"{e['commit'][:7]}{' with changes' if e['dirty'] else ''}" if e["commit"] else "no commit" for e in found
-    }
-    return f"commit {', '.join(sorted(commits))}"
 
 
 def _judge(arguments: argparse.Namespace) -> Judge | None:

@@ -114,10 +114,9 @@ def kept_per_row(model: ModelConfig, recompute: bool) -> float:
     with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
         y, k, v = layer.keys(x, angles)  # type: ignore[arg-type]
         q = layer.queries(y, angles)  # type: ignore[arg-type]
-        result = layer.rest(x, q.flatten(2))
+        layer.rest(x, q.flatten(2))
     for t in (q, k, v):
         pack(t)
-    del result
     return sum(storage.nbytes() for storage in kept.values()) / rows + 4 * model.n_heads
 
 

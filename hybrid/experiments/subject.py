@@ -27,6 +27,22 @@ def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the result here as Markdown, plots beside it")
 
 
+def add_judged_texts(parser: argparse.ArgumentParser, samples: int, rows: int) -> None:
+    """What describes texts that a judge reads; `samples` and `rows` are the defaults."""
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    parser.add_argument(
+        "--samples", type=int, default=samples, metavar="N", help=f"texts per seed (default: {samples})"
+    )
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument(
+        "--rows", type=int, default=rows, metavar="R", help=f"of the policy likelihood (default: {rows})"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+
+
 def check_counts(a: argparse.Namespace, *names: str) -> None:
     """Raise a ValueError if an option that counts something, or an item of its list, is below 1."""
     for name in (*names, "rows", "length"):

@@ -1,0 +1,86 @@
+"""The runs that an experiment trains: named after what they are, trained once, evaluated with the same noise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from hybrid.config import Config
+    from hybrid.data import PackedTokens
+    from hybrid.lm import LanguageModel
+
+DRAWS = 8
+"""Of noise, when a run is evaluated."""
+
+
+def slug(name: str) -> str:
+    """A name as part of that of a folder."""
+    return "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("--", "-")
+
+
+def settings(folder: str, name: str, seed: int) -> list[str]:
+    """Of a run of its own, which can be interrupted and is looked at when it is over."""
+    own = [f"run.name={name}-s{seed}", f"run.folder={folder}", f"run.seed={seed}", "trainer.resume=auto"]
+    return [*own, "eval.sample_tokens=0", "trainer.eval_every=0", "trainer.sample_every=0"]
+
+
+class Trained(NamedTuple):
+    """A finished run, and the ELBO that it reached in nats per token."""
+
+    lm: LanguageModel
+    split: PackedTokens
+    steps: int
+    nelbo: float
+
+
+def trained(config: Config, steps: int, rows: int) -> Trained:
+    """Train to `steps`, if that is not done yet, and evaluate `rows` validation rows (0: all)."""
+    from hybrid.experiments.subject import validation_of
+    from hybrid.lm import load
+
+    folder = Path(config.run.folder) / config.run.name
+    steps = train(config, folder, steps)
+    lm = load(folder, device=config.run.device)
+    split = validation_of(lm)
+    return Trained(lm, split, steps, elbo(lm, split, lm.block_sizes[0], rows, DRAWS))
+
+
+def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, draws: int) -> float:
+    """In nats per token and in float32; at block size 1 it is exact."""
+    from hybrid.device import precision_context
+    from hybrid.validation import bound
+
+    precision = precision_context("fp32", lm.device)
+    return bound(lm.model, split, block_size, rows=rows, draws=draws, precision=precision).nelbo
+
+
+def train(config: Config, folder: Path, steps: int) -> int:
+    """Train to `steps`, or find that done; the number of steps of the run."""
+    from hybrid import checkpoint
+    from hybrid.config import load_config
+    from hybrid.run import Run
+
+    if (folder / "config.yaml").is_file() and checkpoint.list_checkpoints(folder / "checkpoints"):
+        steps = load_config(folder / "config.yaml", checked=False).trainer.steps  # the cost of a step has noise
+        if checkpoint.step_of(checkpoint.find_checkpoint(folder)) == steps:
+            return steps
+    config.trainer.steps = steps
+    run = Run(config)
+    run.open()
+    run.train()
+    done = checkpoint.step_of(checkpoint.find_checkpoint(folder))
+    if done < steps:
+        raise KeyboardInterrupt
+    return steps
+
+
+def trained_at(folder: str) -> str:
+    """The commits of the runs in a folder, which may be older than that of the table."""
+    from hybrid.atomic import read_json
+
+    found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
+    commits = {
+        f"{e['commit'][:7]}{' with changes' if e['dirty'] else ''}" if e["commit"] else "no commit" for e in found
+    }
+    return f"commit {', '.join(sorted(commits))}"
