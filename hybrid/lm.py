@@ -28,7 +28,9 @@ from hybrid.device import precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
 from hybrid.options import build, pick
+from hybrid.states import load_state, module_tensors
 from hybrid.streams import two_stream_hidden
+from hybrid.tensorfiles import has_group, load_group, save_tensors
 from hybrid.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -181,7 +183,7 @@ class LanguageModel:
             OSError: it could not be written.
         """
         with new_folder(Path(folder)) as temporary:
-            checkpoint.save_tensors(checkpoint.module_tensors(self.model), temporary / "model.safetensors")
+            save_tensors(module_tensors(self.model), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
             write_json_atomic(temporary / "model.json", self._facts())
@@ -273,6 +275,6 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     tokenizer = load_tokenizer(home / "tokenizer")
     where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()
-    weights = "ema" if checkpoint.has_group(found, "ema") else "model"
-    checkpoint.load_state(model, checkpoint.load_group(found, weights))
+    weights = "ema" if has_group(found, "ema") else "model"
+    load_state(model, load_group(found, weights))
     return LanguageModel(config, tokenizer, model, precision)

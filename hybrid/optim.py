@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoint import flatten_optimizer, restore_optimizer
 from hybrid.options import option
 from hybrid.parallel import settle
+from hybrid.states import flatten_optimizer, restore_optimizer
 
 
 @dataclass

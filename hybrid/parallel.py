@@ -26,7 +26,7 @@ PARALLEL = ("ddp", "fsdp")
 
 
 class Shared:
-    """The loss of a batch and its gradient, on a model that is this process's own, or spread over the ranks (`shard`).
+    """The loss of a batch and its gradient, on a model that is this process's own or spread over the ranks.
 
     Of a spread model the layers are put together one by one as they are needed, and gradients are summed after every
     forward: keeping them whole until the last one would cost the memory that is saved.
@@ -78,12 +78,12 @@ class _Loss(nn.Module):
 
 
 def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
-    """How a step computes its gradient; with `fsdp` the model is one that went through `shard`."""
+    """How a step computes its gradient; with `fsdp` the model is one that went through `spread_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
     return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
 
 
-def shard(model: Transformer, device: torch.device, half: bool) -> None:
+def spread_model(model: Transformer, device: torch.device, half: bool) -> None:
     """Spread a model over the ranks; if it has no storage yet (on `meta`), no rank ever holds all of it.
 
     Args:
@@ -103,7 +103,5 @@ def shard(model: Transformer, device: torch.device, half: bool) -> None:
 
 def settle(model: nn.Module) -> None:
     """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
-    from torch.distributed.fsdp import FSDPModule
-
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    if hasattr(model, "reshard"):  # what torch adds to a module that it spreads
+        model.reshard()  # type: ignore[operator]

@@ -32,8 +32,9 @@ from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build
-from hybrid.parallel import shard, share_model
+from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
+from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
 from hybrid.tracking import Tracker, Untracked, environment
 from hybrid.trainer import Trainer
@@ -74,7 +75,7 @@ class Run:
 
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
-        spread = partial(shard, device=self.device, half=half) if is_spread else None
+        spread = partial(spread_model, device=self.device, half=half) if is_spread else None
         model = build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
         model.recompute = self.config.trainer.recompute
         choice = self.config.trainer.compile
@@ -252,7 +253,7 @@ class Run:
                 "tokenizer"
             )
         with torch.no_grad():
-            checkpoint.load_state(self.model, checkpoint.module_tensors(other.model))
+            load_state(self.model, module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
 
 

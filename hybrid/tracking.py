@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl (the record), TensorBoard (a view of it), its environment, its progress.
+"""What a run writes down: metrics.jsonl (the record), TensorBoard (a view of it), its environment.
 
 metrics.jsonl has one JSON object a line: `step`, `time` (seconds of training, going on where a resumed run had stopped)
 and `tag: value` pairs. A value that is not finite is null.
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -287,71 +287,3 @@ def _git() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
-
-
-class Progress:
-    """Progress of a training loop on stderr: a bar on a terminal, else a line now and then."""
-
-    def __init__(
-        self, total: int, start: int = 0, interval: float = 10.0, stream: TextIO | None = None, silent: bool = False
-    ) -> None:
-        self.total = total
-        self._silent = silent
-        self._step = start
-        self._interval = interval
-        self._stream = sys.stderr if stream is None else stream
-        self._bar: Any = None
-        self._loss: float | None = None
-        # Steps and tokens since `_since`; the bar keeps its own time.
-        self._since = time.monotonic()
-        self._from_step = start
-        self._tokens = 0
-        if self._stream.isatty() and not silent:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
-
-    def update(self, step: int, tokens: int, loss: float | None = None) -> None:
-        """Say that `step` steps are done, `tokens` tokens were read since the last call, and (if known) the loss."""
-        self._loss = self._loss if loss is None else loss
-        self._tokens += tokens
-        if self._bar is not None:
-            self._bar.update(step - self._step)
-        self._step = step
-        seconds = time.monotonic() - self._since
-        if seconds >= (1.0 if self._bar is not None else self._interval) or step >= self.total:
-            self._report(max(seconds, 1e-9))
-
-    def _report(self, seconds: float) -> None:
-        rate = self._tokens / seconds
-        loss = "" if self._loss is None else f"loss {self._loss:.4f}, "
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"{loss}{rate:,.0f} tokens/s")
-        else:
-            steps = self._step - self._from_step
-            left = f"{_duration((self.total - self._step) * seconds / steps)} left" if steps else "time left unknown"
-            self.write(f"step {self._step}/{self.total}: {loss}{rate:,.0f} tokens/s, {left}")
-        self._since, self._from_step, self._tokens = time.monotonic(), self._step, 0
-
-    def write(self, line: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        elif not self._silent:
-            print(line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

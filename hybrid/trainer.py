@@ -6,6 +6,7 @@ weights, optimizer and step.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import signal
@@ -21,9 +22,12 @@ from hybrid.atomic import write_text_atomic
 from hybrid.device import PRECISIONS
 from hybrid.options import option
 from hybrid.parallel import PARALLEL, settle
+from hybrid.progress import Progress
 from hybrid.ranks import part, spread
+from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper, StepResult
-from hybrid.tracking import Progress, Tracker
+from hybrid.tensorfiles import load_group
+from hybrid.tracking import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -117,13 +121,13 @@ class Trainer:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step."""
         s = self.stepper
         state = checkpoint.read_state(path)
-        checkpoint.load_state(s.model, checkpoint.load_group(path, "model"))
-        s.optimizer.restore(checkpoint.load_group(path, "optimizer"), state["optimizer"])
+        load_state(s.model, load_group(path, "model"))
+        s.optimizer.restore(load_group(path, "optimizer"), state["optimizer"])
         if s.ema is not None:
-            tensors = checkpoint.load_group(path, "ema")
+            tensors = load_group(path, "ema")
             s.ema.shadow = {name: spread(tensors[name], t).clone() for name, t in s.ema.shadow.items()}
         if s.objective.learner is not None:
-            s.objective.learner.restore(dict(checkpoint.load_group(path, "proposal")))
+            s.objective.learner.restore(dict(load_group(path, "proposal")))
         self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
         log.info("resumed at step %d from %s", self.step, path)
 
@@ -136,7 +140,7 @@ class Trainer:
         """
         s = self.stepper
         optimizer_tensors, optimizer_meta = s.optimizer.state()
-        tensors = {"model": checkpoint.module_tensors(s.model), "optimizer": optimizer_tensors}
+        tensors = {"model": module_tensors(s.model), "optimizer": optimizer_tensors}
         if s.ema is not None:
             tensors["ema"] = s.ema.shadow
         if s.objective.learner is not None:
@@ -185,7 +189,8 @@ class Trainer:
         deadline = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
         old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with Progress(config.steps, self.step, silent=not self.stepper.ranks.is_main) as progress:
+            unseen = None if self.stepper.ranks.is_main else io.StringIO()
+            with Progress(config.steps, self.step, stream=unseen) as progress:
                 self._loop(progress, deadline)
             stopped = self._is_stopped()
             path = self.save()  # before anything else can go wrong or be interrupted

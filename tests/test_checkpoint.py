@@ -15,12 +15,11 @@ import torch
 from checkpoints import assert_whole, debris, save
 from safetensors import SafetensorError
 
-from hybrid import atomic, checkpoint
+from hybrid import atomic, checkpoint, tensorfiles
 from hybrid.atomic import new_folder, read_json, to_json, verify_folder, write_json_atomic, write_text_atomic
 from hybrid.checkpoint import (
     find_checkpoint,
     list_checkpoints,
-    load_tensors,
     mark_best,
     prune,
     read_best,
@@ -28,6 +27,7 @@ from hybrid.checkpoint import (
     save_checkpoint,
     step_of,
 )
+from hybrid.tensorfiles import load_tensors
 
 
 def test_round_trip_of_all_kinds_of_tensors_without_pickle(tmp_path):
@@ -79,7 +79,7 @@ def disk_full_in_safetensors(tensors, path):
 @pytest.mark.parametrize(
     ("module", "name", "failure"),
     [
-        (checkpoint, "save_file", disk_full_in_safetensors),
+        (tensorfiles, "save_file", disk_full_in_safetensors),
         (checkpoint, "write_json_atomic", disk_full),
         (atomic.os, "fsync", disk_full),
         (atomic.os, "rename", disk_full),

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from checkpoints import assert_whole, debris, save
 
-from hybrid import checkpoint
+from hybrid import tensorfiles
 from hybrid.atomic import verify_folder
 from hybrid.checkpoint import (
     clean_up,
@@ -54,7 +54,7 @@ def _die_before_call(number: int) -> list[int]:
 
     for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "open"):
         setattr(os, name, counted(getattr(os, name)))
-    checkpoint.save_file = counted(checkpoint.save_file)
+    tensorfiles.save_file = counted(tensorfiles.save_file)
     return count
 
 

@@ -7,15 +7,9 @@ import torch
 from torch import nn
 
 from hybrid.atomic import to_json
-from hybrid.checkpoint import (
-    flatten_optimizer,
-    load_state,
-    load_tensors,
-    module_tensors,
-    read_state,
-    restore_optimizer,
-    save_checkpoint,
-)
+from hybrid.checkpoint import read_state, save_checkpoint
+from hybrid.states import flatten_optimizer, load_state, module_tensors, restore_optimizer
+from hybrid.tensorfiles import load_tensors
 
 
 class Net(nn.Module):

@@ -13,8 +13,9 @@ from conftest import Configure
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoint import find_checkpoint, load_tensors
+from hybrid.checkpoint import find_checkpoint
 from hybrid.run import Run
+from hybrid.tensorfiles import load_tensors
 
 
 @pytest.fixture(scope="module")

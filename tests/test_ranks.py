@@ -20,6 +20,7 @@ import hybrid
 from hybrid import checkpoint
 from hybrid.ranks import ALONE, Ranks
 from hybrid.run import Run
+from hybrid.tensorfiles import load_group
 from hybrid.tracking import read_metrics
 from hybrid.validation import row_batches
 
@@ -124,7 +125,7 @@ def test_a_missing_part_is_no_checkpoint(trained_by: Trained, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"00001-of-00002\.safetensors: is missing"):
         checkpoint.find_checkpoint(step)
     with pytest.raises(ValueError, match="1 of the 2 files of model are there"):
-        checkpoint.load_group(step, "model")
+        load_group(step, "model")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from training import assert_same_tensors, before_step, tensors_of, train
 import hybrid
 from hybrid import checkpoint
 from hybrid.run import Run
+from hybrid.tensorfiles import load_tensors
 from hybrid.tracking import read_metrics
 
 
@@ -239,7 +240,7 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
 def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
     run = Run(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
-    averaged = checkpoint.load_tensors(checkpoint.find_checkpoint(trained) / "ema.safetensors")
+    averaged = load_tensors(checkpoint.find_checkpoint(trained) / "ema.safetensors")
     assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
 
 

@@ -1,8 +1,7 @@
-"""The run folder: metrics.jsonl, its TensorBoard view, the environment, the progress."""
+"""The run folder: metrics.jsonl, its TensorBoard view, the environment."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -16,7 +15,7 @@ import pytest
 import torch
 
 from hybrid.figures import attention_figure, count_figure, rasterise
-from hybrid.tracking import LAYOUT, Progress, Tracker, environment, read_metrics
+from hybrid.tracking import LAYOUT, Tracker, environment, read_metrics
 
 
 def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -253,35 +252,3 @@ def test_figures_leave_no_global_state_and_reject_what_they_cannot_draw():
     for shape, streams in (((4,), {"a": 4}), ((0, 0), {}), ((3, 4), {"a": 4}), ((4, 4), {"a": 2, "b": 3})):
         with pytest.raises(ValueError, match="mask: shape"):
             attention_figure(np.ones(shape, bool), "bad", streams)
-
-
-def test_progress_without_a_terminal_is_a_line_now_and_then():
-    stream = io.StringIO()
-    with Progress(total=100, start=40, interval=0.0, stream=stream) as progress:
-        progress.update(50, tokens=1000, loss=2.5)
-        progress.update(60, tokens=1000)
-        progress.write("saved")
-    lines = stream.getvalue().splitlines()
-    assert re.fullmatch(r"step 50/100: loss 2\.5000, [\d,]+ tokens/s, 0:00 left", lines[0])
-    assert lines[1].startswith("step 60/100: loss 2.5000, ")
-    assert lines[2:] == ["saved"]
-    stream = io.StringIO()
-    with Progress(total=100, interval=1000.0, stream=stream) as progress:
-        for step in range(1, 101):
-            progress.update(step, tokens=10)
-    assert len(stream.getvalue().splitlines()) == 1  # the last step
-
-
-def test_progress_on_a_terminal_is_a_bar():
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stream = Terminal()
-    with Progress(total=10, start=4, stream=stream) as progress:
-        progress.update(5, tokens=10, loss=1.5)
-        progress.write("a line")
-        progress.update(10, tokens=10)
-    assert "10/10" in stream.getvalue()
-    assert "loss 1.5000" in stream.getvalue()
-    assert "a line\n" in stream.getvalue()

@@ -257,7 +257,7 @@ def test_a_full_disk_loses_nothing(
 
     before = checkpoint.find_checkpoint(copy_of_trained)
     with monkeypatch.context() as patch:
-        patch.setattr("hybrid.checkpoint.save_file", save_file)
+        patch.setattr("hybrid.tensorfiles.save_file", save_file)
         done = go_on(command, overrides, copy_of_trained)
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: ")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import hybrid
-from hybrid import checkpoint
 from hybrid.run import Run
 from hybrid.stepper import Share, Stepper, StepResult
+from hybrid.tensorfiles import load_tensors
 
 
 def train(config: hybrid.Config) -> Path:
@@ -26,7 +26,7 @@ def tensors_of(step_folder: Path) -> dict[str, Tensor]:
     return {
         f"{file.stem}/{name}": tensor
         for file in sorted(step_folder.glob("*.safetensors"))
-        for name, tensor in checkpoint.load_tensors(file).items()
+        for name, tensor in load_tensors(file).items()
     }
 
 
