@@ -43,12 +43,15 @@ def build_model(
     Args:
         spread: is given the model before it has any storage, to spread it over ranks.
     """
-    with torch.device("meta"):
+    # On meta only where it must be: initialising there costs the import of torch's compiler, a second.
+    with torch.device("cpu" if spread is None and device.type != "meta" else "meta"):
         model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
     if device.type != "meta":
         if spread is not None:
             spread(model)
-        model.to_empty(device=device)
+            model.to_empty(device=device)
+        else:
+            model = model.to(device)
         torch.manual_seed(config.run.seed)
         model.reset_parameters()
         model.attend = select_backend(config.model.attention, device, training)

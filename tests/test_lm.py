@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -199,3 +201,16 @@ def test_stream_ends_where_generate_does(lm: hybrid.LanguageModel) -> None:
     assert steps[-1].tokens == result.tokens and steps[-1].nfe == result.nfe and steps[-1].done
     assert any(lm.mask_token_id in row for row in steps[0].tokens)
     assert not any(step.done for step in steps[:-1])
+
+
+def test_what_only_training_on_many_devices_needs_is_not_imported(trained):
+    """Torch's compiler takes a second to import, FSDP half of one."""
+    program = (
+        "import sys, hybrid\n"
+        f"lm = hybrid.load({str(trained)!r})\n"
+        "lm.generate([[]], 4)\n"
+        "print([name for name in ('torch._dynamo', 'torch.distributed.fsdp') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
