@@ -25,6 +25,7 @@ from hybrid.lm import LanguageModel
 from hybrid.options import at_least, build
 from hybrid.quality import measure
 from hybrid.ranks import ALONE, Ranks
+from hybrid.tables import aligned
 
 if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
@@ -234,12 +235,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     columns = [c for c in COLUMNS if any(line.get(c[1]) is not None for line in lines)]
     cells = [["decoder", *(head for head, _, _ in columns)]]
     cells += [[line["decoder"], *(_cell(line.get(key), form) for _, key, form in columns)] for line in lines]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    text = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in cells
-    ]
-    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+    return aligned(cells)
 
 
 def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None) -> list[str]:

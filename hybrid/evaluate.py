@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,15 +132,20 @@ def default_output(checkpoint: str) -> Path:
     return run / "eval.json"
 
 
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on, as eval.json has it."""
+    return {key: value for key, value in vars(arguments).items() if key != "output"}
+
+
 def write(path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace) -> None:
     from hybrid.atomic import write_json_atomic
     from hybrid.tracking import environment
 
-    settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    write_json_atomic(path, {**results, "settings": settings, "data": data, "environment": environment()})
+    write_json_atomic(path, {**results, "settings": settings_of(arguments), "data": data, "environment": environment()})
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """From `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
@@ -164,7 +170,7 @@ def parse() -> argparse.Namespace:
         "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
     )
     of_texts = _add_generation(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     for name, least in (("draws", 1), ("batch_rows", 1), ("rows", 0), ("samples", 1)):
         if getattr(arguments, name) < least:
             raise ValueError(f"--{name.replace('_', '-')}: {getattr(arguments, name)} must be at least {least}")

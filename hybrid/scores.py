@@ -29,6 +29,7 @@ from hybrid.likelihood import MAX_ENUMERATED
 from hybrid.lm import LanguageModel
 from hybrid.orders import order_nll
 from hybrid.ranks import ALONE, Ranks
+from hybrid.tables import aligned
 from hybrid.validation import any_order, bound, perplexity, row_batches
 
 log = logging.getLogger(__name__)
@@ -161,18 +162,19 @@ class Scores:
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Plain text; `+-` is the standard error of the noise, for these rows of text."""
-    names = [f"{line['likelihood']} {line.get('decoder', '')}".rstrip() for line in lines]
-    width = max(len("likelihood"), *map(len, names))
-    head = f"{'block size':>10}  {'likelihood':{width}}  {'nats/token':>10}  {'+-':>8}  {'perplexity':>10}  bits/byte"
-    text = [head, "-" * len(head)]
-    for name, line in zip(names, lines, strict=True):
-        sign = SIGNS.get(line["likelihood"], "= ")
-        error = "nan" if math.isnan(line["stderr"]) else f"{line['stderr']:.4f}"
-        text.append(
-            f"{line['block_size']:>10}  {name:{width}}  {sign}{line['nats_per_token']:>8.4f}  {error:>8}  "
-            f"{line['perplexity']:>10.3f}  {line['bits_per_byte']:>9.4f}"
+    rows = [["block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"]]
+    for line in lines:
+        rows.append(
+            [
+                str(line["block_size"]),
+                f"{line['likelihood']} {line.get('decoder', '')}".rstrip(),
+                f"{SIGNS.get(line['likelihood'], '= ')}{line['nats_per_token']:>8.4f}",
+                "nan" if math.isnan(line["stderr"]) else f"{line['stderr']:.4f}",
+                f"{line['perplexity']:.3f}",
+                f"{line['bits_per_byte']:.4f}",
+            ]
         )
-    return "\n".join(text)
+    return aligned(rows, left=(1,))
 
 
 def notes(lines: Sequence[Mapping[str, Any]]) -> list[str]:

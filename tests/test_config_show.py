@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hybrid.config import Config, describe, differences, flatten, load_config, parse_options, to_yaml
 from hybrid.config.schema import BACKENDS, SPECS, Key, groups, keys, table
-from hybrid.config.show import _inline
+from hybrid.config.show import inline
 from hybrid.options import type_name
 
 REPO = Path(__file__).parents[1]
@@ -61,7 +61,7 @@ def test_any_dump_loads_as_the_same_config(tmp_path_factory: pytest.TempPathFact
     overrides = []
     for key in chosen:
         value = data.draw(values(key), label=key.name)
-        overrides.append(f"{key.name}={_inline(value)}")
+        overrides.append(f"{key.name}={inline(value)}")
         holder: Any = config
         *path, last = key.name.split(".")
         for part in path:
@@ -106,7 +106,7 @@ def test_parse_options() -> None:
 def test_help_lists_every_key_and_every_entry() -> None:
     text = describe()
     for key in KEYS:
-        assert f"  {key.name}={_inline(key.default)}" in text
+        assert f"  {key.name}={inline(key.default)}" in text
         assert key.doc.split()[0] in text
     for address in (*SPECS.values(), BACKENDS):
         for name in table(address):

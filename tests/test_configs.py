@@ -12,7 +12,8 @@ from hybrid.config import Config, differences, load_config, resolve_block_sizes
 from hybrid.model import Transformer
 
 REPO = Path(__file__).parents[1]
-CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+SWEEPS = sorted((REPO / "configs" / "sweeps").glob("*.yaml"))
+CONFIGS = sorted(set((REPO / "configs").rglob("*.yaml")) - set(SWEEPS))
 GPU = [path for path in CONFIGS if path.parent.name == "gpu"]
 ABLATIONS = [path for path in CONFIGS if path.parent.name == "block_size" and path.stem != "base"]
 VOCAB = {"byte": 257}  # a BPE has data.vocab_size

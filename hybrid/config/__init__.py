@@ -11,7 +11,7 @@
 from hybrid.config.check import check, resolve_block_sizes
 from hybrid.config.load import load_config, parse_options
 from hybrid.config.schema import Config
-from hybrid.config.show import describe, differences, flatten, to_yaml
+from hybrid.config.show import describe, differences, flatten, inline, to_yaml
 
 __all__ = [
     "Config",
@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "differences",
     "flatten",
+    "inline",
     "load_config",
     "parse_options",
     "resolve_block_sizes",

@@ -63,17 +63,17 @@ def _values(config: Config) -> Iterator[tuple[str, Any]]:
 
 
 def _scalar(value: Any) -> bool | int | float | str:
-    return value if isinstance(value, (bool, int, float, str)) else _inline(value)
+    return value if isinstance(value, (bool, int, float, str)) else inline(value)
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value in one line of YAML, as it may be given in an override."""
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{', '.join(_inline(item) for item in value)}]"
+        return f"[{', '.join(inline(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {_inline(item)}' for name, item in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {inline(item)}' for name, item in value.items())}}}"
     if not isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, str) and not value.isprintable():
@@ -82,7 +82,7 @@ def _inline(value: Any) -> str:
 
 
 def _describe_key(key: Key) -> list[str]:
-    head = f"  {key.name}={_inline(key.default)}"
+    head = f"  {key.name}={inline(key.default)}"
     kind = "any" if key.annotation is Any or key.name in SPECS else type_name(key.annotation)
     allowed = choices(key)
     note = "" if allowed is None else f" [{' | '.join(allowed)}]"
@@ -106,7 +106,7 @@ def _describe_table(address: tuple[str, str], with_options: bool = True) -> list
 
 def _describe_option(f: dataclasses.Field[Any], annotation: Any) -> str:
     default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    shown = "(required)" if default is dataclasses.MISSING else f"={_inline(default)}"
+    shown = "(required)" if default is dataclasses.MISSING else f"={inline(default)}"
     allowed = f.metadata.get("choices")
     note = f" [{' | '.join(allowed)}]" if allowed else ""
     return f"{f.name}{shown} ({type_name(annotation)}) {f.metadata.get('doc', '')}{note}".rstrip()
