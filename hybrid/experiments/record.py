@@ -27,12 +27,12 @@ class Table:
     caption: str = ""
 
     def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *([_cell(v) for v in row] for row in self.rows)]
+        lines = [self.columns, ["---"] * len(self.columns), *([cell(v) for v in row] for row in self.rows)]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"{self.caption}\n\n{body}" if self.caption else body
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -1,0 +1,135 @@
+"""Runs that differ in their seed alone are one group; what differs between groups is what is compared."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.config import flatten
+from hybrid.experiments.record import standard_error
+from hybrid.report.record import Measured, RunRecord
+
+# Settings that do not change what is trained.
+_IRRELEVANT = re.compile(
+    r"run\.|eval\.|decoder|data\.cache_dir|trainer\.(resume|log_every|eval_every|sample_every|save_every|keep_last)"
+)
+BLOCK_SIZE = "objective.block_size"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Over the seeds of a group. The error is that of the mean: over seeds, or of the noise if there is one seed."""
+
+    value: float
+    error: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float], noise: Sequence[float | None] = ()) -> Mean:
+        error = standard_error(values) if len(values) > 1 else (noise[0] if noise else None)
+        return cls(statistics.fmean(values), error, len(values))
+
+    def text(self, digits: int = 3) -> str:
+        return f"{self.value:.{digits}f}" + ("" if self.error is None else f" ± {self.error:.{digits}f}")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone. `settings` are the differences from other groups, dotted key -> value."""
+
+    label: str
+    settings: dict[str, Any]
+    runs: list[RunRecord]
+
+    @property
+    def first(self) -> RunRecord:
+        return self.runs[0]
+
+    @property
+    def is_autoregressive(self) -> bool:
+        return self.first.is_autoregressive
+
+    @property
+    def family(self) -> tuple[tuple[str, Any], ...]:
+        """The differences but for the block size: what one curve over block sizes has in common."""
+        return tuple((key, value) for key, value in self.settings.items() if key != BLOCK_SIZE)
+
+    @property
+    def evaluated(self) -> list[int]:
+        """Block sizes at which every run of the group was evaluated."""
+        sizes = [{m.block_size for m in run.likelihoods} for run in self.runs]
+        return sorted(set.intersection(*sizes))
+
+    @property
+    def own(self) -> int | None:
+        """The block size that it was trained for, if it is one and was evaluated."""
+        sizes = self.first.block_sizes
+        return sizes[0] if len(sizes) == 1 and sizes[0] in self.evaluated else None
+
+    def measured(self, block_size: int) -> list[Measured]:
+        return [next(m for m in run.likelihoods if m.block_size == block_size) for run in self.runs]
+
+    def nats(self, block_size: int) -> Mean:
+        found = self.measured(block_size)
+        return Mean.of([m.nats for m in found], [m.stderr for m in found])
+
+    def bits_per_byte(self, block_size: int) -> Mean:
+        found = self.measured(block_size)
+        noise = [None if m.stderr is None else m.stderr * m.bits_per_nat for m in found]
+        return Mean.of([m.bits_per_byte for m in found], noise)
+
+    def method(self, block_size: int) -> str:
+        return self.measured(block_size)[0].method
+
+    def by_count(self, block_size: int) -> dict[int, float]:
+        """Mean over the runs."""
+        tables = [m.by_count for m in self.measured(block_size)]
+        shared = sorted(set.intersection(*(set(t) for t in tables)))
+        return {n: statistics.fmean(t[n] for t in tables) for n in shared}
+
+    def over_runs(self, value: Callable[[RunRecord], float]) -> Mean:
+        return Mean.of([value(run) for run in self.runs])
+
+
+def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
+    """Dotted key -> the values of all runs, of the settings in which they differ; without seeds and the like."""
+    settings = [flatten(run.config) for run in runs]
+    names = [name for name in dict.fromkeys(key for s in settings for key in s) if not _IRRELEVANT.match(name)]
+    columns = {name: [s.get(name) for s in settings] for name in names}
+    return {name: values for name, values in columns.items() if len(set(map(repr, values))) > 1}
+
+
+def common(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """The settings that all runs share."""
+    differ = differences(runs)
+    return {k: v for k, v in flatten(runs[0].config).items() if k not in differ and not _IRRELEVANT.match(k)}
+
+
+def gather(runs: Sequence[RunRecord]) -> list[Group]:
+    """Autoregressive ones first, then by family as their runs come, and by block size."""
+    differ = differences(runs)
+    gathered: dict[str, list[int]] = {}
+    for i in range(len(runs)):
+        gathered.setdefault(repr([values[i] for values in differ.values()]), []).append(i)
+    groups = []
+    for members in gathered.values():
+        settings = {key: values[members[0]] for key, values in differ.items()}
+        groups.append(Group("", settings, [runs[i] for i in members]))
+    labels = [_label(group) for group in groups]
+    for i, group in enumerate(groups):
+        unique = labels.count(labels[i]) == 1
+        label = labels[i] if unique else ", ".join(f"{k} = {v}" for k, v in group.settings.items()) or group.first.name
+        groups[i] = Group(label, group.settings, group.runs)
+    families = list(dict.fromkeys(group.family for group in groups))
+    return sorted(
+        groups, key=lambda g: (not g.is_autoregressive, families.index(g.family), max(g.first.block_sizes), g.label)
+    )
+
+
+def _label(group: Group) -> str:
+    """The name of its runs without the seed."""
+    names = {re.sub(r"[-_]?(seed[-_]?|s)\d+$", "", run.name) for run in group.runs}
+    return names.pop() if len(names) == 1 else ", ".join(str(v) for v in group.settings.values())

@@ -1,0 +1,202 @@
+"""The sections of a report: what is said, drawn and tabulated, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hybrid.corpora import title
+from hybrid.experiments.record import Table
+from hybrid.report import figures
+from hybrid.report.generated import REPETITIVE, Written, front, written
+from hybrid.report.groups import Group, Mean, common, differences
+from hybrid.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """`figures` maps the stem of a file to what it shows and the figure; `samples` maps a group to a text."""
+
+    title: str
+    text: str
+    figures: dict[str, tuple[str, Figure]] = field(default_factory=dict)
+    table: Table | None = None
+    samples: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # that all runs share
+
+
+def sections(groups: Sequence[Group]) -> list[Section]:
+    """Those for which the runs have something to show."""
+    runs = [run for g in groups for run in g.runs]
+    palette = figures.colours(groups)
+    texts = written(groups)
+    found = [
+        _block_sizes(groups, runs),
+        _trade(texts, runs, palette),
+        _by_count(groups, palette),
+        _curves(groups, palette),
+        _samples(groups),
+        _runs(groups, runs),
+    ]
+    return [section for section in found if section is not None]
+
+
+def entropy_in_bits(runs: Sequence[RunRecord]) -> float | None:
+    """Of the source, per byte, if it is known and the same for all runs; its characters are one byte each."""
+    known = {run.entropy_per_token for run in runs}
+    value = known.pop() if len(known) == 1 else None
+    return None if value is None else value * runs[0].likelihoods[0].bits_per_nat
+
+
+def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section | None:
+    entropy = entropy_in_bits(runs)
+    figure = figures.block_sizes(groups, entropy)
+    if figure is None:
+        return None
+    rows = []
+    for g in groups:
+        for size in g.evaluated:
+            method = g.method(size)
+            sign = "≤" if method == "bound" else "="
+            nats, bits = g.nats(size), g.bits_per_byte(size)
+            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", f"{sign} {bits.text(4)}"]
+            if entropy is not None:
+                row.append(f"{bits.value - entropy:+.4f}")
+            rows.append([*row, len(g.runs)])
+    columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
+    columns += [] if entropy is None else ["above the entropy"]
+    text = (
+        "Squares are exact likelihoods, discs are bounds: the likelihood itself is better than a bound, by an amount "
+        "that is not known. ± is the standard error over seeds, or of the noise of the masks with one seed. "
+        f"Evaluated: {'; '.join(sorted({run.how_evaluated for run in runs}))}."
+    )
+    if entropy is not None:
+        text += f" The entropy of the source is {entropy:.4f} bits per byte, in closed form. {_below(groups, entropy)}"
+    table = Table([*columns, "seeds"], rows)
+    return Section("Bits per byte", text, {"block_size": ("bits per byte against block size", figure)}, table)
+
+
+def _trained(group: Group, block_size: int) -> str:
+    if block_size not in group.first.block_sizes:
+        return "no"
+    return "alone" if len(group.first.block_sizes) == 1 else "among others"
+
+
+def _below(groups: Sequence[Group], entropy: float) -> str:
+    """Whether a likelihood is lower than it can be, by more than the noise of masks and of the validation text."""
+    low = []
+    for g in groups:
+        for size in g.evaluated:
+            mean = g.bits_per_byte(size)
+            if mean.value < entropy:
+                low.append(f"{g.label} at block size {size} ({mean.value - entropy:+.4f})")
+    if not low:
+        return "Every likelihood lies above it."
+    return f"BELOW it, by chance of the validation text or by mistake: {', '.join(low)}."
+
+
+def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[str, Any]) -> Section | None:
+    if not texts:
+        return None
+    figure = figures.trade(texts, palette)
+    best = {id(w) for w in front(texts)}
+    rows = [
+        [
+            w.group, w.block_size, w.decoder, round(w.tokens_per_second), f"{w.nfe_per_token:.3f}", f"{w.entropy:.3f}",
+            None if w.nats_per_byte is None else f"{w.nats_per_byte:.3f}",
+            "repeats itself" if w.is_repetitive else "front" if id(w) in best else "",
+        ]
+        for w in texts
+    ]  # fmt: skip
+    columns = ["model", "block size", "decoder", "tokens/s", "forwards per token", "entropy", "judge, nats/byte", ""]
+    evaluated = next(run.evaluation for run in runs if run.generated)
+    assert evaluated is not None
+    s, judge = evaluated["settings"], evaluated["judge"]
+    real = texts[0]
+    text = f"{s['samples']} texts at once from each model and decoder, temperature {s['temperature']:g}."
+    if judge is not None and real.real_nats_per_byte is not None:
+        text += (
+            f" The judge {judge['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
+            f"{real.real_entropy:.3f}); lower is more probable to it, and what repeats itself is the most probable: "
+            f"texts with less than {REPETITIVE:.0%} of the entropy of real ones are hollow and not on the front. "
+            "The line joins those that no other beats in both speed and quality."
+        )
+    machines = {run.evaluation["environment"]["processor"] for run in runs if run.evaluation is not None}
+    text += f" Speeds are those of {', '.join(sorted(machines))}."
+    drawn = {} if figure is None else {"trade": ("quality against tokens per second", figure)}
+    return Section("Quality against speed", text, drawn, Table(columns, rows))
+
+
+def _by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
+    figure = figures.by_count(groups, palette)
+    if figure is None:
+        return None
+    text = (
+        "How hard a masked token is to predict, by how many of its block are masked. The bound is the mean of these "
+        "values over the counts 1, 2, ..., block size; of long blocks a dot is a range of counts."
+    )
+    return Section("Loss by number of masked tokens", text, {"by_count": ("loss by count", figure)})
+
+
+def _curves(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
+    drawn = {}
+    for against, caption in (("tokens", "loss against tokens"), ("seconds", "loss against time")):
+        figure = figures.curves(groups, palette, against)
+        if figure is not None:
+            drawn[f"curve_{against}"] = (caption, figure)
+    text = (
+        f"Dots: validation. Thin lines: training, a mean over {figures.SMOOTHING} logged values. Times are comparable "
+        "only if nothing else ran on the machine."
+    )
+    return Section("Training", text, drawn) if drawn else None
+
+
+def _samples(groups: Sequence[Group]) -> Section | None:
+    texts = {g.label: g.first.sample for g in groups if g.first.sample}
+    seed = "the first seed of each" if any(len(g.runs) > 1 for g in groups) else "each"
+    text = f"The last texts that {seed} wrote during training, with its own decoder."
+    return Section("Samples", text, samples=texts) if texts else None
+
+
+def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
+    differ = differences(runs)
+    rows = []
+    for g in groups:
+        own = g.own or (g.evaluated[0] if g.evaluated else None)
+        tokens = Mean.of([run.tokens(run.step) for run in g.runs])
+        rows.append(
+            [
+                g.label, *(g.settings[key] for key in differ), f"{g.first.environment['parameters']:,}",
+                f"{tokens.value:,.0f}", f"{g.over_runs(lambda run: run.seconds / 60).value:.1f}",
+                None if own is None else f"{g.bits_per_byte(own).text(4)} ({g.method(own)})", len(g.runs),
+            ]
+        )  # fmt: skip
+    columns = ["model", *differ, "parameters", "tokens", "minutes", "bits per byte", "seeds"]
+    text = "Only the settings in which they differ."
+    return Section("Models", text, table=Table(columns, rows), settings=common(runs))
+
+
+def provenance(runs: Sequence[RunRecord]) -> list[str]:
+    """Where the runs come from."""
+    environments = [run.environment for run in runs]
+    commits = {
+        "no commit" if e["commit"] is None else e["commit"][:7] + (" with changes" if e["dirty"] else "")
+        for e in environments
+    }
+    machines = {
+        f"{e['processor'] if e['device'] == 'cpu' else e['device']}, {e['threads']} threads, torch "
+        f"{e['libraries']['torch']}"
+        for e in environments
+    }
+    corpora = {title(run.config.data.corpus) for run in runs}
+    tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
+    seeds = sorted({run.config.run.seed for run in runs})
+    return [
+        f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; seeds "
+        f"{', '.join(map(str, seeds))}.",
+        f"Trained at commit {', '.join(sorted(commits))}, on {'; '.join(sorted(machines))}.",
+    ]
