@@ -87,6 +87,12 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
 
 
+def flow(value: list[Any] | dict[str, Any]) -> str:
+    """A list or a mapping in one line, which `parse` reads back."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
+    return text.strip()
+
+
 def quote(text: str) -> str:
     """A string in one line, between double quotes."""
     return yaml.dump(text, Dumper=_Dumper, default_style='"', allow_unicode=True, width=10**9).strip()

@@ -70,10 +70,8 @@ def inline(value: Any) -> str:
     """A value in one line of YAML, as it may be given in an override."""
     if value is None:
         return "null"
-    if isinstance(value, list):
-        return f"[{', '.join(inline(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {inline(item)}' for name, item in value.items())}}}"
+    if isinstance(value, (list, dict)):
+        return dialect.flow(value)
     if not isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, str) and not value.isprintable():

@@ -6,6 +6,7 @@ Exact likelihoods are squares, bounds are discs; bars are standard errors over s
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,10 @@ def save_svg(figure: Figure, name: str) -> str:
     from matplotlib import rc_context
 
     text = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "hybrid"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return svg[svg.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
 
 
 def save_png(figure: Figure) -> bytes:
@@ -238,5 +239,7 @@ def _marker_legend(axes: Axes, methods: set[str]) -> None:
 
 
 def _legend(axes: Axes) -> None:
+    if not axes.get_legend_handles_labels()[0]:
+        return
     many = len(axes.get_legend_handles_labels()[0]) > 8
     axes.legend(fontsize=6.5 if many else 7.5, ncols=2 if many else 1, framealpha=0.8)
