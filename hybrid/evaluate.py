@@ -109,10 +109,8 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
     """Refuse what cannot work before anything takes time."""
     from hybrid.comparison import setting_for
-    from hybrid.divergence import load_sklearn
-    from hybrid.quality import load_bleu
 
-    load_bleu()
+    require_libraries(arguments)
     setting = setting_for(
         lm.config.data.seq_len, arguments.new_tokens, arguments.prompt_tokens, samples=arguments.samples,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
@@ -121,8 +119,18 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
         return setting, None
     from hybrid.judge import load_judge
 
-    load_sklearn()
     return setting, load_judge(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
+
+
+def require_libraries(arguments: argparse.Namespace) -> None:
+    """Raise a ValueError if what the evaluation needs is not installed."""
+    from hybrid.divergence import load_sklearn
+    from hybrid.quality import load_bleu
+
+    if arguments.decoders:
+        load_bleu()
+        if arguments.judge is not None:
+            load_sklearn()
 
 
 def default_output(checkpoint: str) -> Path:

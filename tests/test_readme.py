@@ -24,6 +24,7 @@ from hybrid.masks import TwoStream
 from hybrid.noise import SCHEDULES, Keys
 from hybrid.objective import OBJECTIVES, ObjectiveConfig, build_estimator
 from hybrid.options import build
+from hybrid.sweep.plan import plan
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -126,6 +127,18 @@ def test_module_commands_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
         for arguments in commands_of(module):
             parsed(importlib.import_module(module).parse, arguments, monkeypatch)
     assert commands_of("hybrid.evaluate")
+
+
+def test_sweep_and_report_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(REPO)
+    sweep, report = (importlib.import_module(f"hybrid.{name}.__main__") for name in ("sweep", "report"))
+    folders = set()
+    for arguments in commands_of("hybrid.sweep"):
+        a = parsed(sweep.parse, arguments, monkeypatch)
+        assert len(plan(Path(a.config), a.overrides, tmp_path).runs) > 3
+        folders.add(f"runs/sweeps/{Path(a.config).stem}")
+    reported = [parsed(report.parse, arguments, monkeypatch).runs for arguments in commands_of("hybrid.report")]
+    assert reported and {run for runs in reported for run in runs} <= folders
 
 
 def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:

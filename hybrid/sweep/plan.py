@@ -24,6 +24,7 @@ from typing import Any
 
 from hybrid.config import Config, check, dialect, inline, load_config
 from hybrid.evaluate import parse as parse_evaluation
+from hybrid.evaluate import require_libraries
 from hybrid.options import nearest
 
 _KEYS = {"config": str, "set": dict, "arms": dict, "grid": dict, "evaluate": dict}
@@ -80,7 +81,8 @@ def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
         raise ValueError(f"{file}: two runs would be named {twice[0]!r}; a value is given twice, or rename an arm")
     words = evaluation_words(sweep["evaluate"], folder) if "evaluate" in sweep else None
     if words is not None:
-        parse_evaluation(["--checkpoint", "", *words])  # refuses what hybrid.evaluate does not take
+        # What hybrid.evaluate would refuse after hours of training.
+        require_libraries(parse_evaluation(["--checkpoint", "", *words]))
     return Plan(runs, words)
 
 
