@@ -36,7 +36,7 @@ from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
-from hybrid.tracking import Tracker, Untracked, environment
+from hybrid.tracking import Tracker, Untracked, charts, environment
 from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
 
@@ -143,7 +143,7 @@ class Run:
             if self.resume_from is not None:
                 trainer.restore(self.resume_from)
             else:
-                self._introduce(tracker)
+                self._introduce(tracker, trainer)
             trainer.train()
             if trainer.final:
                 self._conclude(tracker, trainer, validate)
@@ -161,11 +161,15 @@ class Run:
                 b.block_size, b.nelbo, b.bits_per_byte, b.method, b.stderr,
             )  # fmt: skip
 
+    def _evaluated_sizes(self) -> list[int]:
+        c = self.config
+        if c.eval.block_sizes is None:
+            return self.block_sizes
+        return resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
+
     def _validator(self) -> Validator:
-        c, sizes = self.config, self.block_sizes
-        if c.eval.block_sizes is not None:
-            sizes = resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
-        return Validator(self.model, self.data.validation, sizes, c.eval, self.precision, self.ranks)
+        sizes = self._evaluated_sizes()
+        return Validator(self.model, self.data.validation, sizes, self.config.eval, self.precision, self.ranks)
 
     def stepper(self) -> Stepper:
         """What makes the optimizer steps of this run."""
@@ -200,10 +204,10 @@ class Run:
         wants_samples = c.eval.sample_tokens and sample.prompts
         return Trainer(self.stepper(), tracker, self.folder, validate, sample if wants_samples else None)
 
-    def _introduce(self, tracker: Tracker) -> None:
+    def _introduce(self, tracker: Tracker, trainer: Trainer) -> None:
         """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""
-        c = self.config
-        tracker.layout()
+        c, objective = self.config, trainer.stepper.objective
+        tracker.layout(charts(self._evaluated_sizes(), not objective.is_elbo or objective.ar_weight > 0))
         tracker.text("config", to_yaml(c), 0)
         tracker.hparams(flatten(c))
         size = self.block_sizes[0]

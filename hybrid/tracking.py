@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,19 +31,6 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 SUPERSEDED = "metrics.jsonl.superseded"
-# Charts that show all runs together; each takes the tags that match one of its patterns.
-LAYOUT = {
-    "likelihood": {
-        "training: negative ELBO, nats per token": ["^train/nelbo$"],
-        "training: other objectives, nats per token": ["^train/loss$", "^train/ar_nll$"],
-        "validation: negative ELBO, nats per token": ["^val/nelbo$"],
-        "validation by block size": [r"^val/nelbo/b\d+$"],
-        "bits per byte": ["^val/bits_per_byte"],
-    },
-    "loss by number of masked tokens": {"cross-entropy of a masked token": ["^val_by_count/.*"]},
-    "speed": {"tokens per second": ["^perf/tokens_per_second"]},
-    "optimisation": {"learning rates": ["^optim/.*lr"], "gradients and the rest": ["^optim/(?!.*lr)"]},
-}
 _LIBRARIES = (
     "hybrid",
     "torch",
@@ -55,6 +42,28 @@ _LIBRARIES = (
     "safetensors",
     "tensorboard",
 )
+
+
+def charts(block_sizes: Sequence[int] = (), has_other_losses: bool = False) -> dict[str, dict[str, list[str]]]:
+    """Charts that show all runs together, category -> title -> patterns of tags.
+
+    TensorBoard joins the charts of all runs, so that each block size that one of them is evaluated at has charts of its
+    own, side by side.
+    """
+    likelihood = {"training: negative ELBO, nats per token": ["^train/nelbo$"]}
+    if has_other_losses:
+        likelihood["training: other objectives, nats per token"] = ["^train/loss$", "^train/ar_nll$"]
+    likelihood["validation: negative ELBO, nats per token"] = ["^val/nelbo$"]
+    likelihood["bits per byte"] = ["^val/bits_per_byte"]
+    by_size = {f"block size {b}: negative ELBO, nats per token": [f"^val/nelbo/b{b}$"] for b in block_sizes}
+    by_count = {f"block size {b}: nats per masked token": [f"^val_by_count/b{b}/"] for b in block_sizes if b > 1}
+    return {
+        "likelihood": likelihood,
+        "by block size": by_size,
+        "by number of masked tokens": by_count,
+        "speed": {"tokens per second": ["^perf/tokens_per_second"]},
+        "optimisation": {"learning rates": ["^optim/.*lr"], "gradients and the rest": ["^optim/(?!.*lr)"]},
+    }
 
 
 class Tracker:
@@ -118,7 +127,7 @@ class Tracker:
             self._writer.add_scalar(f"final/{tag}", value, self._step)
         self._writer.flush()
 
-    def layout(self, charts: Mapping[str, Mapping[str, list[str]]] = LAYOUT) -> None:
+    def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """Define the Custom Scalars page: category -> chart -> regular expressions of tags."""
         layout = {
             category: {title: ["Multiline", patterns] for title, patterns in charts_of_it.items()}
@@ -156,7 +165,7 @@ class Untracked(Tracker):
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None: ...
 
-    def layout(self, charts: Mapping[str, Mapping[str, list[str]]] = LAYOUT) -> None: ...
+    def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None: ...
 
     def flush(self) -> None: ...
 

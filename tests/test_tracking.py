@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hybrid.figures import attention_figure, count_figure, rasterise
-from hybrid.tracking import LAYOUT, Tracker, environment, read_metrics
+from hybrid.tracking import Tracker, charts, environment, read_metrics
 
 
 def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -161,13 +161,15 @@ def test_layout_text_and_image_reach_tensorboard(tmp_path):
 
     text = "# not a heading\n```\n<b>a</b>"
     with Tracker(tmp_path) as tracker:
-        tracker.layout()
+        tracker.layout(charts([4, 1]))
         tracker.text("samples", text, 3)
         tracker.text("card", "# heading", 3, markdown=True)
         tracker.image("attention", np.zeros((4, 5, 3), np.uint8), 3)
     events = events_of(tmp_path)
     layout = layout_pb2.Layout.FromString(events["custom_scalars__config__"][0][1].tensor.string_val[0])
-    assert [category.title for category in layout.category] == list(LAYOUT)
+    assert [category.title for category in layout.category] == list(charts([4, 1]))
+    by_size = [chart.title for chart in layout.category[1].chart]
+    assert by_size == [f"block size {b}: negative ELBO, nats per token" for b in (4, 1)]
     shown = events["samples/text_summary"][0][1].tensor.string_val[0].decode()
     assert shown == "    # not a heading\n    ```\n    <b>a</b>"
     assert events["card/text_summary"][0][1].tensor.string_val[0] == b"# heading"
@@ -177,10 +179,13 @@ def test_layout_text_and_image_reach_tensorboard(tmp_path):
 
 def test_each_tag_of_a_run_is_in_one_chart():
     tags = {
-        "train/nelbo": 1, "val/nelbo": 1, "val/nelbo/b8": 1, "val/bits_per_byte": 1, "val_by_count/n3": 1,
+        "train/nelbo": 1, "val/nelbo": 1, "val/nelbo/b8": 1, "val/bits_per_byte": 1, "val_by_count/b8/n003": 1,
+        "val/nelbo/b1": 1, "val/nelbo/b80": 0, "val_by_count/b80/n003": 0, "train/loss": 1, "train/ar_nll": 1,
         "perf/tokens_per_second": 1, "optim/lr": 1, "optim/muon_lr": 1, "optim/grad_norm": 1, "final/val/nelbo": 0,
     }  # fmt: skip
-    patterns = [pattern for charts in LAYOUT.values() for chart in charts.values() for pattern in chart]
+    patterns = [
+        pattern for category in charts([8, 1], True).values() for chart in category.values() for pattern in chart
+    ]
     assert {tag: sum(bool(re.match(pattern, tag)) for pattern in patterns) for tag in tags} == tags
 
 
