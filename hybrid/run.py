@@ -20,7 +20,6 @@ import torch
 from hybrid import checkpoint
 from hybrid.atomic import write_json_atomic, write_text_atomic
 from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
-from hybrid.corpora import title
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
@@ -31,7 +30,7 @@ from hybrid.masks import TwoStream
 from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
-from hybrid.options import build
+from hybrid.options import build, title
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
 from hybrid.states import load_state, module_tensors
