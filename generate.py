@@ -2,6 +2,7 @@
 
     python generate.py --checkpoint runs/quickstart --prompt "Return the "
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
+    python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
     echo "The default is" | python generate.py --checkpoint runs/quickstart --prompt - --num-samples 3 --json
 
 Text goes to stdout, statistics to stderr. On a terminal the blocks fill in live.
@@ -20,6 +21,8 @@ from hybrid import cli
 if TYPE_CHECKING:
     import torch
 
+    from hybrid.console import Texts
+    from hybrid.decoding.engine import Engine
     from hybrid.ranks import Ranks
 
 
@@ -41,7 +44,14 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     from hybrid.config import parse_options
     from hybrid.console import Console
     from hybrid.lm import load
+    from hybrid.options import title
+    from hybrid.trace import Trace, check_path, write_page
 
+    page: Path | None = arguments.trace
+    if page is not None:
+        if ranks.world > 1:
+            raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
+        check_path(page)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     decoder = lm.config.decoder
     if arguments.decoder:
@@ -67,7 +77,9 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live)
     keys = counter.row_keys([ids] * arguments.num_samples)
     mine = [keys[i] for i in ranks.share(len(keys))]
-    generation = console.follow(engine.stream([ids] * len(mine), new, mine), len(mine)).of_all(ranks)
+    trace = Trace(engine)
+    steps = (engine if page is None else trace).stream([ids] * len(mine), new, mine)
+    generation = console.follow(steps, len(mine)).of_all(ranks)
     if not ranks.is_main:
         return
     if arguments.json:
@@ -75,6 +87,24 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     elif not console.live:
         print("\n---\n".join(prompt + text for text in generation.texts))
     print(generation.summary(), file=sys.stderr)
+    if page is not None:
+        write_page(page, trace, lm.tokenizer, facts_of(arguments, engine, title(decoder), generation))
+        print(f"wrote {page}", file=sys.stderr)
+
+
+def facts_of(arguments: argparse.Namespace, engine: Engine, decoder: str, generation: Texts) -> dict[str, object]:
+    """What the head of a trace's page says."""
+    optional = {name: getattr(arguments, name.replace("-", "_")) for name in ("top-k", "top-p", "guidance", "planner")}
+    return {
+        "model": arguments.checkpoint,
+        "decoder": decoder,
+        "block size": engine.block_size,
+        "temperature": arguments.temperature,
+        **{name: value for name, value in optional.items() if value},
+        "seed": engine.seed,
+        "forwards": generation.nfe,
+        "tokens": generation.n_tokens,
+    }
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
@@ -126,6 +156,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
     parser.add_argument("--no-cache", action="store_true", help="recompute everything: the same text, slowly")
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
+    parser.add_argument(
+        "--trace", type=Path, metavar="FILE.html", help="write a page in which one steps through the unmasking"
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"

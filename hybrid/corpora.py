@@ -160,14 +160,6 @@ def is_embedded(corpus: str | Mapping[str, Any]) -> bool:
     return not isinstance(corpus, str) or corpus in CORPORA
 
 
-def title(corpus: str | Mapping[str, Any]) -> str:
-    """How a corpus is called in a sentence: `pydocs`, `sudoku (size 4)`."""
-    if isinstance(corpus, str):
-        return corpus
-    options = ", ".join(f"{name} {value}" for name, value in corpus.items() if name != "name")
-    return f"{corpus['name']} ({options})" if options else corpus["name"]
-
-
 def locate(
     corpus: str | Mapping[str, Any],
     format: str = "auto",

@@ -89,3 +89,34 @@ def count_figure(losses: Mapping[int, float], title: str, chance: float | None =
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
     return rasterise(figure)
+
+
+def order_figure(
+    revealed: Sequence[tuple[int, int, float]], remasked: Sequence[tuple[int, int]], block_size: int, title: str
+) -> Figure:
+    """Draw at which forward each position of a text was revealed, and at which it was taken back (a cross).
+
+    Args:
+        revealed: position, forward and probability of each token, at least one.
+        remasked: position and forward of each that became MASK again.
+    """
+    from matplotlib.figure import Figure
+
+    positions, forwards, probabilities = zip(*revealed, strict=True)
+    figure = Figure(figsize=(4.8, 3.2), dpi=100)
+    axes = figure.add_axes((0.1, 0.13, 0.74, 0.79))
+    shown = axes.scatter(positions, forwards, c=probabilities, s=14, marker="s", cmap="cividis", vmin=0, vmax=1)
+    if remasked:
+        axes.scatter(*zip(*remasked, strict=True), s=20, marker="x", color=_HUES[1], linewidth=0.9, label="taken back")
+        axes.legend(fontsize=7, loc="upper left")
+    first, last = min(positions) // block_size, max(positions) // block_size
+    for block in range(first, last + 2):
+        axes.axvline(block * block_size - 0.5, color="0.7", linewidth=0.6, zorder=0)
+    bar = figure.colorbar(shown, cax=figure.add_axes((0.86, 0.13, 0.03, 0.79)))
+    bar.set_label("probability of the token", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes.set_xlabel("position", fontsize=8)
+    axes.set_ylabel("forward", fontsize=8)
+    axes.set_title(title, fontsize=8, loc="left")
+    axes.tick_params(labelsize=7)
+    return figure

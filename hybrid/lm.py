@@ -20,14 +20,13 @@ from hybrid import checkpoint, orders
 from hybrid.atomic import new_folder, write_json_atomic
 from hybrid.attention import select_backend
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
-from hybrid.corpora import title
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine, Generation, Progress
 from hybrid.device import precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
-from hybrid.options import build, pick
+from hybrid.options import build, pick, title
 from hybrid.states import load_state, module_tensors
 from hybrid.streams import two_stream_hidden
 from hybrid.tensorfiles import has_group, load_group, save_tensors

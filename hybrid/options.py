@@ -79,6 +79,14 @@ def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
         raise ValueError(f"{key}.{error}") from None
 
 
+def title(spec: str | Mapping[str, Any]) -> str:
+    """How an entry is called in a sentence: `pydocs`, `sudoku (size 4)`."""
+    if isinstance(spec, str):
+        return spec
+    options = ", ".join(f"{name} {value}" for name, value in spec.items() if name != "name")
+    return f"{spec['name']} ({options})" if options else spec["name"]
+
+
 def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """`arguments` converted to the types of the entry's fields; the fields without a default must be among them."""
     hints = typing.get_type_hints(entry)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -20,22 +21,22 @@ import torch
 from hybrid import checkpoint
 from hybrid.atomic import write_json_atomic, write_text_atomic
 from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
-from hybrid.corpora import title
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
-from hybrid.figures import attention_figure, count_figure
+from hybrid.figures import attention_figure, count_figure, order_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
 from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
-from hybrid.options import build
+from hybrid.options import build, title
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
+from hybrid.trace import Trace
 from hybrid.tracking import Tracker, Untracked, charts, environment
 from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
@@ -43,6 +44,10 @@ from hybrid.validation import Sampler, Validator
 log = logging.getLogger(__name__)
 MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder", "data.cache_dir", "model.attention")
 """Settings that a resumed run may change without becoming another run."""
+ORDER_DECODERS = ("left_to_right", "entropy", "confidence")
+"""Whose unmasking orders TensorBoard shows at the end, beside that of the run's own decoder."""
+ORDER_BLOCKS, ORDER_POSITIONS = 3, 64
+"""At most so much text is shown of each."""
 
 
 class Run:
@@ -138,8 +143,8 @@ class Run:
             trainer_step = checkpoint.step_of(self.resume_from)
         self.ranks.wait()  # the first has opened the folder
         with Tracker(self.folder, trainer_step) if self.ranks.is_main else Untracked() as tracker:
-            validate = self._validator()
-            trainer = self._trainer(tracker, validate)
+            validate, sample = self._validator(), self._sampler()
+            trainer = self._trainer(tracker, validate, sample)
             if self.resume_from is not None:
                 trainer.restore(self.resume_from)
             else:
@@ -147,6 +152,9 @@ class Run:
             trainer.train()
             if trainer.final:
                 self._conclude(tracker, trainer, validate)
+                if sample is not None and sample.engine.block_size > 1:
+                    with trainer.averaged():
+                        self._show_orders(tracker, sample, trainer.step)
 
     def _conclude(self, tracker: Tracker, trainer: Trainer, validate: Validator) -> None:
         """What TensorBoard and the terminal show at the end: final metrics beside the settings, loss by count."""
@@ -166,6 +174,21 @@ class Run:
         if c.eval.block_sizes is None:
             return self.block_sizes
         return resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
+
+    def _show_orders(self, tracker: Tracker, sample: Sampler, step: int) -> None:
+        """In which order a few blocks are unmasked, by the decoder of the run and by others.
+
+        Every rank writes the whole text: a model that is spread over ranks runs on all of them at once.
+        """
+        own, size = self.config.decoder, sample.engine.block_size
+        prompt = self.data.tokenizer.encode(sample.prompts[0])
+        n = min(ORDER_BLOCKS * size, ORDER_POSITIONS, sample.max_new_tokens, self.config.data.seq_len - len(prompt))
+        for decoder in (own, *({"name": name} for name in ORDER_DECODERS if name != own["name"])):
+            trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
+            for _ in trace.stream([prompt], n):
+                pass
+            figure = order_figure(*trace.texts[0].order(), size, f"{title(decoder)}, block size {size}, step {step}")
+            tracker.image(f"unmasking_order/{decoder['name']}", figure, step)
 
     def _validator(self) -> Validator:
         sizes = self._evaluated_sizes()
@@ -189,7 +212,8 @@ class Run:
             shared=share_model(self.model, self.ranks, c.trainer.parallel),
         )
 
-    def _trainer(self, tracker: Tracker, validate: Validator) -> Trainer:
+    def _sampler(self) -> Sampler | None:
+        """None if no samples are wanted."""
         c = self.config
         engine = Engine(
             model=self.model,
@@ -201,8 +225,10 @@ class Run:
             precision=self.precision,
         )
         sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
-        wants_samples = c.eval.sample_tokens and sample.prompts
-        return Trainer(self.stepper(), tracker, self.folder, validate, sample if wants_samples else None)
+        return sample if c.eval.sample_tokens and sample.prompts else None
+
+    def _trainer(self, tracker: Tracker, validate: Validator, sample: Sampler | None) -> Trainer:
+        return Trainer(self.stepper(), tracker, self.folder, validate, sample)
 
     def _introduce(self, tracker: Tracker, trainer: Trainer) -> None:
         """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""

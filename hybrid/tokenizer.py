@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -21,6 +22,12 @@ SUBWORD_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 # What published tokenizers call the token that ends a document, most specific first.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|eot_id|>", "[SEP]")
+
+REPLACEMENT = "\ufffd"
+_OWN = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
+_OTHER = [byte for byte in range(256) if byte not in _OWN]
+BYTE_OF = {chr(byte): byte for byte in _OWN} | {chr(256 + i): byte for i, byte in enumerate(_OTHER)}
+"""How byte-level BPE spells bytes in the names of its tokens: printable ones as they are (GPT-2)."""
 
 
 class Tokenizer(ABC):
@@ -89,6 +96,13 @@ class Tokenizer(ABC):
                 raise ValueError(f"token id {number} is outside the vocabulary, 0 to {self.vocab_size - 1}{hint}")
         return self._decode([number for number in numbers if number != self.end_of_text])
 
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the UTF-8 of a text, perhaps a part of a character; nothing for an end of text."""
+        return b"" if token == self.end_of_text else self._piece(token)
+
+    def _piece(self, token: int) -> bytes:
+        return self._decode([token]).encode()
+
     def save(self, folder: str | Path) -> None:
         """Write `tokenizer_kind.json` (and what the kind adds) into `folder`, which is made if it isn't there."""
         folder = Path(folder)
@@ -123,6 +137,9 @@ class ByteTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        return bytes([token])
 
 
 class CharTokenizer(Tokenizer):
@@ -263,6 +280,16 @@ class SubwordTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _piece(self, token: int) -> bytes:
+        # What it adds behind itself: at the start of a text some tokenizers drop the space that a token begins with.
+        text = self._decode([token, token]).removeprefix(self._decode([token]))
+        if REPLACEMENT not in text:
+            return text.encode()
+        name = self._tokenizer.id_to_token(token)
+        if re.fullmatch("<0x[0-9A-F]{2}>", name):  # a byte of a tokenizer that spells out what it does not know
+            return bytes([int(name[3:5], 16)])
+        return bytes(BYTE_OF[c] for c in name) if BYTE_OF.keys() >= set(name) else text.encode()
 
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"byte": ByteTokenizer, "char": CharTokenizer, "bpe": SubwordTokenizer}

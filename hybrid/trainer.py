@@ -11,8 +11,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -258,8 +258,7 @@ class Trainer:
 
     def look(self, evaluate: bool = True, sample: bool = False) -> None:
         """Evaluate and sample with the averaged weights, where there are any."""
-        ema = self.stepper.ema
-        with ema.applied() if ema is not None else nullcontext():
+        with self.averaged():
             metrics: dict[str, Any] = {}
             if evaluate:
                 metrics = self.validate()
@@ -271,9 +270,16 @@ class Trainer:
                     write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
                 self.tracker.text("samples", text, self.step)
                 metrics |= figures
-        settle(self.stepper.model)
         if metrics:
             self.tracker.log(self.step, metrics)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model has the averaged weights inside the block, where there are any."""
+        ema = self.stepper.ema
+        with ema.applied() if ema is not None else nullcontext():
+            yield
+        settle(self.stepper.model)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None:  # a second one means it

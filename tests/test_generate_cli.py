@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Command, Configure
+from conftest import ROOT, Command, Configure, _module
 
 import hybrid
 from hybrid.console import Console
 from hybrid.decoding import DECODERS
+from hybrid.ranks import Ranks
 from hybrid.tokenizer import ByteTokenizer
 
 
@@ -148,6 +149,25 @@ def test_guidance_and_a_planner(command: Command, trained: Path, tmp_path: Path)
     assert planned["forwards"] == 2 * alone["forwards"]
 
 
+def test_a_trace_beside_the_same_text(command: Command, trained: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "The", "--num-samples", 2, "--max-new-tokens", 9, "--decoder", "mask_predict", "steps=2"]
+    plain = text_of(command, trained, *words)
+    for _ in range(2):  # a page replaces the page before
+        done = command("generate.py", "--checkpoint", trained, *words, "--trace", tmp_path / "page.html")
+        assert done.code == 0 and done.out == plain
+        assert done.err.splitlines()[-1] == f"wrote {tmp_path / 'page.html'}"
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = json.loads(re.findall(r'id="data">(.*?)</script>', page, re.S)[0])
+    lm = hybrid.load(trained)
+    assert [text["prompt"] for text in data["texts"]] == [lm.tokenizer.encode("The")] * 2
+    facts = {"model": str(trained), "decoder": "mask_predict (steps 2)", "block size": 4, "temperature": 1.0, "seed": 0}
+    assert data["facts"].items() >= facts.items() and data["facts"]["tokens"] <= 18
+    assert data["texts"][0]["steps"][0][0] == 1 and data["texts"][0]["steps"][-1][0] <= data["facts"]["forwards"]
+    traced = ["--trace", tmp_path / "page.html"]
+    before, now = (json.loads(text_of(command, trained, *words, "--json", *more)) for more in ([], traced))
+    assert before["texts"] == now["texts"] and before["forwards"] == now["forwards"]
+
+
 def test_a_planner_of_another_tokenizer_is_refused(
     command: Command, trained: Path, configure: Configure, tmp_path: Path
 ) -> None:
@@ -230,6 +250,27 @@ def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, 
 
 def test_an_empty_stop_is_refused(command: Command, trained: Path) -> None:
     assert "--stop: ''" in command("generate.py", "--checkpoint", trained, "--stop", "").error
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_done(command: Command, tmp_path: Path) -> None:
+    """Before the model is looked for."""
+    (tmp_path / "notes.html").write_text("mine")
+    for path, message in (
+        ("no/page.html", "no is not a folder"),
+        ("notes.html", "exists and is not the page of a trace"),
+    ):
+        error = command("generate.py", "--checkpoint", "no/such/run", "--trace", tmp_path / path).error
+        assert "--trace: " in error and message in error
+    assert (tmp_path / "notes.html").read_text() == "mine"
+
+
+def test_a_trace_is_of_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = _module("generate.py")
+    monkeypatch.setattr(
+        sys, "argv", ["generate.py", "--checkpoint", "no/such/run", "--trace", str(tmp_path / "page.html")]
+    )
+    with pytest.raises(ValueError, match="--trace: a page is written by one process, not by 2; start without torchrun"):
+        module.generate(module.parse(), "", torch.device("cpu"), Ranks(1, 2))
 
 
 def test_prompts_that_are_not_utf8(command: Command, trained: Path, tmp_path: Path) -> None:

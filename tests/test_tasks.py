@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from hybrid.config import check, flatten, load_config, to_yaml
-from hybrid.corpora import CORPORA, is_embedded, locate, title
+from hybrid.corpora import CORPORA, is_embedded, locate
 from hybrid.data import Data, DataConfig, prepare
 from hybrid.files import Document
+from hybrid.options import title
 from hybrid.progress import progress
 from hybrid.tasks import BLANKS, BOXES, Sudoku, Sums, is_unique, remove_cells, solutions
 

@@ -177,8 +177,15 @@ def test_metrics_and_tensorboard_hold_the_same(trained: Path) -> None:
     assert set(tags["scalars"]) >= TAGS | {"final/val/nelbo"}
     for tag, expected in by_tag.items():
         assert [(e.step, e.value) for e in events.Scalars(tag)] == [(s, pytest.approx(v)) for s, v in expected], tag
-    assert {"attention_pattern"} <= set(tags["images"])
+    orders = {f"unmasking_order/{name}" for name in ("first_hitting", "left_to_right", "entropy", "confidence")}
+    assert {"attention_pattern"} | orders <= set(tags["images"])
     assert {"config/text_summary", "samples/text_summary"} <= set(tags["tensors"])
+
+
+def test_one_token_a_block_has_no_order_to_show(configure: Configure, tmp_path: Path) -> None:
+    events = EventAccumulator(str(train(configure(tmp_path, "trainer.steps=1", "objective.block_size=1"))))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {"attention_pattern", "loss_by_count/b1"}
 
 
 def test_the_last_steps_are_recorded_although_no_record_is_due(configure: Configure, tmp_path: Path) -> None:

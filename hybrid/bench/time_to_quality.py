@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hybrid import cli
-from hybrid.options import at_least
+from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
@@ -237,7 +237,6 @@ def _curves(points: list[Point], name: str) -> dict[int, list[Point]]:
 
 
 def _explanation(arguments: argparse.Namespace) -> str:
-    from hybrid.corpora import title
     from hybrid.experiments.trained import DRAWS, trained_at
 
     c = configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")

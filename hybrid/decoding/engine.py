@@ -29,7 +29,7 @@ from hybrid.decoding.network import Live, Network, Row, document_of_slots
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
-from hybrid.decoding.view import Decoder
+from hybrid.decoding.view import Decoder, View
 from hybrid.frozen import Frozen
 from hybrid.layers import autocast_dtype
 from hybrid.model import Transformer
@@ -51,6 +51,15 @@ class Progress:
     def tokens(self) -> list[list[int]]:
         """The new tokens of each prompt so far, mask_token_id where still unknown."""
         return [row[first:end] for row, (first, end) in zip(self.text.tolist(), self.spans, strict=True)]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a step did to one text: it revealed tokens, and then took some back, of these or of earlier ones."""
+
+    nfe: int  # of the batch so far
+    revealed: list[tuple[int, int, float]]  # position, token, and its `View.confidence`
+    remasked: list[int]  # positions
 
 
 @dataclass
@@ -127,12 +136,14 @@ class Engine:
         return Generation(tokens, nfe, time.perf_counter() - started)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
-    ) -> Iterator[Progress]:
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None,
+        watch: Callable[[int, Change], None] | None = None,
+    ) -> Iterator[Progress]:  # fmt: skip
         """An iterator that yields after every step that revealed something.
 
         Args:
             keys: of the prompts' randomness, for a part of a larger batch; None: `counter.row_keys(prompts)`.
+            watch: is told after every step, for each unfinished prompt, its number and what changed.
 
         Raises:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
@@ -140,7 +151,7 @@ class Engine:
         self._check(prompts, max_new_tokens)
         if not prompts or not max_new_tokens:
             return iter(())
-        return _Session(self, prompts, max_new_tokens, keys or counter.row_keys(prompts)).run()
+        return _Session(self, prompts, max_new_tokens, keys or counter.row_keys(prompts), watch).run()
 
     def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
@@ -161,8 +172,12 @@ class Engine:
 class _Session:
     """One generation: the texts, the networks that read them, and the loop over blocks."""
 
-    def __init__(self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int]):
+    def __init__(
+        self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int],
+        watch: Callable[[int, Change], None] | None,
+    ):  # fmt: skip
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
+        self.watch = watch
         B = engine.block_size
         pairs = enumerate(zip(prompts, keys, strict=True))
         self.rows = [Row(i, list(prompt), key, len(prompt) // B * B) for i, (prompt, key) in pairs]
@@ -221,10 +236,13 @@ class _Session:
             tokens = live.tokens
             if changed:
                 tokens = torch.where(reveal & live.is_masked, view.proposal, tokens)
+            shown = tokens
             if remask is not None:
                 if step >= min_steps:  # a finished row stays as it is, in whatever company
                     remask = remask & live.is_masked.any(-1, keepdim=True)
                 tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, self.mask)
+            if self.watch is not None:
+                self._tell(live, view, shown, tokens)
             live.update(tokens)
             idle = 0 if changed or step < min_steps else idle + 1
             if idle > MAX_IDLE_STEPS:
@@ -233,6 +251,18 @@ class _Session:
             if changed:
                 self.text[live.index, live.position] = live.tokens
                 yield self._progress()
+
+    def _tell(self, live: Live, view: View, shown: Tensor, tokens: Tensor) -> None:
+        """Tell who watches: `shown` is `live.tokens` with what was revealed, `tokens` without what was taken back."""
+        assert self.watch is not None
+        revealed = (live.tokens == self.mask) & (shown != self.mask)
+        remasked = (shown != self.mask) & (tokens == self.mask)
+        for k, row in enumerate(live.rows):
+            new = []
+            if bool(revealed[k].any()):  # else the network may not have run, and must not for who only watches
+                columns = (live.position, shown, view.confidence)
+                new = list(zip(*(values[k][revealed[k]].tolist() for values in columns), strict=True))
+            self.watch(row.index, Change(self.networks.nfe, new, live.position[k][remasked[k]].tolist()))
 
     def _advance(self, live: Live) -> None:
         """Move every active row to its next block; rows that are done leave the caches."""

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.options import at_least
+from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
     from hybrid.experiments.record import Table
@@ -80,8 +80,6 @@ def table(values: Values) -> Table:
 
 
 def _explanation(lm: LanguageModel, arguments: argparse.Namespace) -> str:
-    from hybrid.corpora import title
-
     c = lm.config
     return f"""\
 {len(arguments.runs)} runs of {title(c.data.corpus)}, {c.model.n_layers} layers of {c.model.dim}, trained at block size

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hybrid import cli
-from hybrid.options import at_least, pick
+from hybrid.options import at_least, pick, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
@@ -177,7 +177,6 @@ def _mean(values: list[float]) -> float:
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:
-    from hybrid.corpora import title
     from hybrid.experiments.trained import trained_at
 
     judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."

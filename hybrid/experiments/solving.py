@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.options import at_least
+from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
     from hybrid.answers import Answers
@@ -104,8 +104,6 @@ def _mean(values: list[float]) -> float:
 
 
 def describe(group: Group) -> str:
-    from hybrid.corpora import title
-
     c = group.config
     some = next(iter(group.answers.values()))
     return (

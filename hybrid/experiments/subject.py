@@ -6,6 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybrid.options import title
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -116,8 +118,6 @@ class Subject:
         return float(likelihood.nll.sum() / likelihood.tokens.sum())
 
     def describe(self, rows: int) -> str:
-        from hybrid.corpora import title
-
         config = self.lm.config
         return (
             f"**Texts of a model**: `{config.run.name}` ({title(config.data.corpus)}, {self.lm.model.vocab_size:,} "

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid.corpora import title
 from hybrid.experiments.record import Table
+from hybrid.options import title
 from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
 from hybrid.report.groups import Group, Mean, common, differences
