@@ -5,7 +5,7 @@
     source.load(folder) -> Documents     random access; `folder` is scratch space on disk
 
 Embedded corpora (nothing to download) live in `CORPORA`. To add one: a frozen dataclass with `identity` and `load`,
-whose fields are its options.
+whose fields are its options. One that knows the law of its documents also has `entropy`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hybrid.files import (
     FORMATS,
@@ -41,12 +41,20 @@ from hybrid.files import (
     reason,
 )
 from hybrid.options import build, pick
+from hybrid.sources import BlockMarkov, Markov
 from hybrid.tasks import Sudoku, Sums
 
 
 class Source(Protocol):
     def identity(self) -> str: ...
     def load(self, folder: Path) -> Documents: ...
+
+
+@runtime_checkable
+class KnownEntropy(Protocol):
+    """A source whose documents, without prompts, are independent draws from one known law."""
+
+    def entropy(self) -> float: ...  # nats of a document
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,14 @@ class PyDocs:
         return InMemory(documents)
 
 
-CORPORA: dict[str, type[Source]] = {"pydocs": PyDocs, "stdlib": StdLib, "sudoku": Sudoku, "sums": Sums}
+CORPORA: dict[str, type[Source]] = {
+    "block_markov": BlockMarkov,
+    "markov": Markov,
+    "pydocs": PyDocs,
+    "stdlib": StdLib,
+    "sudoku": Sudoku,
+    "sums": Sums,
+}
 
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.corpora import Source, locate
+from hybrid.corpora import KnownEntropy, Source, locate
 from hybrid.files import FORMATS, digest
 from hybrid.options import at_least, option, pick
 from hybrid.packing import VERSION, Counts, Recipe, build, open_packed
@@ -104,6 +104,12 @@ class PackedTokens:
         """UTF-8 bytes per target token: bits per byte = nats per token / ln 2 / bytes_per_token."""
         return self.counts.target_bytes / self.counts.target_tokens
 
+    @property
+    def has_a_document_per_row(self) -> bool:
+        """Whether every row is one document, whole."""
+        ends = self.tokens[self.seq_len - 1 :: self.seq_len]
+        return self.n_tokens == self.counts.documents * self.seq_len and bool((ends == self.end_of_text).all())
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Rows [R, L] by index (0 to n_rows - 1). Raises IndexError for another index."""
         starts = np.asarray(indices, dtype=np.int64).reshape(-1, 1)
@@ -123,7 +129,12 @@ class PackedTokens:
 
 @dataclass(frozen=True)
 class Data:
-    """What training needs: `description` (JSON values) records which data it was."""
+    """What training needs.
+
+    Attributes:
+        description: JSON values that record which data it was. `entropy_per_token` (nats per target token) is there if
+            the corpus knows it and a row is one document: no model's expected bound is below it.
+    """
 
     tokenizer: Tokenizer
     train: PackedTokens
@@ -257,4 +268,6 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
         "vocab_size": tokenizer.vocab_size,
         **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
     }
+    if isinstance(source, KnownEntropy) and all(split.has_a_document_per_row for split in splits.values()):
+        description["entropy_per_token"] = source.entropy() / config.seq_len  # the end of text is certain
     return Data(tokenizer, splits["train"], splits["validation"], description)

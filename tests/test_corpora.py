@@ -166,7 +166,7 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     "corpus, message",
     [
-        ("pydoc", r"data.corpus: 'pydoc' is not one of pydocs, stdlib.*did you mean 'pydocs'.*file.*data.revision"),
+        ("pydoc", r"data.corpus: 'pydoc' is not one of block_markov, .*did you mean 'pydocs'.*file.*data.revision"),
         ("./nothing", r"data.corpus: './nothing': no such file or folder.*check the path"),
         ("data/missing.jsonl", r"data.corpus: 'data/missing.jsonl': no such file"),
         ("missing/*.txt", r"data.corpus: 'missing/\*.txt': no such file"),

@@ -165,7 +165,7 @@ def test_what_is_embedded() -> None:
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ({"name": "sudoko"}, r"data.corpus: 'sudoko' is not one of pydocs, .*did you mean 'sudoku'"),
+        ({"name": "sudoko"}, r"data.corpus: 'sudoko' is not one of block_markov, .*did you mean 'sudoku'"),
         ({"size": 4}, r"data.corpus: .* has no 'name'"),
         ({"name": "pydocs", "size": 4}, r"data.corpus.size: pydocs has no options"),
         ({"name": "sudoku", "sise": 4}, r"data.corpus.sise: sudoku has no such option .*did you mean 'size'"),
