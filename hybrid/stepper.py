@@ -96,15 +96,13 @@ class Stepper:
         micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
         block_size = self.block_size_of(step)
         n_targets = max(self._count_targets(indices), 1)
-        device = self.model.embedding.weight.device
-        losses = torch.zeros(2, dtype=torch.float64, device=device)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.model.embedding.weight.device)
         blocks = []
         shared = self.shared or Shared(self.model)
         for start in range(0, len(mine), micro_rows):
-            batch = self.split.rows(mine[start : start + micro_rows]).to(device)
+            batch = self.split.rows(mine[start : start + micro_rows])
             first = self.ranks.rank * len(mine) + start
-            row = torch.arange(first, first + len(batch.tokens), device=device)
-            keys = Keys(self.seed, step + 1, row, first, n_rows)
+            keys = Keys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
             with shared.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
                     loss = shared.loss(objective, batch, keys, block_size)
