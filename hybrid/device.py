@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from hybrid.options import pick
 from hybrid.ranks import ALONE, Ranks
@@ -34,6 +35,13 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         way_out = "use auto" if ranks.world == 1 else "start a rank per GPU (torchrun --nproc-per-node)"
         raise ValueError(f"run.device: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); {way_out}")
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on `device`. To a GPU it goes through pinned memory, for which the host does not have to wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from hybrid.device import send
 from hybrid.head import weighted_cross_entropy
 from hybrid.model import Transformer
 from hybrid.noise import SCHEDULES, Keys, Schedule, block_uniforms, block_view, position_uniforms, target_ranks
@@ -210,10 +211,13 @@ class Loss:
     autoregressive: Tensor | None = None  # () with a gradient
 
     def by_block(self, block_size: int) -> tuple[Tensor, Tensor]:
-        """(b, D, g): number of masked tokens n, and mean cross-entropy m_n (0 where n = 0), float64."""
+        """(b, D, g): number of masked tokens n, and mean cross-entropy m_n (0 where n = 0), float64.
+
+        They are where the masks are: with masks on the host, this waits for a GPU.
+        """
         masked = self.masking.masked
         losses = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
-        losses[masked] = self.cross_entropy.double()
+        losses[masked] = self.cross_entropy.to(masked.device, torch.float64)
         n = block_view(masked, block_size, False).sum(-1)
         return n, block_view(losses, block_size, 0.0).sum(-1) / n.clamp(min=1)
 
@@ -230,17 +234,20 @@ def masked_loss(
 ) -> Loss:  # fmt: skip
     """Run both streams and weigh the cross-entropies of the masked tokens (b, N).
 
+    Tokens and masking may be on the host, wherever the model is: `two_stream_hidden`.
+
     Args:
         autoregressive: (b, N) booleans, tokens whose left-to-right NLL is wanted as well (`context: causal`).
     """
     hidden = two_stream_hidden(model, tokens, masking.masked, block_size, documents, autoregressive)
     row, _, position = masking.masked.nonzero(as_tuple=True)
-    weights = masking.weight[masking.masked] / masking.masked.shape[1]
+    weights = send(masking.weight[masking.masked] / masking.masked.shape[1], hidden.device)
+    targets = send(tokens[row, position], hidden.device)
     matrix = model.head_matrix()
-    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, tokens[row, position], weights)
+    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, targets, weights)
     left_to_right = None
     if autoregressive is not None:
-        targets = tokens[autoregressive]
+        targets = send(tokens[autoregressive], hidden.device)
         ones = torch.ones_like(targets, dtype=weights.dtype)
         left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones)
     return Loss(total, losses, masking, left_to_right)
@@ -267,7 +274,7 @@ class Objective:
         return isinstance(self.weighting, Elbo) and not hasattr(self.estimator, "bias")
 
     def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        """Draw noise for a batch and run the model on it."""
+        """Draw noise for a batch, where the batch is, and run the model on it."""
         masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
         if not isinstance(self.weighting, Elbo):
             factor = weigh(self.weighting, masking.masked, batch.is_target, block_size)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hybrid.options import option
 from hybrid.parallel import settle
+from hybrid.ranks import part
 from hybrid.states import flatten_optimizer, restore_optimizer
 
 
@@ -64,32 +65,48 @@ class Optimizer:
         adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if config.name == "muon":
-            self.parts["muon"] = torch.optim.Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
+            muon = torch.optim.Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
+            for matrix in matrices:  # its first step would do so; made here, that one can be undone too
+                muon.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+            self.parts["muon"] = muon
 
     def set_rate(self, factor: float) -> dict[str, float]:
         """Set the learning rates to a fraction of their peaks, and return them by name."""
         rates = {"lr": factor * self.config.lr}
         if "muon" in self.parts:
             rates["muon_lr"] = factor * self.config.muon_lr
-        for name, part in self.parts.items():
-            for group in part.param_groups:
+        for name, optimizer in self.parts.items():
+            for group in optimizer.param_groups:
                 group["lr"] = rates["muon_lr" if name == "muon" else "lr"]
         return rates
 
-    def step(self) -> None:
-        for part in self.parts.values():
-            part.step()
+    def step(self, skip: Tensor) -> None:
+        """Update the weights; where `skip`, () float32, is 1, they and all states stay what they are.
+
+        That is decided on their device, without the host waiting for it. AdamW's kernel can do so; what Muon changes is
+        copied first, and put back.
+        """
+        adamw, muon = self.parts["adamw"], self.parts.get("muon")
+        adamw.found_inf = skip  # type: ignore[attr-defined]  # where torch's gradient scaler puts it
+        adamw.step()
+        if muon is None:
+            return
+        changing = [part(t.detach()) for p, state in muon.state.items() for t in (p, state["momentum_buffer"])]
+        before = [t.clone() for t in changing]
+        muon.step()
+        for t, old in zip(changing, before, strict=True):
+            torch.where(skip > 0, old, t, out=t)
 
     def zero_grad(self) -> None:
-        for part in self.parts.values():
-            part.zero_grad(set_to_none=True)
+        for optimizer in self.parts.values():
+            optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """Tensors by name, and the rest for JSON."""
         tensors, meta = {}, {}
-        for name, part in self.parts.items():
-            part_tensors, meta[name] = flatten_optimizer(part, self.names)
-            tensors |= {f"{name}/{key}": tensor for key, tensor in part_tensors.items()}
+        for name, optimizer in self.parts.items():
+            own, meta[name] = flatten_optimizer(optimizer, self.names)
+            tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
         return tensors, meta
 
     def restore(self, tensors: Mapping[str, Tensor], meta: dict) -> None:
@@ -99,8 +116,8 @@ class Optimizer:
                 f"optim.name: the checkpoint was trained with {'/'.join(sorted(meta))}, not {self.config.name!r}; "
                 "set it back, or start from the weights alone with trainer.init_from"
             )
-        for name, part in self.parts.items():
-            restore_optimizer(part, self.names, tensors, meta[name], prefix=f"{name}/")
+        for name, optimizer in self.parts.items():
+            restore_optimizer(optimizer, self.names, tensors, meta[name], prefix=f"{name}/")
 
 
 class EMA:
@@ -110,10 +127,13 @@ class EMA:
         self.model, self.decay = model, decay
         self.shadow = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, skip: Tensor) -> None:
+        """Follow the weights; where `skip`, () float32, is 1, the average stays what it is."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        weights = [p.detach() for p in self.model.parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
+        averages = [part(t) for t in self.shadow.values()]
+        weights = [part(p.detach()) for p in self.model.parameters()]
+        share = (1 - decay) * (1 - skip.to(weights[0].dtype))
+        torch._foreach_lerp_(averages, weights, [share] * len(weights))
 
     @contextmanager
     def applied(self) -> Iterator[None]:

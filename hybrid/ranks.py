@@ -1,8 +1,8 @@
 """The processes of a job: which one this is, and what they tell each other.
 
 `torchrun train.py ...` starts a process per device and says in the environment which is which; without it there is one,
-`ALONE`, and nothing here communicates. What is said about the job goes between CPUs (gloo), gradients and weights
-between GPUs (nccl).
+`ALONE`, and nothing here communicates. What is said about the job goes between CPUs (gloo), tensors of GPUs (gradients,
+weights, losses) between GPUs (nccl).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Ranks:
         return range(self.rank, n, self.world)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks of a tensor of numbers, on the CPU; every rank gets the same bits."""
-        values = values.detach().to("cpu", torch.float64)
+        """The sum over ranks of a tensor of numbers, where it is; every rank gets the same bits."""
+        values = values.detach().to(torch.float64)
         if self.world > 1:
             dist.all_reduce(values)
         return values

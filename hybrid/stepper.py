@@ -2,6 +2,10 @@
 
 Everything random is a function of (seed, step, row of the global batch), so a batch can be split over forwards or ranks
 in any way.
+
+Batch and noise are made on the host, and all that follows is handed to the device without waiting for it: whether the
+step was finite is decided there, and its numbers are read when they are logged. So a GPU finds the next step ready when
+it is done with this one. A proposal that learns is the exception: the next noise depends on the losses.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,16 +34,41 @@ if TYPE_CHECKING:
     from hybrid.trainer import TrainerConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepResult:
-    """One optimizer step. Losses are in nats per target token of the global batch."""
+    """One optimizer step. Its numbers stay on the device until one of them is read, which waits for it.
 
-    loss: float  # of the objective, without the autoregressive part
-    ar_nll: float | None  # of the autoregressive part, where there is one
-    grad_norm: float
+    Losses are in nats per target token of the global batch.
+    """
+
+    step: int
+    numbers: Tensor  # (3,) float64: loss, that of its autoregressive part (0 where there is none), norm of the gradient
+    has_ar: bool
     block_size: int
     rates: dict[str, float]  # learning rates by name
-    is_finite: bool
+
+    @cached_property
+    def _read(self) -> list[float]:
+        return self.numbers.tolist()
+
+    @property
+    def loss(self) -> float:
+        """Of the objective, without the autoregressive part."""
+        return self._read[0]
+
+    @property
+    def ar_nll(self) -> float | None:
+        """Of the autoregressive part, where there is one."""
+        return self._read[1] if self.has_ar else None
+
+    @property
+    def grad_norm(self) -> float:
+        return self._read[2]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether it has changed anything."""
+        return all(map(math.isfinite, self._read))
 
 
 class Share(NamedTuple):
@@ -73,19 +103,17 @@ class Stepper:
         share = self.accumulate(step)
         rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
-        grad_norm = float(whole(norm))
-        loss, ar_nll = self.ranks.sum(share.losses).tolist()
-        is_finite = all(map(math.isfinite, (loss, ar_nll, grad_norm)))  # the same on every rank, as all three are
-        if is_finite:
-            self.optimizer.step()
-            if share.blocks:
-                seen = self.ranks.gather([tuple(t.cpu() for t in block) for block in share.blocks])
-                self.objective.learn(share.block_size, list(chain(*seen)))
-            if self.ema is not None:
-                self.ema.update(step)
+        numbers = torch.cat([self.ranks.sum(share.losses), whole(norm).double()[None]])
+        skip = (~numbers.isfinite().all()).float()  # the same on every rank, as the numbers are
+        self.optimizer.step(skip)
+        if self.ema is not None:
+            self.ema.update(step, skip)
         self.optimizer.zero_grad()
         has_ar = self.objective.ar_weight > 0 and share.block_size > 1
-        return StepResult(loss, ar_nll if has_ar else None, grad_norm, share.block_size, rates, is_finite)
+        result = StepResult(step, numbers, has_ar, share.block_size, rates)
+        if share.blocks and result.is_finite:
+            self.objective.learn(share.block_size, list(chain(*self.ranks.gather(share.blocks))))
+        return result
 
     def accumulate(self, step: int) -> Share:
         """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
@@ -96,15 +124,13 @@ class Stepper:
         micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
         block_size = self.block_size_of(step)
         n_targets = max(self._count_targets(indices), 1)
-        device = self.model.embedding.weight.device
-        losses = torch.zeros(2, dtype=torch.float64, device=device)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.model.embedding.weight.device)
         blocks = []
         shared = self.shared or Shared(self.model)
         for start in range(0, len(mine), micro_rows):
-            batch = self.split.rows(mine[start : start + micro_rows]).to(device)
+            batch = self.split.rows(mine[start : start + micro_rows])
             first = self.ranks.rank * len(mine) + start
-            row = torch.arange(first, first + len(batch.tokens), device=device)
-            keys = Keys(self.seed, step + 1, row, first, n_rows)
+            keys = Keys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
             with shared.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
                     loss = shared.loss(objective, batch, keys, block_size)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.cache import KVCache
+from hybrid.device import send
 from hybrid.frozen import Frozen
 from hybrid.masks import Cached, TwoStream
 from hybrid.model import Transformer
@@ -22,6 +23,9 @@ def two_stream_hidden(
 ) -> Tensor:  # fmt: skip
     """Hidden states from which the masked tokens are predicted, in one pass.
 
+    The arguments may all be on the host, wherever the model is. How many tokens are masked is counted where the masks
+    are; on the host, nobody waits for a GPU to know it.
+
     Args:
         tokens: (b, N) clean ids.
         masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
@@ -31,14 +35,15 @@ def two_stream_hidden(
     Returns:
         (m, dim), in the order of `masked.nonzero()`, followed by the rows of `autoregressive.nonzero()`.
     """
+    device, documents = model.embedding.weight.device, input_documents(model, tokens, documents)
     pattern = TwoStream(
         length=tokens.shape[1],
         block_size=block_size,
         context=model.config.context,
         prediction=model.config.prediction,
         draws=masked.shape[1],
-        documents=input_documents(model, tokens, documents),
-        device=tokens.device,
+        documents=None if documents is None else send(documents, device),
+        device=device,
         autoregressive=autoregressive is not None,
     )
     clean = with_begin(model, tokens)[:, : pattern.n_clean]
@@ -48,7 +53,7 @@ def two_stream_hidden(
         noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
         read = torch.cat([read, pattern.autoregressive_rows(autoregressive)])
     rows = torch.cat([clean, noisy[:, : pattern.n_noisy]], dim=1)
-    return model(rows, pattern.positions, pattern, read=read)
+    return model(send(rows, device), pattern.positions, pattern, read=send(read, device))
 
 
 def with_begin(model: Transformer, tokens: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class TrainerConfig:
     sample_every: int = option(0, "steps between samples of text (0: only at the end)")
     save_every: int = option(500, "steps between checkpoints (0: only at the end)")
     keep_last: int = option(2, "latest checkpoints kept, beside the best")
-    max_bad_steps: int = option(5, "consecutive non-finite steps after which training stops")
+    max_bad_steps: int = option(5, "consecutive non-finite steps that stop a run, counted when it logs or saves")
 
 
 class Window:
@@ -112,7 +112,8 @@ class Trainer:
         self.step = 0  # steps done
         self.skipped = 0
         self.final: dict[str, Any] = {}
-        self._bad = 0
+        self._bad = 0  # steps in a row that were not finite
+        self._unread: list[StepResult] = []  # steps that the device may still be working on
         self._signal: int | None = None
         # Only what is an estimate of the ELBO is called so.
         self.loss_name = "train/nelbo" if stepper.objective.is_elbo else "train/loss"
@@ -135,9 +136,11 @@ class Trainer:
         """Write a checkpoint of this moment (atomically), and forget old ones.
 
         Raises:
-            ValueError: something is not finite; a broken state is no successor of a good one.
+            ValueError: something is not finite (a broken state is no successor of a good one), or the last steps were
+                not: `_read`.
             OSError: it could not be written; what was saved before is unchanged.
         """
+        self._read()
         s = self.stepper
         optimizer_tensors, optimizer_meta = s.optimizer.state()
         tensors = {"model": module_tensors(s.model), "optimizer": optimizer_tensors}
@@ -214,11 +217,13 @@ class Trainer:
         config, window = self.config, Window(self.loss_name)
         while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
             result = self.stepper(self.step)
-            self._note(result)
-            self.step += 1
+            self._unread.append(result)
             window.results.append(result)
-            progress.update(self.step, config.batch_tokens, result.loss)
-            if self.step % config.log_every == 0 or self.step == config.steps:
+            self.step += 1
+            is_logged = self.step % config.log_every == 0 or self.step == config.steps
+            progress.update(self.step, config.batch_tokens, result.loss if is_logged else None)
+            if is_logged:
+                self._read()
                 metrics = window.metrics(config.batch_tokens)
                 self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.skipped})
                 window = Window(self.loss_name)
@@ -237,22 +242,28 @@ class Trainer:
         """Whether any rank was told to stop or finds it late: all must do the same."""
         return self.stepper.ranks.any(is_late or self._signal is not None)
 
+    def _read(self) -> None:
+        """Wait for the steps that were made since the last time, and see whether they were finite."""
+        unread, self._unread = self._unread, []
+        for result in unread:
+            self._note(result)
+
     def _note(self, result: StepResult) -> None:
-        """Count non-finite steps; several in a row end the run (the weights are those of the last good step)."""
+        """Count non-finite steps, which have changed nothing; several in a row end the run."""
         if result.is_finite:
             self._bad = 0
             return
         self._bad += 1
         self.skipped += 1
         log.warning(
-            "step %d skipped: loss %s, gradient norm %s", self.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
+            "step %d skipped: loss %s, gradient norm %s", result.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
         )
         if self._bad >= self.config.max_bad_steps:
             broken = [n for n, p in self.stepper.model.named_parameters() if not bool(part(p).isfinite().all())]
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
-                f"{self.step}, learning rate {result.rates['lr']:.2g}; {where}); lower optim.lr (or muon_lr), raise "
+                f"{result.step}, learning rate {result.rates['lr']:.2g}; {where}); lower optim.lr (or muon_lr), raise "
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 

@@ -1,11 +1,13 @@
 """Schedules, optimizers and averages."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
-from toy import toy_model
+from toy import random_tokens, toy_model
 
+from hybrid.masks import TwoStream
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
 
 
@@ -63,9 +65,42 @@ def test_ema_follows_and_gives_the_weights_back():
     with torch.no_grad():
         model.final_norm.weight.add_(1)
     for step in range(3):
-        ema.update(step)  # decays 0.1, 2/11, 0.25
+        ema.update(step, torch.tensor(0.0))  # decays 0.1, 2/11, 0.25
     remaining = 0.1 * (2 / 11) * 0.25
     torch.testing.assert_close(ema.shadow["final_norm.weight"], start + 1 - remaining)
+    average = ema.shadow["final_norm.weight"].clone()
+    ema.update(3, skip=torch.tensor(1.0))
+    assert torch.equal(ema.shadow["final_norm.weight"], average)
     with ema.applied():
         torch.testing.assert_close(model.final_norm.weight.detach(), start + 1 - remaining)
     torch.testing.assert_close(model.final_norm.weight.detach(), start + 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_that_is_skipped_leaves_no_trace(name):
+    """Of the steps of two optimizers, those that one of them skips might as well not have been there."""
+
+    def backward(model, step, factor=1.0):
+        tokens = random_tokens(2, 8, seed=step)
+        pattern = TwoStream(8, 8)
+        (factor * model.head(model(tokens, pattern.positions, pattern)).square().mean()).backward()
+
+    def trained(skipped):
+        model = toy_model(dtype=torch.float32)
+        optimizer = Optimizer(model, OptimConfig(name=name, lr=0.01))
+        optimizer.set_rate(1.0)
+        for step in range(3):
+            for bad in (math.nan, math.inf) if step in skipped else ():
+                backward(model, step, bad)
+                optimizer.step(torch.tensor(1.0))
+                optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step(torch.tensor(0.0))
+            optimizer.zero_grad()
+        return dict(model.named_parameters()) | optimizer.state()[0]
+
+    expected = trained(skipped=())
+    for skipped in ((0,), (1, 2)):
+        actual = trained(skipped)
+        assert actual.keys() == expected.keys()
+        assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items())

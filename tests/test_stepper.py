@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import math
 
 import numpy as np
@@ -13,33 +14,38 @@ from torch import Tensor
 from toy import random_tokens, toy_model
 from training import break_steps
 
+from hybrid.attention import BACKENDS
 from hybrid.data import PackedTokens
 from hybrid.noise import Keys
 from hybrid.objective import Count, Masking, Objective, Time
-from hybrid.optim import OptimConfig, Optimizer
+from hybrid.optim import EMA, OptimConfig, Optimizer
 from hybrid.packing import Counts
 from hybrid.ranks import Ranks
 from hybrid.stepper import Stepper
 from hybrid.trainer import TrainerConfig
+from hybrid.weightings import Cart
 
 SEQ_LEN, ROWS = 12, 8
 
 
-def packed() -> PackedTokens:
+def packed(document_mask: bool = False) -> PackedTokens:
     """Rows in which very different numbers of tokens count."""
     tokens = random_tokens(40, SEQ_LEN, seed=1).numpy().astype(np.uint16)
     share = np.linspace(0.05, 1, 40)[:, None]
     is_target = (np.random.default_rng(0).random(tokens.shape) < share).astype(np.uint8)
     n = int(is_target.sum())
-    return PackedTokens(tokens.ravel(), is_target.ravel(), Counts(1, tokens.size, tokens.size, n, n), SEQ_LEN, 6)
+    counts = Counts(1, tokens.size, tokens.size, n, n)
+    return PackedTokens(tokens.ravel(), is_target.ravel(), counts, SEQ_LEN, 6, document_mask)
 
 
 def stepper(split: PackedTokens, draws: int = 2, estimator=None, **options) -> Stepper:
-    model, optim = toy_model(), OptimConfig()
+    objective = options.pop("objective", Objective(estimator or Count(), draws=draws))
+    model, optim = options.pop("model", None) or toy_model(), options.pop("optim", OptimConfig())
+    ema = EMA(model, 0.9) if options.pop("ema", False) else None
     trainer = TrainerConfig(batch_tokens=ROWS * SEQ_LEN, micro_batch_tokens=options.pop("micro", None))
     return Stepper(
-        model, Optimizer(model, optim), None, split, Objective(estimator or Count(), draws=draws), [4, 3], optim,
-        trainer, seed=0, precision=contextlib.nullcontext, **options,
+        model, Optimizer(model, optim), ema, split, objective, [4, 3], optim, trainer, seed=0,
+        precision=contextlib.nullcontext, **options,
     )  # fmt: skip
 
 
@@ -134,3 +140,66 @@ def test_of_a_list_of_block_sizes_each_is_drawn_as_often() -> None:
     # Binomial(2000, 1/2): six standard deviations, a false alarm in 5e8.
     assert abs(drawn.count(4) - 1000) < 6 * math.sqrt(500) and set(drawn) == {3, 4}
     assert drawn[:50] == [one.block_size_of(step) for step in range(50)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The host does not wait for the device
+
+
+@pytest.fixture
+def meta_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's fused AdamW runs on the meta device if it does not check where it is; autocast does not know of it."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
+    adam = importlib.import_module("torch.optim.adam")
+    monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
+
+
+OBJECTIVES = {
+    "counts": Objective(Count(), draws=2),
+    "pairs": Objective(Count(complementary=True), draws=2),
+    "times": Objective(Time(), draws=2),
+    "weighting": Objective(Count(), Cart()),
+    "autoregressive": Objective(Count(), ar_weight=0.5),
+}
+
+
+@pytest.mark.usefixtures("meta_trains")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("prediction", ["in_place", "next_token"])
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_a_step_does_not_wait_for_the_device(objective: Objective, prediction: str, optimizer: str) -> None:
+    """On the meta device there is nothing to wait for: whoever asks what came out gets an error."""
+    model = toy_model("causal", prediction, dtype=torch.float32).to("meta")
+    optim = OptimConfig(name=optimizer)
+    one = stepper(packed(True), objective=objective, model=model, optim=optim, ema=True, micro=4 * SEQ_LEN)
+    result = [one(step) for step in range(2)][-1]
+    assert result.numbers.is_meta and result.numbers.shape == (3,)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        _ = result.loss
+
+
+@pytest.mark.usefixtures("meta_trains")
+def test_a_proposal_that_learns_waits_for_the_losses() -> None:
+    one = stepper(packed(), estimator=Count("adaptive"), model=toy_model(dtype=torch.float32).to("meta"))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        one(0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("attention", ["sdpa", "flex"])
+def test_a_step_does_not_wait_for_the_gpu(attention: str, optimizer: str) -> None:
+    device = torch.device("cuda")
+    model = toy_model("causal", dtype=torch.float32, dim=64).to(device)
+    model.attend = BACKENDS[attention](device, True)
+    objective, optim = OBJECTIVES["autoregressive"], OptimConfig(name=optimizer)
+    one = stepper(packed(), objective=objective, model=model, optim=optim, ema=True, micro=4 * SEQ_LEN)
+    one.block_sizes = [4]
+    before = [one(step) for step in range(2)]  # which compile and lay out what is kept
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        after = [one(step) for step in range(2, 5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(result.is_finite for result in before + after)

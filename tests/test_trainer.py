@@ -76,6 +76,23 @@ def test_several_in_a_row_stop_the_run_with_a_diagnosis(
     assert_same_tensors(tensors_of(last), tensors_of(tmp_path / "tiny" / "checkpoints" / "step-00000003"))
 
 
+@pytest.mark.parametrize("when", ["trainer.log_every=4", "trainer.save_every=4"])
+def test_bad_steps_are_counted_when_the_run_logs_or_saves(
+    when: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not before, since that would wait for the device; they have their own numbers nevertheless."""
+    break_steps(monkeypatch, lambda step: step in (1, 2), "loss")
+    steps: list[int] = []
+    before_step(monkeypatch, steps.append)
+    never = ["trainer.eval_every=0", "trainer.save_every=0", "trainer.log_every=99"]
+    config = configure(tmp_path, *never, "trainer.max_bad_steps=2", when)
+    with pytest.raises(ValueError, match=r"2 steps in a row .*\(step 2, .*; the weights are finite\)"):
+        train(config)
+    assert steps == [0, 1, 2, 3]
+    assert "step 1 skipped" in caplog.text and "step 2 skipped" in caplog.text
+    assert not checkpoint.list_checkpoints(tmp_path / "tiny" / "checkpoints")
+
+
 def test_the_count_of_bad_steps_in_a_row_survives_resuming(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,8 +109,8 @@ def test_broken_weights_are_never_saved_over_good_ones(
     """An update can break the weights although loss and gradient were finite."""
     step, count = Optimizer.step, iter(range(99))
 
-    def overflow(self: Optimizer) -> None:
-        step(self)
+    def overflow(self: Optimizer, skip: torch.Tensor) -> None:
+        step(self, skip)
         if next(count) == 4:
             next(iter(self.names)).data[0] = math.inf
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hybrid.cache import KVCache
 from hybrid.data import Batch
 from hybrid.decoding.network import Live, Network
+from hybrid.device import send
 from hybrid.frozen import Frozen
 from hybrid.masks import Cached, Pattern, TwoStream
 from hybrid.model import Transformer
@@ -49,10 +50,12 @@ class Causal:
 
 def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, pattern: Straightforward) -> Tensor:
     """The same loss as `masked_loss` of an in-place model, with logits at all 2N positions."""
-    noisy = torch.where(masking.masked[:, 0], model.mask_token_id, tokens)
+    device = model.embedding.weight.device
+    tokens, masked, weight = (send(t, device) for t in (tokens, masking.masked[:, 0], masking.weight[:, 0]))
+    noisy = torch.where(masked, model.mask_token_id, tokens)
     logits = model.head(model(torch.cat([tokens, noisy], dim=1), pattern.positions, pattern))
     losses = F.cross_entropy(logits[:, tokens.shape[1] :].flatten(0, 1).float(), tokens.flatten(), reduction="none")
-    return (losses.view_as(tokens) * (masking.weight * masking.masked)[:, 0]).sum()
+    return (losses.view_as(tokens) * (weight * masked)).sum()
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,14 @@ class StraightforwardObjective(Objective):
 
     def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
         masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
-        pattern = Straightforward(batch.tokens.shape[1], block_size, device=batch.tokens.device)
+        pattern = Straightforward(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
         total = straightforward_loss(model, batch.tokens, masking, pattern)
         return Loss(total, total.new_empty(0), masking)
 
 
 def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
     """Sum of the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
+    tokens = send(tokens, model.embedding.weight.device)
     inputs = F.pad(tokens[:, :-1], (1, 0), value=model.end_of_text)
     pattern = TwoStream(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
     hidden = model(inputs, pattern.positions, pattern)

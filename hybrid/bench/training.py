@@ -67,11 +67,12 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
     model = setting.build(prediction, training=True)
     if kind != "hybrid":
         model.attend = Causal() if kind == "causal" else Dense()
-    tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len), device=device)
+    tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len))
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    keys = Keys(0, 0, torch.arange(setting.rows, device=device), 0, setting.rows)
+    keys = Keys(0, 0, torch.arange(setting.rows), 0, setting.rows)
     pattern = Straightforward(setting.seq_len, block_size, device=device)
     optimizer, precision = Optimizer(model, OptimConfig()), precision_context(setting.precision, device)
+    never = torch.zeros((), device=device)
 
     def step() -> None:
         with precision():
@@ -84,7 +85,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
                 else:
                     total = masked_loss(model, tokens, masking, block_size).total
         (total / tokens.numel()).backward()
-        optimizer.step()
+        optimizer.step(skip=never)
         optimizer.zero_grad()
 
     return step
