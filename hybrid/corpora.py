@@ -5,7 +5,7 @@
     source.load(folder) -> Documents     random access; `folder` is scratch space on disk
 
 Embedded corpora (nothing to download) live in `CORPORA`. To add one: a frozen dataclass with `identity` and `load`,
-whose fields are its options. One that knows the law of its documents also has `entropy`.
+whose fields are its options. One that knows the law of its documents also has `entropy` and `log_prob`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import re
 import sysconfig
 import tokenize
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from hybrid.files import (
     FORMATS,
@@ -54,7 +56,8 @@ class Source(Protocol):
 class KnownEntropy(Protocol):
     """A source whose documents, without prompts, are independent draws from one known law."""
 
-    def entropy(self) -> float: ...  # nats of a document
+    def entropy(self) -> float: ...  # nats of a document, in expectation
+    def log_prob(self, texts: Sequence[str]) -> np.ndarray: ...  # nats of each
 
 
 @dataclass(frozen=True)

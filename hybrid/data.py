@@ -132,8 +132,10 @@ class Data:
     """What training needs.
 
     Attributes:
-        description: JSON values that record which data it was. `entropy_per_token` (nats per target token) is there if
-            the corpus knows it and a row is one document: no model's expected bound is below it.
+        description: JSON values that record which data it was. If the corpus knows the law of its documents and a row
+            is one document, they have `entropy_per_token` (nats per target token), which no model's expected bound is
+            below, and `validation.source_nats_per_token`, what the source itself gives the validation split: the
+            entropy, and the chance of these rows.
     """
 
     tokenizer: Tokenizer
@@ -269,5 +271,8 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
         **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
     }
     if isinstance(source, KnownEntropy) and all(split.has_a_document_per_row for split in splits.values()):
-        description["entropy_per_token"] = source.entropy() / config.seq_len  # the end of text is certain
+        # The end of text is certain.
+        description["entropy_per_token"] = source.entropy() / config.seq_len
+        texts = [tokenizer.decode(row[:-1]) for row in splits["validation"].tokens.reshape(-1, config.seq_len).tolist()]
+        description["validation"]["source_nats_per_token"] = -float(source.log_prob(texts).mean()) / config.seq_len
     return Data(tokenizer, splits["train"], splits["validation"], description)

@@ -179,12 +179,13 @@ def test_the_curve_over_block_sizes(make: Make, tmp_path: Path) -> None:
     make("b2", "objective.block_size=2", nats={2: 1.5, 8: 1.9})
     make("b8", "objective.block_size=8", nats=1.7)
     make("mixed", "objective.block_size=[8, 2]", nats={2: 1.6, 8: 1.8})
-    figure = figures.block_sizes(groups_in(tmp_path / "runs"), entropy=0.5)
+    figure = figures.block_sizes(groups_in(tmp_path / "runs"), (0.5, 0.6))
     drawn = lines_of(figure)
     assert drawn["each trained for its block size"] == [(2, 3.0), (8, 3.4)]
     assert drawn["mixed"] == [(2, 3.2), (8, 3.6)]
     assert drawn["b2, at other block sizes"] == [(2, 3.0), (8, 3.8)]
     assert {y for _, y in drawn["ar (exact)"]} == {2.0} and {y for _, y in drawn["entropy of the source"]} == {0.5}
+    assert {y for _, y in drawn["the source, on this text"]} == {0.6}
     assert figure is not None
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert "exact" in texts and "bound (the truth is lower)" in texts
@@ -250,15 +251,17 @@ def test_every_group_has_a_colour_of_its_own(make: Make, tmp_path: Path) -> None
 
 
 def test_the_entropy_of_the_source_is_a_line_and_what_is_below_it_is_told(make: Make, tmp_path: Path) -> None:
-    make("a", "objective.block_size=2", nats=2.0, data={"entropy_per_token": 1.9})
-    make("b", "objective.block_size=4", nats=2.1, data={"entropy_per_token": 1.9})
+    known = {"entropy_per_token": 1.9, "validation": {"target_tokens": 9, "source_nats_per_token": 1.95}}
+    make("a", "objective.block_size=2", nats=2.0, data=known)
+    make("b", "objective.block_size=4", nats=2.1, data=known)
     first = sections.sections(groups_in(tmp_path / "runs"))[0]
     assert (
-        "entropy of the source is 3.8000 bits per byte" in first.text and "Every likelihood lies above it" in first.text
+        "entropy of the source is 3.8000 bits per byte" in first.text
+        and "Every likelihood lies above that" in first.text
     )
-    assert first.table is not None and [row[-2] for row in first.table.rows] == ["+0.2000", "+0.4000"]
-    make("c", "objective.block_size=8", nats=1.8, data={"entropy_per_token": 1.9})
-    assert "BELOW it" in sections.sections(groups_in(tmp_path / "runs"))[0].text
+    assert first.table is not None and [row[-2] for row in first.table.rows] == ["+0.1000", "+0.3000"]
+    make("c", "objective.block_size=8", nats=1.8, data=known)
+    assert "BELOW that" in sections.sections(groups_in(tmp_path / "runs"))[0].text
     make("d", "objective.block_size=16", nats=1.8)  # another source, or none that is known
     assert "entropy" not in sections.sections(groups_in(tmp_path / "runs"))[0].text
 

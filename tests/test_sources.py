@@ -166,6 +166,11 @@ def test_the_description_has_the_entropy_of_a_token_where_a_row_is_a_document(tm
     source = locate({"name": "block_markov", "documents": 300, "length": 24})
     assert isinstance(source, KnownEntropy)
     assert data.description["entropy_per_token"] == pytest.approx(source.entropy() / 25)
+    rows = data.validation.tokens.reshape(-1, 25)[:, :-1]
+    own = -source.log_prob([data.tokenizer.decode(row.tolist()) for row in rows])
+    assert data.description["validation"]["source_nats_per_token"] == pytest.approx(own.mean() / 25)
+    # 6 standard errors of the mean of independent documents: false alarm below 1e-8.
+    assert abs(own.mean() - source.entropy()) < 6 * own.std() / len(own) ** 0.5
     assert data.train.n_rows + data.validation.n_rows == 300
     assert json.loads(json.dumps(data.description)) == data.description
 

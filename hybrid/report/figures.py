@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which colour-blind readers can tell apart; without black (autoregressive) and yellow (pale).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _AUTOREGRESSIVE, _GUIDE, _TRUTH = "black", "0.4", "#B00020"
+_TRUTHS = (("entropy of the source", ":"), ("the source, on this text", "-."))
 _MARKERS = {"exact": "s", "bound": "o"}
 _DECODER_MARKERS = "oD^vPX<>*h"
 SMOOTHING = 5  # logged values of the training loss that are averaged
@@ -60,11 +61,11 @@ def colours(groups: Sequence[Group]) -> dict[str, Any]:
     return found | {g.label: hue for g, hue in zip(others, hues, strict=False)}
 
 
-def block_sizes(groups: Sequence[Group], entropy: float | None) -> Figure | None:
+def block_sizes(groups: Sequence[Group], truth: tuple[float, float] | None) -> Figure | None:
     """Bits per byte against the block size: one curve over the models that were each trained for one, and one for each
-    model that was evaluated at several. `entropy` is that of the source in bits per byte."""
+    model that was evaluated at several. `truth`: the entropy of the source and its own likelihood, bits per byte."""
     if len({size for g in groups if not g.is_autoregressive for size in g.evaluated}) < 2:
-        return _side_by_side(groups, entropy)
+        return _side_by_side(groups, truth)
     figure, axes = _new("block size at evaluation", "bits per byte")
     families: dict[Any, list[Group]] = {}
     for g in groups:
@@ -84,15 +85,15 @@ def block_sizes(groups: Sequence[Group], entropy: float | None) -> Figure | None
         axes.axhline(mean.value, color=_AUTOREGRESSIVE, linestyle="--", linewidth=1.2, label=f"{g.label} (exact)")
         if mean.error:
             axes.axhspan(mean.value - mean.error, mean.value + mean.error, color="0.85", zorder=0)
-    if entropy is not None:
-        axes.axhline(entropy, color=_TRUTH, linestyle=":", linewidth=1.5, label="entropy of the source")
+    for value, (label, line) in zip(truth or (), _TRUTHS, strict=False):
+        axes.axhline(value, color=_TRUTH, linestyle=line, linewidth=1.2, label=label)
     ticks = sorted({size for g in groups for size in ([g.own] if g.own else []) + g.evaluated})
     _sizes_axis(axes, ticks)
     _marker_legend(axes, {g.method(size) for g in groups for size in g.evaluated})
     return figure
 
 
-def _side_by_side(groups: Sequence[Group], entropy: float | None) -> Figure | None:
+def _side_by_side(groups: Sequence[Group], truth: tuple[float, float] | None) -> Figure | None:
     """Bits per byte of models that were evaluated at one block size, a line each."""
     lines = [(g, size) for g in groups for size in g.evaluated][::-1]
     if not lines:
@@ -102,8 +103,8 @@ def _side_by_side(groups: Sequence[Group], entropy: float | None) -> Figure | No
         mean, colour = g.bits_per_byte(size), _AUTOREGRESSIVE if g.is_autoregressive else _COLOURS[0]
         axes.errorbar(mean.value, y, xerr=mean.error or None, fmt=_MARKERS[g.method(size)], color=colour, capsize=2.5)
     axes.set_yticks(range(len(lines)), [g.label for g, _ in lines])
-    if entropy is not None:
-        axes.axvline(entropy, color=_TRUTH, linestyle=":", linewidth=1.5, label="entropy of the source")
+    for value, (label, line) in zip(truth or (), _TRUTHS, strict=False):
+        axes.axvline(value, color=_TRUTH, linestyle=line, linewidth=1.2, label=label)
     _marker_legend(axes, {g.method(size) for g, size in lines})
     return figure
 

@@ -117,9 +117,11 @@ class RunRecord:
         return self.block_sizes == [1] and (m.context, m.prediction) == ("causal", "next_token")
 
     @property
-    def entropy_per_token(self) -> float | None:
-        """Of the source of the text in nats, where it is known in closed form."""
-        return self.environment["data"].get("entropy_per_token")
+    def truth(self) -> tuple[float, float] | None:
+        """If the source of the text is known, nats per token: its entropy, and what it gives the validation split."""
+        data = self.environment["data"]
+        known = data.get("entropy_per_token"), data["validation"].get("source_nats_per_token")
+        return None if None in known else known
 
     @property
     def step(self) -> int:

@@ -45,16 +45,19 @@ def sections(groups: Sequence[Group]) -> list[Section]:
     return [section for section in found if section is not None]
 
 
-def entropy_in_bits(runs: Sequence[RunRecord]) -> float | None:
-    """Of the source, per byte, if it is known and the same for all runs; its characters are one byte each."""
-    known = {run.entropy_per_token for run in runs}
-    value = known.pop() if len(known) == 1 else None
-    return None if value is None else value * runs[0].likelihoods[0].bits_per_nat
+def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
+    """`RunRecord.truth` in bits per byte, if it is known and the same for all runs."""
+    known = {run.truth for run in runs}
+    values = known.pop() if len(known) == 1 else None
+    if values is None:
+        return None
+    factor = runs[0].likelihoods[0].bits_per_nat
+    return values[0] * factor, values[1] * factor
 
 
 def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section | None:
-    entropy = entropy_in_bits(runs)
-    figure = figures.block_sizes(groups, entropy)
+    truth = truth_in_bits(runs)
+    figure = figures.block_sizes(groups, truth)
     if figure is None:
         return None
     rows = []
@@ -64,18 +67,21 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
             sign = "≤" if method == "bound" else "="
             nats, bits = g.nats(size), g.bits_per_byte(size)
             row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", f"{sign} {bits.text(4)}"]
-            if entropy is not None:
-                row.append(f"{bits.value - entropy:+.4f}")
+            if truth is not None:
+                row.append(f"{bits.value - truth[1]:+.4f}")
             rows.append([*row, len(g.runs)])
     columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
-    columns += [] if entropy is None else ["above the entropy"]
+    columns += [] if truth is None else ["above the source"]
     text = (
         "Squares are exact likelihoods, discs are bounds: the likelihood itself is better than a bound, by an amount "
         "that is not known. ± is the standard error over seeds, or of the noise of the masks with one seed. "
         f"Evaluated: {'; '.join(sorted({run.how_evaluated for run in runs}))}."
     )
-    if entropy is not None:
-        text += f" The entropy of the source is {entropy:.4f} bits per byte, in closed form. {_below(groups, entropy)}"
+    if truth is not None:
+        text += (
+            f" The entropy of the source is {truth[0]:.4f} bits per byte, in closed form; the source itself gives the "
+            f"validation text {truth[1]:.4f}, which no model beats but by chance. {_below(groups, truth[1])}"
+        )
     table = Table([*columns, "seeds"], rows)
     return Section("Bits per byte", text, {"block_size": ("bits per byte against block size", figure)}, table)
 
@@ -86,17 +92,17 @@ def _trained(group: Group, block_size: int) -> str:
     return "alone" if len(group.first.block_sizes) == 1 else "among others"
 
 
-def _below(groups: Sequence[Group], entropy: float) -> str:
-    """Whether a likelihood is lower than it can be, by more than the noise of masks and of the validation text."""
+def _below(groups: Sequence[Group], truth: float) -> str:
+    """Which likelihoods are better than that of the source itself."""
     low = []
     for g in groups:
         for size in g.evaluated:
             mean = g.bits_per_byte(size)
-            if mean.value < entropy:
-                low.append(f"{g.label} at block size {size} ({mean.value - entropy:+.4f})")
+            if mean.value < truth:
+                low.append(f"{g.label} at block size {size} ({mean.value - truth:+.4f})")
     if not low:
-        return "Every likelihood lies above it."
-    return f"BELOW it, by chance of the validation text or by mistake: {', '.join(low)}."
+        return "Every likelihood lies above that."
+    return f"BELOW that, by chance or by mistake: {', '.join(low)}."
 
 
 def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[str, Any]) -> Section | None:
