@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,7 +90,7 @@ def sizes_of(config: Any) -> list[int]:
 
 
 def groups_in(folder: Path) -> list[Group]:
-    return gather(find_runs([folder]))
+    return gather(find_runs([folder])[0])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ def test_names_that_do_not_tell_groups_apart_give_way_to_settings(make: Make, tm
 
 def test_a_run_that_was_not_evaluated_has_its_last_validation(make: Make, tmp_path: Path) -> None:
     make("a", nats={1: 2.0, 4: 3.0}, evaluated=False)
-    (run,) = find_runs([tmp_path / "runs"])
+    ((run,), _) = find_runs([tmp_path / "runs"])
     found = {m.block_size: m for m in run.likelihoods}
     assert (found[4].method, found[4].nats, found[4].stderr, found[4].by_count) == ("bound", 4.0, 0.01, {1: 1.5})
     assert found[1].method == "exact" and found[1].bits_per_byte == pytest.approx(3.0 * 2)
@@ -144,15 +145,31 @@ def test_paths_that_hold_no_run(make: Make, tmp_path: Path) -> None:
         find_runs([folder])
 
 
+def test_a_sweep_is_reported_without_its_failed_runs(make: Make, tmp_path: Path, command: Command) -> None:
+    make("a")
+    bad = make("bad", evaluated=False)
+    (bad / "metrics.jsonl").write_text('{"step": 1, "time": 1.0}\n')
+    slow = make("slow", "trainer.steps=9", evaluated=False)
+    done = command("report.__main__", tmp_path / "runs")
+    assert done.code == 0, done.err
+    page = (tmp_path / "runs" / "report" / "index.html").read_text()
+    for text in (f"Left out: {bad}: neither", "slow stopped at step 8 of 9.", "not evaluated alike"):
+        assert text in done.err and text in page
+    assert "bad: neither eval.json" in command("report.__main__", tmp_path / "runs" / "a", bad).error
+    shutil.copytree(bad, slow, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "runs" / "a")
+    assert "none of its 2 runs can be read; Left out" in command("report.__main__", tmp_path / "runs").error
+
+
 def test_other_data_and_tokenizers_are_refused_unless_forced(make: Make, tmp_path: Path) -> None:
     make("a")
     make("b")
-    runs = find_runs([tmp_path / "runs"])
+    runs, _ = find_runs([tmp_path / "runs"])
     assert refuse_different_data(runs, force=False) == []
     make("c", data={"corpus_sha256": "c1"})
     make("d", data={"tokenizer_fingerprint": "t1"})
     for name, what in (("c", "another data"), ("d", "another tokenizer")):
-        pair = find_runs([tmp_path / "runs" / "a", tmp_path / "runs" / name])
+        pair, _ = find_runs([tmp_path / "runs" / "a", tmp_path / "runs" / name])
         with pytest.raises(ValueError, match=f"a and {name} have {what}.*--force"):
             refuse_different_data(pair, force=False)
         (warning,) = refuse_different_data(pair, force=True)

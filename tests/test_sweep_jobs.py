@@ -97,7 +97,10 @@ def test_an_interrupt_is_passed_on_and_raised_when_all_have_ended(tmp_path: Path
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_slots_share_the_cores_and_the_gpus(tmp_path: Path) -> None:
+def test_slots_share_the_cores_and_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert slots(2, 8, 0) == [{}, {}]  # the user knows better
+    monkeypatch.delenv("OMP_NUM_THREADS")
     assert slots(1, 8, 4) == [{"OMP_NUM_THREADS": "8"}]
     assert slots(3, 8, 1) == [{"OMP_NUM_THREADS": "2"}] * 3
     assert [s["CUDA_VISIBLE_DEVICES"] for s in slots(3, 8, 2)] == ["0", "1", "0"]

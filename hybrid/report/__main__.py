@@ -37,8 +37,8 @@ def main() -> int:
     from hybrid.report.record import find_runs, refuse_different_data
 
     paths = [Path(path) for path in arguments.runs]
-    runs = find_runs(paths)
-    warnings = refuse_different_data(runs, arguments.force) + evaluation_notes(runs)
+    runs, left_out = find_runs(paths)
+    warnings = left_out + refuse_different_data(runs, arguments.force) + notes(runs)
     for warning in warnings:
         log.warning("%s", warning)
     together = Path(os.path.commonpath([path.absolute() for path in paths]))
@@ -56,9 +56,13 @@ def main() -> int:
     return 0
 
 
-def evaluation_notes(runs: Sequence[RunRecord]) -> list[str]:
-    """What makes figures of the same kind differ although the models may not."""
+def notes(runs: Sequence[RunRecord]) -> list[str]:
+    """What makes figures differ although the models may not."""
     notes = []
+    for run in runs:
+        steps = run.config.trainer.steps
+        if run.step < steps:
+            notes.append(f"{run.name} stopped at step {run.step:,} of {steps:,}.")
     ways = sorted({run.how_evaluated for run in runs})
     if len(ways) > 1:
         notes.append(f"The runs were not evaluated alike ({'; '.join(ways)}): small differences may come from that.")

@@ -152,25 +152,35 @@ def _measured(line: dict[str, Any]) -> Measured:
     return Measured(line["block_size"], line["likelihood"], nats, line["stderr"], bits, by_count)
 
 
-def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """The runs at, or below, some paths, named by what tells their folders apart.
+def find_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
+    """The runs at, or below, some paths, named by what tells their folders apart; and why others there are left out.
 
     Raises:
-        ValueError: a path at which there is none, or a run that can't be read.
+        ValueError: a path at which there is none that can be read.
     """
-    folders: dict[Path, None] = {}
+    folders: dict[Path, bool] = {}  # whether it was named itself
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder; name runs, or a folder of runs")
         found = [folder for folder in _runs_below(path) if (folder / "environment.json").is_file()]
         if not found:
             raise ValueError(f"{path}: no run in it (a run has config.yaml and environment.json)")
-        folders |= dict.fromkeys(folder.resolve() for folder in found)
+        folders |= {folder.resolve(): folder == path for folder in found}
     parts = [folder.parts for folder in folders]
     shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))))
     if len(folders) == 1:
         shared -= 1
-    return [RunRecord.read(folder, "/".join(folder.parts[shared:])) for folder in folders]
+    runs, left_out = [], []
+    for folder, is_named in folders.items():
+        try:
+            runs.append(RunRecord.read(folder, "/".join(folder.parts[shared:])))
+        except ValueError as error:
+            if is_named or len(folders) == 1:
+                raise
+            left_out.append(f"Left out: {error}")
+    if not runs:
+        raise ValueError(f"{paths[0]}: none of its {len(folders)} runs can be read; {left_out[0]}")
+    return runs, left_out
 
 
 def _runs_below(path: Path) -> list[Path]:

@@ -138,10 +138,11 @@ def _terminable() -> Iterator[None]:
 
 
 def slots(jobs: int, cores: int, gpus: int) -> list[dict[str, str]]:
-    """What each of `jobs` workers adds to the environment: its share of the cores, and a GPU if there are several."""
+    """What each of `jobs` workers adds to the environment: its share of the cores, unless the user has set threads, and
+    a GPU if there are several."""
     environments = []
     for number in range(jobs):
-        environment = {"OMP_NUM_THREADS": str(max(cores // jobs, 1))}
+        environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(cores // jobs, 1))}
         if gpus > 1 and jobs > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         environments.append(environment)
