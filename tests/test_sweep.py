@@ -115,6 +115,11 @@ def test_a_sweep_names_the_configuration_of_its_runs(tmp_path: Path) -> None:
         plan(path, [], tmp_path)
 
 
+def test_training_a_sweep_is_refused_with_the_right_command(command: Command) -> None:
+    done = command("train.py", "--config", SWEEPS[0])
+    assert f"start it with python -m hybrid.sweep --config {SWEEPS[0]}" in done.error
+
+
 def test_options_of_the_evaluation_and_a_judge_of_the_sweep(base: Path, tmp_path: Path) -> None:
     text = (
         "grid: {run.seed: [0]}\nevaluate: {block_size: [1, 4], rows: 8, enumerate: true, decoders: [margin], judge: a}"

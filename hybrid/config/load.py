@@ -88,6 +88,8 @@ def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[st
         content = dialect.read(path)
     except ValueError as error:
         raise ValueError(f"{after[-1]}: base: {error}" if after else str(error)) from None
+    if "config" in content:
+        raise ValueError(f"{path}: this is a sweep, of many runs; start it with python -m hybrid.sweep --config {path}")
     if "base" not in content:
         return [(path, content)]
     base = content.pop("base")
