@@ -81,7 +81,7 @@ def write_markdown(output: Path, title: str, facts: list[str], parts: list[Secti
     from hybrid.report import figures, page
 
     command = shlex.join(["python", "-m", MODULE, *sys.argv[1:]])
-    texts = [page.to_markdown(section, output.stem) for section in parts]
+    texts = [page.to_markdown(section, output.stem) for section in parts if not section.samples]
     write_result(output, title, provenance(command, seeds), ["\n\n".join(facts), *texts])
     for section in parts:
         for name, (_, figure) in section.figures.items():

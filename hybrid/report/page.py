@@ -59,7 +59,7 @@ def _table(table: Table) -> str:
 
 
 def to_markdown(section: Section, stem: str) -> str:
-    """One section; its plots are files `stem`-NAME.png beside it. Samples are left out: they are in the page."""
+    """One section; its plots are files `stem`-NAME.png beside it."""
     parts = [f"## {section.title}", section.text]
     parts += [f"![{caption}]({stem}-{name}.png)" for name, (caption, _) in section.figures.items()]
     if section.table is not None:

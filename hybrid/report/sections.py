@@ -193,11 +193,11 @@ def provenance(runs: Sequence[RunRecord]) -> list[str]:
         "no commit" if e["commit"] is None else e["commit"][:7] + (" with changes" if e["dirty"] else "")
         for e in environments
     }
-    machines = {
-        f"{e['processor'] if e['device'] == 'cpu' else e['device']}, {e['threads']} threads, torch "
-        f"{e['libraries']['torch']}"
-        for e in environments
-    }
+    machines = set()
+    for e in environments:
+        machine = e["processor"] if e["device"] == "cpu" else e["device"]
+        threads = "1 thread" if e["threads"] == 1 else f"{e['threads']} threads"
+        machines.add(f"{machine}, {threads}, torch {e['libraries']['torch']}")
     corpora = {title(run.config.data.corpus) for run in runs}
     tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
     seeds = sorted({run.config.run.seed for run in runs})
