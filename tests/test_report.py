@@ -236,6 +236,7 @@ def test_the_front_of_quality_and_speed(make: Make, tmp_path: Path) -> None:
     section = next(s for s in sections.sections(groups_in(tmp_path / "runs")) if s.title == "Quality against speed")
     assert section.table is not None
     marks = {(row[0], row[2]): row[-1] for row in section.table.rows}
+    assert figures.trade([w for w in texts if w.is_repetitive], {"a": "red"}) is not None  # a front of none
     assert marks["a", "loop"] == "repeats itself" and marks["a", "beaten"] == "" and marks["b", "fast"] == "front"
 
 

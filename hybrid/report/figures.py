@@ -144,7 +144,7 @@ def trade(written: Sequence[Written], palette: dict[str, Any]) -> Figure | None:
         face = "none" if w.is_repetitive else colour
         axes.plot(w.tokens_per_second, nats, marker, color=colour, markerfacecolor=face, markersize=6)
     best = [(w.tokens_per_second, w.nats_per_byte or 0.0) for w in front(written)]
-    axes.plot(*zip(*best, strict=True), "-", color=_GUIDE, linewidth=1, zorder=0)
+    axes.plot([x for x, _ in best], [y for _, y in best], "-", color=_GUIDE, linewidth=1, zorder=0)
     axes.set_xscale("log")
     for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         which(StrMethodFormatter("{x:,.0f}"))

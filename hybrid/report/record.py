@@ -101,6 +101,11 @@ class RunRecord:
         return f"hybrid.evaluate, {s['rows'] or 'all'} rows, {s['draws']} draws"
 
     @property
+    def is_evaluated_whole(self) -> bool:
+        """Whether on all rows of the validation split."""
+        return not (self.config.eval.rows if self.evaluation is None else self.evaluation["settings"]["rows"])
+
+    @property
     def generated(self) -> list[dict[str, Any]]:
         """Lines of the decoders that wrote texts, and of the real text."""
         return [] if self.evaluation is None else self.evaluation.get("generation", [])

@@ -82,6 +82,8 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
             f" The entropy of the source is {truth[0]:.4f} bits per byte, in closed form; the source itself gives the "
             f"validation text {truth[1]:.4f}, which no model beats but by chance. {_below(groups, truth[1])}"
         )
+        if not all(run.is_evaluated_whole for run in runs):
+            text += " Models were evaluated on a part of that text only, which may be easier or harder."
     table = Table([*columns, "seeds"], rows)
     return Section("Bits per byte", text, {"block_size": ("bits per byte against block size", figure)}, table)
 
