@@ -131,7 +131,7 @@ def _family_name(family: Any, members: Sequence[Group], groups: Sequence[Group])
 
 def trade(written: Sequence[Written], palette: dict[str, Any]) -> Figure | None:
     """Quality against speed over groups and decoders, with the front of those that no other beats in both."""
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     points = [(w, w.nats_per_byte) for w in written if w.nats_per_byte is not None]
     if not points:
@@ -146,9 +146,9 @@ def trade(written: Sequence[Written], palette: dict[str, Any]) -> Figure | None:
     best = [(w.tokens_per_second, w.nats_per_byte or 0.0) for w in front(written)]
     axes.plot([x for x, _ in best], [y for _, y in best], "-", color=_GUIDE, linewidth=1, zorder=0)
     axes.set_xscale("log")
-    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        which(StrMethodFormatter("{x:,.0f}"))
-    axes.tick_params(axis="x", which="minor", labelsize=7)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.minorticks_off()
     real = next((w.real_nats_per_byte for w, _ in points if w.real_nats_per_byte is not None), None)
     if real is not None:
         axes.axhline(real, color=_GUIDE, linestyle=":", linewidth=1)
