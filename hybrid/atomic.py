@@ -68,6 +68,11 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is not valid JSON: {error}") from None
 
 
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a text file has `mark` in it, by which a command knows what it wrote itself and may replace."""
+    return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """`write_bytes_atomic` of `text` in UTF-8."""
     write_bytes_atomic(path, text.encode("utf-8"))

@@ -147,6 +147,11 @@ def step_of(checkpoint: Path) -> int:
     return int(match.group(1))
 
 
+def steps_done(run: Path) -> int:
+    """Steps of the latest undamaged checkpoint of a run; 0 if it has saved none yet."""
+    return step_of(find_checkpoint(run)) if list_checkpoints(run / "checkpoints") else 0
+
+
 def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest") -> Path:
     """The verified checkpoint that `path` means: a run folder, its `checkpoints`, a step folder or a saved model.
 

@@ -25,7 +25,7 @@ from hybrid.lm import LanguageModel
 from hybrid.options import at_least, build
 from hybrid.quality import measure
 from hybrid.ranks import ALONE, Ranks
-from hybrid.tables import aligned
+from hybrid.tables import aligned, formatted
 
 if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
@@ -234,7 +234,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     """Plain text, one line per decoder and block size; `-` where there is no such figure."""
     columns = [c for c in COLUMNS if any(line.get(c[1]) is not None for line in lines)]
     cells = [["decoder", *(head for head, _, _ in columns)]]
-    cells += [[line["decoder"], *(_cell(line.get(key), form) for _, key, form in columns)] for line in lines]
+    cells += [[line["decoder"], *(formatted(line.get(key), form) for _, key, form in columns)] for line in lines]
     return aligned(cells)
 
 
@@ -255,7 +255,3 @@ def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None
         result.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
         result.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
     return result
-
-
-def _cell(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -144,7 +144,7 @@ class Run:
         self.ranks.wait()  # the first has opened the folder
         with Tracker(self.folder, trainer_step) if self.ranks.is_main else Untracked() as tracker:
             validate, sample = self._validator(), self._sampler()
-            trainer = self._trainer(tracker, validate, sample)
+            trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample)
             if self.resume_from is not None:
                 trainer.restore(self.resume_from)
             else:
@@ -226,9 +226,6 @@ class Run:
         )
         sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
         return sample if c.eval.sample_tokens and sample.prompts else None
-
-    def _trainer(self, tracker: Tracker, validate: Validator, sample: Sampler | None) -> Trainer:
-        return Trainer(self.stepper(), tracker, self.folder, validate, sample)
 
     def _introduce(self, tracker: Tracker, trainer: Trainer) -> None:
         """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""

@@ -13,3 +13,8 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
         columns.append([cell.ljust(width) if number in left else cell.rjust(width) for cell in column])
     text = ["  ".join(row) for row in zip(*columns, strict=True)]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def formatted(value: float | str | None, form: str) -> str:
+    """A cell; a dash where there is no value."""
+    return "-" if value is None else format(value, form)

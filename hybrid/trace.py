@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hybrid.atomic import to_json, write_text_atomic
+from hybrid.atomic import has_mark, to_json, write_text_atomic
 from hybrid.decoding.engine import Change, Engine, Progress
 from hybrid.tokenizer import Tokenizer
 
@@ -70,7 +70,7 @@ def check_path(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"--trace: {path.parent} is not a folder; make it, or choose another place")
-    if path.exists() and not (path.is_file() and _MARK in path.read_text(encoding="utf-8", errors="replace")):
+    if path.exists() and not has_mark(path, _MARK):
         raise ValueError(f"--trace: {path} exists and is not the page of a trace; choose another file")
 
 

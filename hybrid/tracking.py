@@ -44,7 +44,7 @@ _LIBRARIES = (
 )
 
 
-def charts(block_sizes: Sequence[int] = (), has_other_losses: bool = False) -> dict[str, dict[str, list[str]]]:
+def charts(block_sizes: Sequence[int], has_other_losses: bool) -> dict[str, dict[str, list[str]]]:
     """Charts that show all runs together, category -> title -> patterns of tags.
 
     TensorBoard joins the charts of all runs, so that each block size that one of them is evaluated at has charts of its
@@ -191,6 +191,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         elif number < len(lines) or line.endswith(b"\n"):
             raise ValueError(f"{path}: line {number} is not a record (a JSON object with a step and a time)")
     return records
+
+
+def last_validation(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last record of `read_metrics` in which the run was evaluated."""
+    return next((record for record in reversed(records) if "val/nelbo" in record), None)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -161,13 +161,13 @@ def test_layout_text_and_image_reach_tensorboard(tmp_path):
 
     text = "# not a heading\n```\n<b>a</b>"
     with Tracker(tmp_path) as tracker:
-        tracker.layout(charts([4, 1]))
+        tracker.layout(charts([4, 1], False))
         tracker.text("samples", text, 3)
         tracker.text("card", "# heading", 3, markdown=True)
         tracker.image("attention", np.zeros((4, 5, 3), np.uint8), 3)
     events = events_of(tmp_path)
     layout = layout_pb2.Layout.FromString(events["custom_scalars__config__"][0][1].tensor.string_val[0])
-    assert [category.title for category in layout.category] == list(charts([4, 1]))
+    assert [category.title for category in layout.category] == list(charts([4, 1], False))
     by_size = [chart.title for chart in layout.category[1].chart]
     assert by_size == [f"block size {b}: negative ELBO, nats per token" for b in (4, 1)]
     shown = events["samples/text_summary"][0][1].tensor.string_val[0].decode()

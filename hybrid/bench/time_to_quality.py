@@ -107,7 +107,8 @@ def remembered(file: Path, make) -> dict[str, float]:
 
 def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, tag: str) -> Config:
     from hybrid.config import load_config
-    from hybrid.experiments.trained import settings, slug
+    from hybrid.experiments.trained import settings
+    from hybrid.sweep.plan import slug
 
     arm = ARMS[name]
     own = settings(arguments.folder, f"{slug(name.lower())}-{tag}", seed)

@@ -87,7 +87,8 @@ def main() -> int:
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
     """The configuration of one run, its folder named after objective and seed."""
     from hybrid.config import load_config
-    from hybrid.experiments.trained import settings, slug
+    from hybrid.experiments.trained import settings
+    from hybrid.sweep.plan import slug
 
     own = settings(arguments.folder, slug(name), seed)
     return load_config(arguments.config, [*arguments.overrides, *COMMON, *CONTENDERS[name], *own])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hybrid.atomic import write_bytes_atomic, write_text_atomic
+from hybrid.atomic import has_mark, write_bytes_atomic, write_text_atomic
 from hybrid.tracking import environment
 
 _MARK = "<!-- Written by a command; edits are lost when it runs again. -->"
@@ -59,15 +59,28 @@ def standard_error(values: Sequence[float]) -> float:
 def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
     """One sentence: how to make the numbers again, and on what they were made."""
     e = environment(device)
-    commit = (
-        "no commit" if e["commit"] is None else f"commit {e['commit'][:7]}" + (" with changes" if e["dirty"] else "")
-    )
-    machine = e["processor"] if e["device"] == "cpu" else e["device"]
+    commit = commit_of(e) if e["commit"] is None else f"commit {commit_of(e)}"
     plural = "seed" if len(seeds) == 1 else "seeds"
-    return (
-        f"`{command}`; {commit}; {machine}, {e['threads']} threads, torch {e['libraries']['torch']}; "
-        f"{plural} {', '.join(map(str, seeds))}; {e['started'][:10]}."
-    )
+    return f"`{command}`; {commit}; {machine_of(e)}; {plural} {', '.join(map(str, seeds))}; {e['started'][:10]}."
+
+
+def commit_of(environment: Mapping[str, Any]) -> str:
+    """From `tracking.environment`."""
+    if environment["commit"] is None:
+        return "no commit"
+    return environment["commit"][:7] + (" with changes" if environment["dirty"] else "")
+
+
+def machine_of(environment: Mapping[str, Any]) -> str:
+    """From `tracking.environment`: processor or GPU, threads, torch."""
+    e = environment
+    name = e["processor"] if e["device"] == "cpu" else e["device"]
+    return f"{name}, {e['threads']} threads, torch {e['libraries']['torch']}"
+
+
+def command_of(module: str) -> str:
+    """The command line that is running."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def refuse_foreign(output: str | Path | None) -> None:
@@ -77,7 +90,7 @@ def refuse_foreign(output: str | Path | None) -> None:
         ValueError: a file is there that no experiment wrote.
     """
     path = None if output is None else Path(output)
-    if path is not None and path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    if path is not None and path.exists() and not has_mark(path, _MARK):
         raise ValueError(f"--output: {path} exists and was not written by an experiment; choose another file")
 
 
@@ -88,8 +101,7 @@ def publish(
     """Print the parts and, if there is an `output`, write them there with `python -m module ...` as their origin."""
     print("\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts))
     if output is not None:
-        command = shlex.join(["python", "-m", module, *sys.argv[1:]])
-        write_result(Path(output), title, provenance(command, seeds, device), parts, figures)
+        write_result(Path(output), title, provenance(command_of(module), seeds, device), parts, figures)
         print(f"wrote {output}", file=sys.stderr)
 
 

@@ -14,11 +14,6 @@ DRAWS = 8
 """Of noise, when a run is evaluated."""
 
 
-def slug(name: str) -> str:
-    """A name as part of that of a folder."""
-    return "".join(c if c.isalnum() else "-" for c in name).strip("-").replace("--", "-")
-
-
 def settings(folder: str, name: str, seed: int) -> list[str]:
     """Of a run of its own, which can be interrupted and is looked at when it is over."""
     own = [f"run.name={name}-s{seed}", f"run.folder={folder}", f"run.seed={seed}", "trainer.resume=auto"]
@@ -61,16 +56,15 @@ def train(config: Config, folder: Path, steps: int) -> int:
     from hybrid.config import load_config
     from hybrid.run import Run
 
-    if (folder / "config.yaml").is_file() and checkpoint.list_checkpoints(folder / "checkpoints"):
+    if (folder / "config.yaml").is_file() and (done := checkpoint.steps_done(folder)):
         steps = load_config(folder / "config.yaml", checked=False).trainer.steps  # the cost of a step has noise
-        if checkpoint.step_of(checkpoint.find_checkpoint(folder)) == steps:
+        if done == steps:
             return steps
     config.trainer.steps = steps
     run = Run(config)
     run.open()
     run.train()
-    done = checkpoint.step_of(checkpoint.find_checkpoint(folder))
-    if done < steps:
+    if checkpoint.steps_done(folder) < steps:
         raise KeyboardInterrupt
     return steps
 
@@ -78,9 +72,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
     from hybrid.atomic import read_json
+    from hybrid.experiments.record import commit_of
 
     found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
-    commits = {
-        f"{e['commit'][:7]}{' with changes' if e['dirty'] else ''}" if e["commit"] else "no commit" for e in found
-    }
-    return f"commit {', '.join(sorted(commits))}"
+    return f"commit {', '.join(sorted(set(map(commit_of, found))))}"

@@ -46,12 +46,13 @@ def main() -> int:
     title = arguments.title or together.name
     compared = groups.gather(runs)
     parts = sections.sections(compared)
+    seeds = sorted({run.config.run.seed for run in runs})
     facts = sections.provenance(runs)
     if output.suffix == ".md":
-        write_markdown(output, title, [*facts, *warnings], parts, sorted({run.config.run.seed for run in runs}))
+        write_markdown(output, title, [*facts, *warnings], parts, seeds)
         print(output)
     else:
-        write_all(output, title, facts, warnings, parts, compared)
+        write_all(output, title, facts, warnings, parts, compared, seeds)
         print(output / "index.html")
     return 0
 
@@ -74,41 +75,32 @@ def notes(runs: Sequence[RunRecord]) -> list[str]:
 
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:
     """One Markdown file with its plots beside it, and with the command that makes them."""
-    import shlex
-
     from hybrid.atomic import write_bytes_atomic
-    from hybrid.experiments.record import provenance, write_result
+    from hybrid.experiments.record import command_of, provenance, write_result
     from hybrid.report import figures, page
 
-    command = shlex.join(["python", "-m", MODULE, *sys.argv[1:]])
     texts = [page.to_markdown(section, output.stem) for section in parts if not section.samples]
-    write_result(output, title, provenance(command, seeds), ["\n\n".join(facts), *texts])
+    write_result(output, title, provenance(command_of(MODULE), seeds), ["\n\n".join(facts), *texts])
     for section in parts:
         for name, (_, figure) in section.figures.items():
             write_bytes_atomic(output.with_name(f"{output.stem}-{name}.png"), figures.save_png(figure))
 
 
 def write_all(
-    output: Path, title: str, facts: list[str], warnings: list[str], parts: list[Section], compared: list[Group]
-) -> None:
+    output: Path, title: str, facts: list[str], warnings: list[str], parts: list[Section], compared: list[Group],
+    seeds: list[int],
+) -> None:  # fmt: skip
     """index.html, report.md, runs.csv, and a PNG of each plot, in a folder that holds nothing or an earlier report."""
-    from hybrid.atomic import write_text_atomic
+    from hybrid.atomic import has_mark, write_text_atomic
     from hybrid.report import page
 
     index = output / "index.html"
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not _is_report(index):
+    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not has_mark(index, page.MARK):
         raise ValueError(f"--output: {output} exists and is no report; choose another folder")
     output.mkdir(parents=True, exist_ok=True)
     write_text_atomic(index, page.to_html(title, facts, warnings, parts))
     write_text_atomic(output / "runs.csv", to_csv(compared))
-    seeds = {run.config.run.seed for group in compared for run in group.runs}
-    write_markdown(output / "report.md", title, [*facts, *warnings], parts, sorted(seeds))
-
-
-def _is_report(index: Path) -> bool:
-    from hybrid.report.page import MARK
-
-    return index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace")
+    write_markdown(output / "report.md", title, [*facts, *warnings], parts, seeds)
 
 
 def to_csv(compared: list[Group]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.config import flatten
@@ -122,7 +122,7 @@ def gather(runs: Sequence[RunRecord]) -> list[Group]:
     for i, group in enumerate(groups):
         unique = labels.count(labels[i]) == 1
         label = labels[i] if unique else ", ".join(f"{k} = {v}" for k, v in group.settings.items()) or group.first.name
-        groups[i] = Group(label, group.settings, group.runs)
+        groups[i] = replace(group, label=label)
     families = list(dict.fromkeys(group.family for group in groups))
     return sorted(
         groups, key=lambda g: (not g.is_autoregressive, families.index(g.family), max(g.first.block_sizes), g.label)

@@ -11,7 +11,7 @@ from typing import Any
 
 from hybrid.atomic import read_json
 from hybrid.config import Config, load_config, resolve_block_sizes
-from hybrid.tracking import read_metrics
+from hybrid.tracking import last_validation, read_metrics
 
 LIKELIHOODS = ("bound", "exact")
 # What must agree for likelihoods to be comparable, by its path in the description of the data.
@@ -74,7 +74,7 @@ class RunRecord:
         if self.evaluation is not None:
             lines = [line for line in self.evaluation["results"] if line["likelihood"] in LIKELIHOODS]
             return [_measured(line) for line in lines]
-        last = next((r for r in reversed(self.metrics) if "val/nelbo" in r), {})
+        last = last_validation(self.metrics) or {}
         factor = last["val/bits_per_byte"] / last["val/nelbo"] if last.get("val/nelbo") else 0.0
         found = []
         for tag, method in last.items():
@@ -122,11 +122,15 @@ class RunRecord:
         return self.block_sizes == [1] and (m.context, m.prediction) == ("causal", "next_token")
 
     @property
+    def data(self) -> dict[str, Any]:
+        """The text that it was evaluated on."""
+        return self.environment["data"] if self.evaluation is None else self.evaluation["data"]
+
+    @property
     def truth(self) -> tuple[float, float] | None:
         """If the source of the text is known, nats per token: its entropy, and what it gives the validation split."""
-        data = self.environment["data"]
-        known = data.get("entropy_per_token"), data["validation"].get("source_nats_per_token")
-        return None if None in known else known
+        entropy, own = self.data.get("entropy_per_token"), self.data["validation"].get("source_nats_per_token")
+        return None if entropy is None or own is None else (entropy, own)
 
     @property
     def step(self) -> int:
@@ -203,7 +207,7 @@ def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
     """
     warnings = []
     for path, what in _SAME_DATA.items():
-        values = {run.name: _look_up(_data(run), path) for run in runs}
+        values = {run.name: _look_up(run.data, path) for run in runs}
         first = runs[0].name
         other = next((name for name, value in values.items() if value != values[first]), None)
         if other is not None:
@@ -212,11 +216,6 @@ def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
                 raise ValueError(f"{message}: their likelihoods can't be compared; leave one out, or say --force")
             warnings.append(f"{message}: compare with care.")
     return warnings
-
-
-def _data(run: RunRecord) -> dict[str, Any]:
-    """The text that the run was evaluated on."""
-    return run.environment["data"] if run.evaluation is None else run.evaluation["data"]
 
 
 def _look_up(values: dict[str, Any], path: str) -> Any:

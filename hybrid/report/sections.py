@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid.experiments.record import Table
+from hybrid.experiments.record import Table, commit_of, machine_of
 from hybrid.options import title
 from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
@@ -191,20 +191,12 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
 def provenance(runs: Sequence[RunRecord]) -> list[str]:
     """Where the runs come from."""
     environments = [run.environment for run in runs]
-    commits = {
-        "no commit" if e["commit"] is None else e["commit"][:7] + (" with changes" if e["dirty"] else "")
-        for e in environments
-    }
-    machines = set()
-    for e in environments:
-        machine = e["processor"] if e["device"] == "cpu" else e["device"]
-        threads = "1 thread" if e["threads"] == 1 else f"{e['threads']} threads"
-        machines.add(f"{machine}, {threads}, torch {e['libraries']['torch']}")
+    commits, machines = (sorted(set(map(of, environments))) for of in (commit_of, machine_of))
     corpora = {title(run.config.data.corpus) for run in runs}
     tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
     seeds = sorted({run.config.run.seed for run in runs})
     return [
         f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; seeds "
         f"{', '.join(map(str, seeds))}.",
-        f"Trained at commit {', '.join(sorted(commits))}, on {'; '.join(sorted(machines))}.",
+        f"Trained at commit {', '.join(commits)}, on {'; '.join(machines)}.",
     ]

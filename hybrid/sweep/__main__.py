@@ -58,14 +58,14 @@ def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[st
     from hybrid.config import to_yaml
     from hybrid.sweep.jobs import Job
 
-    jobs = []
+    jobs, script = [], str(train_script())
     for run in runs:
         if states[run.name].is_finished:
             log.info("%s: finished already", run.name)
             continue
         folder = Path(run.config.run.folder)
         write_text_atomic(folder / f"{run.name}.yaml", to_yaml(run.config))
-        command = [sys.executable, str(train_script()), "--config", str(folder / f"{run.name}.yaml")]
+        command = [sys.executable, script, "--config", str(folder / f"{run.name}.yaml")]
         jobs.append(Job(run.name, command, folder / f"{run.name}.log"))
     return work_through(jobs, n_jobs, "trained")
 

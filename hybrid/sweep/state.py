@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hybrid import checkpoint
 from hybrid.atomic import read_json
 from hybrid.config import differences, load_config
 from hybrid.run import MAY_CHANGE
 from hybrid.sweep.plan import Planned
-from hybrid.tables import aligned
-from hybrid.tracking import METRICS, read_metrics
+from hybrid.tables import aligned, formatted
+from hybrid.tracking import METRICS, last_validation, read_metrics
 
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
 _MUST_AGREE = ("trainer.batch_tokens", "trainer.init_from", "trainer.precision", "run.seed")
@@ -45,12 +44,12 @@ def state_of(run: Planned) -> State:
             raise ValueError(
                 f"{folder}: has {key} = {old!r}, and the sweep wants {new!r}; choose another --folder or remove the run"
             )
-    if not checkpoint.list_checkpoints(folder / "checkpoints"):
+    step = checkpoint.steps_done(folder)
+    if not step:
         return State(0, False)
-    step = checkpoint.step_of(checkpoint.find_checkpoint(folder))
     records = read_metrics(folder) if (folder / METRICS).is_file() else []
     seconds = records[-1]["time"] if records else None
-    last = next((r for r in reversed(records) if "val/nelbo" in r), None)
+    last = last_validation(records)
     trainer = run.config.trainer
     is_over = step >= trainer.steps or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
     if last is None or last["step"] < step or not is_over:  # the last validation comes after the last checkpoint
@@ -84,14 +83,10 @@ def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mappin
                 run.name,
                 word,
                 f"{run.config.trainer.steps:,}",
-                _cell(s.nelbo, ".4f"),
-                _cell(s.bits_per_byte, ".4f"),
-                _cell(None if s.seconds is None else s.seconds / 60, ".1f"),
+                formatted(s.nelbo, ".4f"),
+                formatted(s.bits_per_byte, ".4f"),
+                formatted(None if s.seconds is None else s.seconds / 60, ".1f"),
             ]
         )
     said = [f"{name}: {why}" for name, why in (failures or {}).items()]
     return "\n".join([aligned(rows, left=(0, 1)), *said])
-
-
-def _cell(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)
