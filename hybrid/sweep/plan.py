@@ -63,10 +63,11 @@ def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
             common[key] = values[0]
         else:
             axes[key] = values
-    _check_values(axes, file)
+    arms = sweep.get("arms", {"": {}})
+    _check(axes, [common, *arms.values()], file)
     runs = []
     for values in itertools.product(*axes.values()):  # all arms of a seed before the next, to compare early
-        for arm, settings in sweep.get("arms", {"": {}}).items():
+        for arm, settings in arms.items():
             point = dict(zip(axes, values, strict=True))
             name = run_name(str(arm), point)
             own = {**common, **settings, **point, "run.name": name, "run.folder": str(folder), "trainer.resume": "auto"}
@@ -112,10 +113,11 @@ def axis(override: str) -> tuple[str, list[Any]]:
     return key.strip(), dialect.parse(f"[{text}]", f"override {override!r}")
 
 
-def _check_values(axes: Mapping[str, Any], file: Path) -> None:
-    for key, values in axes.items():
+def _check(axes: Mapping[str, Any], settings: Iterable[Mapping[str, Any]], file: Path) -> None:
+    for key in itertools.chain(axes, *settings):
         if key in ("run.name", "run.folder", "trainer.resume"):
             raise ValueError(f"{key}: a sweep sets it for each run; leave it out (--folder says where the runs go)")
+    for key, values in axes.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"{file}: grid.{key}: {values!r} is not a list of values")
 
