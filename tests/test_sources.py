@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_corpus import cache_folders  # noqa: F401 (a fixture)
 from training import train
 
 from hybrid.config import load_config
