@@ -49,6 +49,7 @@ def main() -> int:
     failures = train(planned.runs, states, arguments.jobs)
     failures |= evaluate(planned, failures, arguments.jobs)
     print(state.table(planned.runs, {run.name: state.state_of(run) for run in planned.runs}, failures))
+    log.info("compare them with: python -m hybrid.report %s", shlex.quote(str(folder)))
     return FAILED if failures else 0
 
 

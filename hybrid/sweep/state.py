@@ -71,8 +71,10 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
-    """Plain text, one line per run."""
-    rows = [["run", "state", "steps", "nats/token", "bits/byte", "minutes"]]
+    """Plain text, one line per run. Its losses are the last validation of the training; hybrid.evaluate may have read
+    other rows.
+    """
+    rows = [["run", "state", "steps", "validation nats/token", "bits/byte", "minutes"]]
     for run in runs:
         s = states[run.name]
         word = "finished" if s.is_finished else f"stopped at {s.step:,}" if s.step else "new"
