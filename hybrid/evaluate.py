@@ -68,9 +68,11 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     results: dict[str, Any] = {"results": lines}
     if generation is not None:
         setting, judge = generation
-        compared = comparison.Comparison(
-            lm, split, setting, judge, scored.policy, arguments.rows, arguments.batch_rows, ranks
-        )
+
+        def policy(size: int, label: str, decoder: Any) -> float | None:
+            return scored.policy(size, label, decoder) if label in orders else None  # a forward per token: if asked
+
+        compared = comparison.Comparison(lm, split, setting, judge, policy, arguments.rows, arguments.batch_rows, ranks)
         texts = compared.lines(sizes, decoders)
         report("\n".join(["", comparison.table(texts), *comparison.notes(texts, setting, judge)]))
         results["generation"] = texts
@@ -194,7 +196,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> list[str]:
     group.add_argument(
         "--decoders", nargs="+", default=[], metavar="NAME[:key=value,...]",
         help="generate with each of these decoders and measure the texts; all: every decoder. Names and options are in "
-        "`train.py --help`",
+        "`train.py --help`. The likelihood of their orders is --orders' affair",
     )  # fmt: skip
     more = [
         group.add_argument(

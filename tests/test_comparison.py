@@ -256,11 +256,32 @@ def test_decoders_and_orders_in_one_command(command: Command, copy_of_trained: P
     assert "policy first_hitting: left out: decoder:" in done.err
 
 
+def test_decoders_alone_cost_no_likelihood_of_their_orders(command: Command, copy_of_trained: Path) -> None:
+    words = ["--checkpoint", copy_of_trained, "--rows", 2, "--samples", 2, "--new-tokens", 8, "--block-size", 4]
+    done = command("evaluate", *words, "--decoders", "margin", "confidence:token=best", "--orders", "margin")
+    assert done.code == 0, done.err
+    saved = json.loads((copy_of_trained / "eval.json").read_text())
+    has = {line["decoder"]: line["policy_nats_per_token"] is not None for line in saved["generation"][1:]}
+    assert has == {"margin": True, "confidence:token=best": False}
+    assert [line["decoder"] for line in saved["results"] if "decoder" in line] == ["margin"]
+
+
 def test_texts_do_not_depend_on_the_batch(command: Command, copy_of_trained: Path) -> None:
     words = ["--checkpoint", copy_of_trained, "--rows", 3, "--samples", 3, "--new-tokens", 8, "--prompt-tokens", 5]
     found = []
     for n in (1, 8):
-        done = command("evaluate", *words, "--batch-rows", n, "--decoders", "margin", "--judge", copy_of_trained)
+        done = command(
+            "evaluate",
+            *words,
+            "--batch-rows",
+            n,
+            "--decoders",
+            "margin",
+            "--orders",
+            "margin",
+            "--judge",
+            copy_of_trained,
+        )
         assert done.code == 0 and "behind 5 prompt tokens" in done.out
         found.append(json.loads((copy_of_trained / "eval.json").read_text())["generation"])
     for a, b in zip(*found, strict=True):
