@@ -87,6 +87,8 @@ def count_figure(losses: Mapping[int, float], title: str, chance: float | None =
     axes.set_ylabel("nats per masked token", fontsize=8)
     axes.set_title(title, fontsize=8, loc="left")
     axes.tick_params(labelsize=7)
+    axes.set_xlim(0, counts[-1] + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     return rasterise(figure)
 
