@@ -16,7 +16,7 @@ from hybrid.bench.baselines import (
     decode_one_by_one,
     straightforward_loss,
 )
-from hybrid.bench.timing import count_flops
+from hybrid.bench.cost import count_flops
 from hybrid.decoding import FirstHitting
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.network import Network

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybrid.attention import Eager
-from hybrid.bench.timing import count_flops
+from hybrid.bench.cost import count_flops
 from hybrid.config import load_config
 from hybrid.experiments.scaling import Shape, kept_per_row, parameters_of, shape_of
 from hybrid.masks import TwoStream

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
-from hybrid.bench.timing import Timing, bandwidth, interleave
+from hybrid.bench.cost import bandwidth
 from hybrid.bench.training import Setting
 from hybrid.decoding import FirstHitting
 from hybrid.decoding.engine import Engine
@@ -17,6 +17,7 @@ from hybrid.decoding.network import Network
 from hybrid.device import precision_context, resolve_device
 from hybrid.frozen import Frozen
 from hybrid.model import Transformer
+from hybrid.timing import Timing, interleave
 
 AUTOREGRESSIVE = "autoregressive"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybrid.attention import BACKENDS, Backend
 from hybrid.bench.baselines import Causal, Dense, Straightforward
-from hybrid.bench.timing import count_flops, interleave
+from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
 from hybrid.data import PackedTokens, batch_rows
 from hybrid.device import precision_context, resolve_device, resolve_precision
@@ -23,6 +23,7 @@ from hybrid.masks import TwoStream
 from hybrid.noise import Keys
 from hybrid.objective import Count
 from hybrid.packing import Counts
+from hybrid.timing import interleave
 
 
 def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:

@@ -119,8 +119,8 @@ def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, 
 def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
-    from hybrid.bench.timing import interleave
     from hybrid.run import Run
+    from hybrid.timing import interleave
 
     steps, device = {}, None
     for name, arm in ARMS.items():

@@ -13,12 +13,13 @@ import torch
 
 from hybrid.attention import select_backend
 from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, straightforward_loss
-from hybrid.bench.timing import count_flops, interleave, matmul_rate, peak_growth
+from hybrid.bench.cost import count_flops, matmul_rate, peak_growth
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.model import ModelConfig, Transformer
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
 from hybrid.optim import OptimConfig, Optimizer
+from hybrid.timing import interleave
 
 AUTOREGRESSIVE = "plain autoregressive"
 STRAIGHTFORWARD = "straightforward [clean; noisy]"

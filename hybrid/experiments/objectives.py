@@ -11,10 +11,11 @@ be interrupted, and extended.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
-import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from hybrid.options import at_least, pick, title
 if TYPE_CHECKING:
     from hybrid.config import Config
     from hybrid.judge import Judge
+    from hybrid.stepper import Stepper
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -100,19 +102,24 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
     from hybrid.run import Run
+    from hybrid.timing import interleave
 
-    steppers = {name: Run(config).stepper() for name, config in configs.items()}
-    on_cpu = all(stepper.model.embedding.weight.device.type == "cpu" for stepper in steppers.values())
-    clock = time.process_time if on_cpu else time.perf_counter  # a step ends with its loss on the host
-    times: dict[str, list[float]] = {name: [] for name in steppers}
-    for round in range(TIMED_ROUNDS + 1):
-        for name, stepper in steppers.items():
-            started = clock()
-            for step in range(TIMED_STEPS):
-                stepper(round * TIMED_STEPS + step)
-            if round:  # the first warms up
-                times[name].append((clock() - started) / TIMED_STEPS)
-    return {name: statistics.median(values) for name, values in times.items()}
+    runs = {name: Run(config) for name, config in configs.items()}
+    device = next(iter(runs.values())).device
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    timings = interleave({name: _some_steps(run.stepper()) for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
+    return {name: timing.median / TIMED_STEPS for name, timing in timings.items()}
+
+
+def _some_steps(stepper: Stepper) -> Callable[[], None]:
+    """Other rows and other noise at each call, since a step's time depends on the shapes that are drawn."""
+    step = itertools.count()
+
+    def run() -> None:
+        for _ in range(TIMED_STEPS):
+            stepper(next(step))
+
+    return run
 
 
 def fitting_steps(config: Config, cost: float, base_cost: float) -> int:

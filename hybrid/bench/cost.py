@@ -1,50 +1,15 @@
-"""Interleaved timings, the machine's own rates, and peak memory."""
+"""What a computation costs, and could cost: the machine's own rates, FLOPs, peak memory."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of the counted repeats of one variant."""
-
-    seconds: list[float]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def spread(self) -> str:
-        return f"{1e3 * min(self.seconds):.1f}-{1e3 * max(self.seconds):.1f}"
-
-
-def interleave(variants: dict[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, Timing]:
-    """Time every variant `repeats` times, in turns, after two that are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
-        for name, run in variants.items():
-            wait(device)
-            started = time.perf_counter()
-            run()
-            wait(device)
-            if repeat >= 2:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: Timing(s) for name, s in seconds.items()}
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from hybrid.timing import interleave
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:

@@ -1,0 +1,51 @@
+"""Variants timed in turns, so that whatever else the machine does falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the counted repeats of one variant."""
+
+    seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> str:
+        return f"{1e3 * min(self.seconds):.1f}-{1e3 * max(self.seconds):.1f}"
+
+
+def interleave(
+    variants: dict[str, Callable[[], Any]],
+    repeats: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every variant `repeats` times, in turns, after two that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(repeats + 2):
+        for name, run in variants.items():
+            wait(device)
+            started = clock()
+            run()
+            wait(device)
+            if repeat >= 2:
+                seconds[name].append(clock() - started)
+    return {name: Timing(s) for name, s in seconds.items()}
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
