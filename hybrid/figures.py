@@ -76,6 +76,7 @@ def count_figure(losses: Mapping[int, float], title: str, chance: float | None =
     `chance` (the loss of a guess, say log of the vocabulary) is a dotted line. Returns uint8 [height, width, 3].
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(3.2, 2.4), dpi=100, layout="constrained")
     axes = figure.add_subplot()
@@ -88,7 +89,7 @@ def count_figure(losses: Mapping[int, float], title: str, chance: float | None =
     axes.set_title(title, fontsize=8, loc="left")
     axes.tick_params(labelsize=7)
     axes.set_xlim(0, counts[-1] + 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     axes.grid(alpha=0.3)
     return rasterise(figure)
 
