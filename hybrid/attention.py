@@ -189,8 +189,11 @@ BACKENDS: dict[str, Any] = {"eager": Eager, "sdpa": SDPA, "flex": Flex, "xformer
 def select_backend(name: str, device: torch.device, training: bool) -> Backend:
     """Build the backend `name`; `auto` chooses by device and logs why.
 
+    A trained model does not depend on the backend it was trained with: where that one does not work and there is
+    nothing to train, `auto` stands in.
+
     Raises:
-        ValueError: unknown name, or a backend that can't do this on this device.
+        ValueError: unknown name, or a backend that can't train on this device.
     """
     if name == "auto":
         if device.type == "cuda" and training:
@@ -201,4 +204,10 @@ def select_backend(name: str, device: torch.device, training: bool) -> Backend:
             name, reason = "sdpa", f"the device is {device.type}"
         log.info("attention: %s (%s)", name, reason)
     pick("model.attention", name, ["auto", *BACKENDS])
-    return BACKENDS[name](device, training)
+    try:
+        return BACKENDS[name](device, training)
+    except ValueError as error:
+        if training:
+            raise
+        log.warning("%s (nothing is trained, so 'auto' takes its place)", error)
+        return select_backend("auto", device, training)

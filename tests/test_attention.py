@@ -144,6 +144,15 @@ def test_refusals_name_the_key_and_the_way_out():
         select_backend("spda", CPU, True)
 
 
+def test_a_model_trained_with_a_backend_that_is_not_here_still_runs(caplog):
+    with pytest.raises(ValueError, match="'xformers' needs a CUDA device"):
+        select_backend("xformers", CPU, training=True)
+    assert isinstance(select_backend("xformers", CPU, training=False), SDPA)
+    assert "'xformers' needs a CUDA device, not cpu" in caplog.text and "'auto' takes its place" in caplog.text
+    with pytest.raises(ValueError, match="'spda' is not one of"):
+        select_backend("spda", CPU, training=False)
+
+
 def test_auto_chooses_by_device_and_logs_why(caplog):
     with caplog.at_level("INFO", "hybrid.attention"):
         assert isinstance(select_backend("auto", CPU, True), SDPA)
