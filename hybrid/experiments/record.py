@@ -75,7 +75,7 @@ def machine_of(environment: Mapping[str, Any]) -> str:
     """From `tracking.environment`: processor or GPU, threads, torch."""
     e = environment
     name = e["processor"] if e["device"] == "cpu" else e["device"]
-    return f"{name}, {e['threads']} threads, torch {e['libraries']['torch']}"
+    return f"{name}, threads: {e['threads']}, torch {e['libraries']['torch']}"
 
 
 def command_of(module: str) -> str:

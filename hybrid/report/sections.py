@@ -198,5 +198,5 @@ def provenance(runs: Sequence[RunRecord]) -> list[str]:
     return [
         f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; seeds "
         f"{', '.join(map(str, seeds))}.",
-        f"Trained at commit {', '.join(commits)}, on {'; '.join(machines)}.",
+        f"Trained at commit{'' if len(commits) == 1 else 's'} {', '.join(commits)}, on {'; '.join(machines)}.",
     ]
