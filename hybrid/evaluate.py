@@ -164,7 +164,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"
     )
-    parser.add_argument("--rows", type=int, default=0, metavar="R", help="rows of text (default: 0, all)")
+    parser.add_argument("--rows", type=int, default=0, metavar="R", help="the first R rows of text (default: 0, all)")
     parser.add_argument("--draws", type=int, default=4, metavar="D", help="noise draws per row (default: 4)")
     parser.add_argument("--enumerate", action="store_true", help="add the exact any-order likelihood (short blocks)")
     parser.add_argument(

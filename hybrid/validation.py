@@ -34,7 +34,7 @@ MAX_COUNTS = 16
 
 @dataclass
 class EvalConfig:
-    rows: int = option(64, "validation rows used during training (0: all)")
+    rows: int = option(64, "validation rows used during training, the first ones (0: all)")
     draws: int = option(4, "noise draws per row; the standard error comes from them")
     batch_rows: int = option(32, "rows per forward; the result does not depend on it")
     block_sizes: Any = option(None, "block sizes evaluated: a list, or null for those that are trained")
