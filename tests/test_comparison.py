@@ -268,20 +268,10 @@ def test_decoders_alone_cost_no_likelihood_of_their_orders(command: Command, cop
 
 def test_texts_do_not_depend_on_the_batch(command: Command, copy_of_trained: Path) -> None:
     words = ["--checkpoint", copy_of_trained, "--rows", 3, "--samples", 3, "--new-tokens", 8, "--prompt-tokens", 5]
+    words += ["--decoders", "margin", "--orders", "margin", "--judge", copy_of_trained]
     found = []
     for n in (1, 8):
-        done = command(
-            "evaluate",
-            *words,
-            "--batch-rows",
-            n,
-            "--decoders",
-            "margin",
-            "--orders",
-            "margin",
-            "--judge",
-            copy_of_trained,
-        )
+        done = command("evaluate", *words, "--batch-rows", n)
         assert done.code == 0 and "behind 5 prompt tokens" in done.out
         found.append(json.loads((copy_of_trained / "eval.json").read_text())["generation"])
     for a, b in zip(*found, strict=True):

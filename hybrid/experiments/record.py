@@ -60,8 +60,12 @@ def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
     """One sentence: how to make the numbers again, and on what they were made."""
     e = environment(device)
     commit = commit_of(e) if e["commit"] is None else f"commit {commit_of(e)}"
-    plural = "seed" if len(seeds) == 1 else "seeds"
-    return f"`{command}`; {commit}; {machine_of(e)}; {plural} {', '.join(map(str, seeds))}; {e['started'][:10]}."
+    return f"`{command}`; {commit}; {machine_of(e)}; {listed('seed', seeds)}; {e['started'][:10]}."
+
+
+def listed(noun: str, values: Sequence[Any]) -> str:
+    """`seed 0`, `seeds 0, 1`."""
+    return f"{noun}{'' if len(values) == 1 else 's'} {', '.join(map(str, values))}"
 
 
 def commit_of(environment: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
     from hybrid.atomic import read_json
-    from hybrid.experiments.record import commit_of
+    from hybrid.experiments.record import commit_of, listed
 
     found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
-    return f"commit {', '.join(sorted(set(map(commit_of, found))))}"
+    return listed("commit", sorted(set(map(commit_of, found))))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid.experiments.record import Table, commit_of, machine_of
+from hybrid.experiments.record import Table, commit_of, listed, machine_of
 from hybrid.options import title
 from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
@@ -196,7 +196,7 @@ def provenance(runs: Sequence[RunRecord]) -> list[str]:
     tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
     seeds = sorted({run.config.run.seed for run in runs})
     return [
-        f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; seeds "
-        f"{', '.join(map(str, seeds))}.",
-        f"Trained at commit{'' if len(commits) == 1 else 's'} {', '.join(commits)}, on {'; '.join(machines)}.",
+        f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; "
+        f"{listed('seed', seeds)}.",
+        f"Trained at {listed('commit', commits)}, on {'; '.join(machines)}.",
     ]
