@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hybrid.bench.time_to_quality")
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
 PILOT_SEED, PILOT_FRACTION = 100, 0.25
-TIMED_STEPS, TIMED_ROUNDS = 4, 9
+TIMED_ROUNDS = 9
 TIME_FORM = ["objective.estimator=time", "objective.stratified=false", "objective.draws=1"]
 COUNT_PAIRS = ["objective.complementary=true", "objective.draws=2"]
 
@@ -119,25 +119,19 @@ def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, 
 def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
+    from hybrid.experiments import trained
     from hybrid.run import Run
-    from hybrid.timing import interleave
 
-    steps, device = {}, None
+    steppers, device = {}, None
     for name, arm in ARMS.items():
         started = Run(configure(arguments, name, 0, arm.rates[0], "timing"))
         stepper, device = started.stepper(), started.device
         if arm.straightforward:
             stepper.objective = StraightforwardObjective.like(stepper.objective)
             stepper.model.attend = Dense()
-
-        def several(stepper=stepper) -> None:
-            for step in range(TIMED_STEPS):
-                stepper(step)
-
-        steps[name] = several
+        steppers[name] = stepper
     assert device is not None
-    timings = interleave(steps, TIMED_ROUNDS, device)
-    return {name: timing.median / TIMED_STEPS for name, timing in timings.items()}
+    return trained.step_seconds(steppers, TIMED_ROUNDS, device)
 
 
 def best_rates(arguments: argparse.Namespace, costs: dict[str, float]) -> dict[str, float]:
@@ -238,7 +232,7 @@ def _curves(points: list[Point], name: str) -> dict[int, list[Point]]:
 
 
 def _explanation(arguments: argparse.Namespace) -> str:
-    from hybrid.experiments.trained import DRAWS, trained_at
+    from hybrid.experiments.trained import DRAWS, TIMED_STEPS, trained_at
 
     c = configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")
     return f"""\

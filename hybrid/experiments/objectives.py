@@ -11,11 +11,9 @@ be interrupted, and extended.
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +23,6 @@ from hybrid.options import at_least, pick, title
 if TYPE_CHECKING:
     from hybrid.config import Config
     from hybrid.judge import Judge
-    from hybrid.stepper import Stepper
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -48,7 +45,7 @@ CONTENDERS: dict[str, list[str]] = {
     "elbo, causal context": ["model.context=causal"],
     "elbo + 0.5 autoregressive, causal": ["model.context=causal", "objective.ar_weight=0.5"],
 }
-TIMED_STEPS, TIMED_ROUNDS = 4, 7
+TIMED_ROUNDS = 7
 
 
 @dataclass(frozen=True)
@@ -101,25 +98,13 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
 
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
+    from hybrid.experiments.trained import step_seconds
     from hybrid.run import Run
-    from hybrid.timing import interleave
 
     runs = {name: Run(config) for name, config in configs.items()}
     device = next(iter(runs.values())).device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    timings = interleave({name: _some_steps(run.stepper()) for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
-    return {name: timing.median / TIMED_STEPS for name, timing in timings.items()}
-
-
-def _some_steps(stepper: Stepper) -> Callable[[], None]:
-    """Other rows and other noise at each call, since a step's time depends on the shapes that are drawn."""
-    step = itertools.count()
-
-    def run() -> None:
-        for _ in range(TIMED_STEPS):
-            stepper(next(step))
-
-    return run
+    return step_seconds({name: run.stepper() for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
 
 
 def fitting_steps(config: Config, cost: float, base_cost: float) -> int:

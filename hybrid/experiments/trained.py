@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from hybrid.config import Config
     from hybrid.data import PackedTokens
     from hybrid.lm import LanguageModel
+    from hybrid.stepper import Stepper
 
+TIMED_STEPS = 4
+"""In one timing."""
 DRAWS = 8
 """Of noise, when a run is evaluated."""
 
@@ -67,6 +75,27 @@ def train(config: Config, folder: Path, steps: int) -> int:
     if checkpoint.steps_done(folder) < steps:
         raise KeyboardInterrupt
     return steps
+
+
+def step_seconds(
+    steppers: Mapping[str, Stepper], rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of a training step of each, timed in turns, some steps at a time."""
+    from hybrid.timing import interleave
+
+    timings = interleave({name: _some_steps(stepper) for name, stepper in steppers.items()}, rounds, device, clock)
+    return {name: timing.median / TIMED_STEPS for name, timing in timings.items()}
+
+
+def _some_steps(stepper: Stepper) -> Callable[[], None]:
+    """Other rows and other noise at each call, since a step's time depends on the shapes that are drawn."""
+    step = itertools.count()
+
+    def run() -> None:
+        for _ in range(TIMED_STEPS):
+            stepper(next(step))
+
+    return run
 
 
 def trained_at(folder: str) -> str:
