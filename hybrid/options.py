@@ -27,6 +27,15 @@ def option(default: Any, doc: str, choices: Iterable[str] | None = None) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def shown(value: Any, most: int = 100) -> str:
+    """`repr(value)` for a message, cut to about `most` characters: what a user passes may be of any size."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; a list nested deeper than the stack
+        text = f"<a {type(value).__name__} too large to show>"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
+
+
 def nearest(value: Any, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the name nearest to `value`, upper and lower case alike; empty if none is near."""
     by_lower = {str(name).lower(): str(name) for name in names}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.options import at_least, build, convert, nearest, option, pick, type_name
+from hybrid.options import at_least, build, convert, nearest, option, pick, shown, type_name
 
 
 @dataclass(frozen=True)
@@ -132,3 +132,9 @@ def test_type_names() -> None:
     assert type_name(int | None) == "int or null"
     assert type_name(list[str]) == "list of str"
     assert type_name(Any) == "any"
+
+
+def test_a_message_shows_a_value_of_any_size_in_a_bounded_length():
+    assert shown("short") == "'short'"
+    assert shown("x" * 100_000) == "'" + "x" * 79 + "... (100,002 characters)"
+    assert shown(10**5000) == "<a int too large to show>"
