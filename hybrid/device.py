@@ -76,6 +76,12 @@ def precision_context(name: str, device: torch.device) -> Callable[[], AbstractC
     return partial(torch.autocast, device.type, dtype=torch.bfloat16)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that matrix multiplications of `x` run in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 def keep_freed_memory() -> None:
     """Tell glibc's allocator to reuse freed memory rather than return it: every step asks for the same large tensors
     again, and fetching them from the kernel anew costs a tenth of a training step on a CPU. Does nothing elsewhere."""

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 
 from hybrid.device import precision_context, resolve_device
 from hybrid.lm import LanguageModel, load
-from hybrid.streams import two_stream_hidden
+from hybrid.model.two_stream import two_stream_hidden
 
 DRAWS = 8
 """Noise draws of the bound, for a judge of this repository that was not trained at block size 1."""

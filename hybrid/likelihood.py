@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from hybrid import counter
-from hybrid.head import cross_entropies
+from hybrid.kernels.cross_entropy import cross_entropies
 from hybrid.model import Transformer
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.noise import Keys
 from hybrid.objective import Count, Loss, Masking, masked_loss
 from hybrid.options import pick
-from hybrid.streams import two_stream_hidden
 
 METHODS = ("bound", "exact", "enumerate")
 MAX_ENUMERATED = 12
@@ -161,7 +161,9 @@ def mask_table(
         hidden = two_stream_hidden(model, tokens, masked, block_size, documents)
         row, _, position = masked.nonzero(as_tuple=True)
         part = torch.zeros(masked.shape, dtype=torch.float64, device=tokens.device)
-        part[masked] = -cross_entropies(hidden, model.head_matrix(), tokens[row, position]).double()
+        part[masked] = -cross_entropies(
+            hidden, model.head_matrix(), tokens[row, position], model.banned_token_id
+        ).double()
         table[:, start : start + chunk] = part
     blocks = []
     for start in range(0, length, block_size):

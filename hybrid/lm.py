@@ -18,7 +18,6 @@ from torch import Tensor
 
 from hybrid import checkpoint, orders
 from hybrid.atomic import new_folder, write_json_atomic
-from hybrid.attention import select_backend
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
@@ -26,9 +25,10 @@ from hybrid.decoding.engine import Engine, Generation, Progress
 from hybrid.device import precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
+from hybrid.model.attention import select_backend
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import build, pick, title
 from hybrid.states import load_state, module_tensors
-from hybrid.streams import two_stream_hidden
 from hybrid.tensorfiles import has_group, load_group, save_tensors
 from hybrid.tokenizer import Tokenizer, load_tokenizer
 

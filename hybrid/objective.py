@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from hybrid.device import send
-from hybrid.head import weighted_cross_entropy
+from hybrid.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model import Transformer
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.noise import SCHEDULES, Keys, Schedule, block_uniforms, block_view, position_uniforms, target_ranks
 from hybrid.options import build, option
 from hybrid.proposals import PROPOSALS, Proposal, Published
-from hybrid.streams import two_stream_hidden
 from hybrid.weightings import WEIGHTINGS, Elbo, Weighting, weigh
 
 if TYPE_CHECKING:
@@ -243,13 +243,13 @@ def masked_loss(
     row, _, position = masking.masked.nonzero(as_tuple=True)
     weights = send(masking.weight[masking.masked] / masking.masked.shape[1], hidden.device)
     targets = send(tokens[row, position], hidden.device)
-    matrix = model.head_matrix()
-    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, targets, weights)
+    matrix, banned = model.head_matrix(), model.banned_token_id
+    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, targets, weights, banned)
     left_to_right = None
     if autoregressive is not None:
         targets = send(tokens[autoregressive], hidden.device)
         ones = torch.ones_like(targets, dtype=weights.dtype)
-        left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones)
+        left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones, banned)
     return Loss(total, losses, masking, left_to_right)
 
 

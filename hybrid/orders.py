@@ -24,12 +24,12 @@ from hybrid import counter
 from hybrid.decoding import DECODERS, Decoder
 from hybrid.decoding.engine import MAX_IDLE_STEPS
 from hybrid.decoding.view import View
-from hybrid.head import cross_entropies
+from hybrid.kernels.cross_entropy import cross_entropies
 from hybrid.likelihood import ROWS_PER_FORWARD, Likelihood, best_order_nll, check_enumerable, mask_table
 from hybrid.model import Transformer
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.noise import Keys, block_view, target_ranks
 from hybrid.options import build
-from hybrid.streams import two_stream_hidden
 
 METHODS = ("policy", "best_order", "importance")
 
@@ -193,7 +193,7 @@ def _importance(
             row, _, position = revealed.nonzero(as_tuple=True)
             losses = torch.zeros(masked.shape, dtype=torch.float64, device=tokens.device)
             losses[revealed] = cross_entropies(
-                hidden[revealed[masked]], model.head_matrix(), tokens[row, position]
+                hidden[revealed[masked]], model.head_matrix(), tokens[row, position], model.banned_token_id
             ).double()
             log_p -= block_view(losses, block_size, 0.0).sum(-1)
         parts.append(log_p)

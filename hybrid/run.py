@@ -27,8 +27,9 @@ from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.figures import attention_figure, count_figure, order_figure
 from hybrid.lm import build_model, load
-from hybrid.masks import TwoStream
-from hybrid.model import Layer, Transformer
+from hybrid.model import Transformer
+from hybrid.model.layers import Layer
+from hybrid.model.masks import TwoStream
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build, title
@@ -235,9 +236,9 @@ class Run:
         tracker.hparams(flatten(c))
         size = self.block_sizes[0]
         length = min(c.data.seq_len, max(2 * size, 32), 64)
-        pattern = TwoStream(length, min(size, length), c.model.context, c.model.prediction)
-        mask = pattern.dense()[0].numpy()
-        streams = {"clean": pattern.n_clean, "noisy": pattern.n_noisy}
+        pattern = TwoStream.of(length, min(size, length), c.model.context, c.model.prediction)
+        mask = pattern.dense[0].numpy()
+        streams = {"clean": pattern.rows.n_clean, "noisy": pattern.rows.n_noisy}
         title = f"{c.model.context}, block size {size}" + (f" ({length} tokens)" if length < c.data.seq_len else "")
         tracker.image("attention_pattern", attention_figure(mask, title, streams, size), 0)
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from hybrid.attention import BACKENDS, SDPA, Eager, Flex, Xformers, select_backend
-from hybrid.masks import Cached, TwoStream
+from hybrid.model.attention import BACKENDS, SDPA, Eager, Flex, Xformers, select_backend
+from hybrid.model.masks import Cached, TwoStream
 
 CONTEXTS, PREDICTIONS = ("block_causal", "causal"), ("in_place", "next_token")
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def variants():
     ):
         documents = documents_of(length, int(prediction == "next_token")) if masked else None
         for autoregressive in {False, context == "causal"}:
-            pattern = TwoStream(
+            pattern = TwoStream.of(
                 length, block_size, context, prediction, draws, documents, autoregressive=autoregressive
             )
             yield pattern
@@ -48,7 +48,9 @@ def test_training_passes_agree_with_eager(name):
     trains = name != "flex"
     backend = BACKENDS[name](CPU, trains)
     for pattern in variants():
-        if name == "flex" and (pattern.length > 16 or pattern.draws > 1 or (pattern.autoregressive and pattern.begin)):
+        if name == "flex" and (
+            pattern.rows.length > 16 or pattern.rows.draws > 1 or (pattern.rows.autoregressive and pattern.rows.begin)
+        ):
             continue  # uncompiled FlexAttention is slow and makes a mask of every pair
         q, k, v = make(pattern) if trains else [t.detach() for t in make(pattern)]
         expected, got = Eager()(q, k, v, pattern), backend(q, k, v, pattern)
@@ -62,7 +64,7 @@ def test_training_passes_agree_with_eager(name):
 
 
 def test_low_precision_stays_close_to_the_reference():
-    pattern = TwoStream(130, 16)
+    pattern = TwoStream.of(130, 16)
     q, k, v = make(pattern, dtype=torch.float32)
     expected = Eager()(q, k, v, pattern)
     low = [t.detach().bfloat16().requires_grad_() for t in (q, k, v)]
@@ -77,13 +79,13 @@ def test_low_precision_stays_close_to_the_reference():
 
 def test_staircase_leaves_out_most_keys():
     """The point of the chunks: of a long row, far fewer pairs are computed than a dense mask has."""
-    from hybrid.staircase import plan
+    from hybrid.model.attention import plan
 
-    pattern = TwoStream(512, 16)
+    pattern = TwoStream.of(512, 16)
     chunks = plan(pattern, torch.float32)
     pairs = sum((c.rows.stop - c.rows.start) * sum(s.stop - s.start for s in c.spans) for c in chunks)
-    dense = (pattern.n_clean + pattern.n_noisy) ** 2
-    allowed = int(pattern.dense().sum())
+    dense = (pattern.rows.n_clean + pattern.rows.n_noisy) ** 2
+    allowed = int(pattern.dense.sum())
     assert allowed <= pairs < 1.4 * allowed < 0.4 * dense
 
 
@@ -94,7 +96,8 @@ def test_cached_passes_agree_with_eager(name):
     k, v = (torch.randn(3, 2, 9, 8, generator=generator) for _ in range(2))
     visible = torch.tensor([[1, 2, 9, 9, 9], [3, 3, 3, 8, 8], [1, 1, 1, 1, 6]])
     backend = BACKENDS[name](CPU, False)
-    for pattern in (Cached(visible, slice(0, 9)), Cached(torch.full((3, 5), 9), slice(0, 9), unmasked=True)):
+    here, span = slice(4, 9), slice(0, 9)
+    for pattern in (Cached(here, 10, visible, span), Cached(here, 10, torch.full((3, 5), 9), span, unmasked=True)):
         torch.testing.assert_close(backend(q, k, v, pattern), Eager()(q, k, v, pattern), rtol=0, atol=1e-5)
 
 
@@ -102,9 +105,9 @@ def test_cached_passes_agree_with_eager(name):
 def test_flex_block_mask_is_the_reference_mask(context, prediction):
     """The predicate that is compiled on a GPU, evaluated here at every pair."""
     for documents in (None, documents_of(13, int(prediction == "next_token"))):
-        pattern = TwoStream(13, 3, context, prediction, 1, documents)
+        pattern = TwoStream.of(13, 3, context, prediction, 1, documents)
         mod = Flex(CPU, False).block_mask(pattern).mask_mod
-        dense = pattern.dense()
+        dense = pattern.dense
         rows, n_q, n_k = dense.shape
         for b in range(rows):
             q, k = torch.meshgrid(torch.arange(n_q), torch.arange(n_k), indexing="ij")
@@ -114,9 +117,9 @@ def test_flex_block_mask_is_the_reference_mask(context, prediction):
 
 def test_flex_block_masks_are_made_once_per_pattern():
     backend = Flex(CPU, False)
-    first = backend.block_mask(TwoStream(16, 4))
-    assert backend.block_mask(TwoStream(16, 4)) is first
-    assert backend.block_mask(TwoStream(16, 8)) is not first
+    first = backend.block_mask(TwoStream.of(16, 4))
+    assert backend.block_mask(TwoStream.of(16, 4)) is first
+    assert backend.block_mask(TwoStream.of(16, 8)) is not first
 
 
 @pytest.mark.parametrize("context, prediction", itertools.product(CONTEXTS, PREDICTIONS))
@@ -124,9 +127,9 @@ def test_xformers_biases_are_the_reference_mask(context, prediction):
     """xformers computes on GPUs only; what it would be given is materialised here."""
     pytest.importorskip("xformers.ops", exc_type=ImportError)
     for length, block_size in ((13, 1), (13, 3), (13, 13)):
-        pattern = TwoStream(length, block_size, context, prediction)
+        pattern = TwoStream.of(length, block_size, context, prediction)
         bias = Xformers.bias(pattern, torch.float32)
-        dense = pattern.dense()
+        dense = pattern.dense
         if not isinstance(bias, torch.Tensor):
             bias = bias.materialize((1, 1, *dense.shape[1:]))
         assert torch.equal(bias[0, 0] == 0, dense[0])
@@ -154,7 +157,7 @@ def test_a_model_trained_with_a_backend_that_is_not_here_still_runs(caplog):
 
 
 def test_auto_chooses_by_device_and_logs_why(caplog):
-    with caplog.at_level("INFO", "hybrid.attention"):
+    with caplog.at_level("INFO", "hybrid.model.attention"):
         assert isinstance(select_backend("auto", CPU, True), SDPA)
         assert isinstance(select_backend("auto", torch.device("cuda"), False), SDPA)
         assert isinstance(select_backend("auto", torch.device("cuda"), True), Flex)
@@ -172,7 +175,7 @@ def test_gpu_backends_agree_with_eager(name):
     device = torch.device("cuda")
     backend = BACKENDS[name](device, True)
     for context, prediction in itertools.product(CONTEXTS, PREDICTIONS):
-        pattern = TwoStream(256, 16, context, prediction, device=device)
+        pattern = TwoStream.of(256, 16, context, prediction, device=device)
         shape = (2, 2, pattern.keys.position.shape[1], 64)
         q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
         got, expected = backend(q, k, v, pattern), Eager()(q, k, v, pattern)

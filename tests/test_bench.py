@@ -20,7 +20,6 @@ from hybrid.bench.cost import count_flops
 from hybrid.decoding import FirstHitting
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.network import Network
-from hybrid.frozen import Frozen
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
 
@@ -32,7 +31,7 @@ def test_the_straightforward_pass_is_the_same_loss(block_size):
     masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, block_size, 1, True)
     ours = masked_loss(model, tokens, masking, block_size).total
     model.attend = Dense()
-    plain = straightforward_loss(model, tokens, masking, Straightforward(12, block_size))
+    plain = straightforward_loss(model, tokens, masking, Straightforward.of(12, block_size))
     torch.testing.assert_close(plain.double(), ours, rtol=1e-6, atol=0)
 
 
@@ -49,7 +48,7 @@ def test_decoding_one_by_one_samples_the_model():
     """Two tokens of three ids against the model's own probabilities; false-alarm probability below 1e-6."""
     model = toy_model("causal", "next_token", vocab=3)
     n = 4000
-    text = decode_one_by_one(Frozen(model), n, 2)
+    text = decode_one_by_one(model, n, 2)
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     model.attend = Causal()
     with torch.no_grad():

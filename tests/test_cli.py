@@ -79,7 +79,7 @@ def test_defects_keep_their_traceback() -> None:
 
 def test_log_lines_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
-        logging.getLogger("hybrid.attention").info("attention: %s", "sdpa")
+        logging.getLogger("hybrid.model.attention").info("attention: %s", "sdpa")
         logging.getLogger("hybrid.data").warning("careful")
         logging.getLogger("noisy.library").info("chatter")
         with warnings.catch_warnings():

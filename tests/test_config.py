@@ -155,7 +155,7 @@ def test_imports_register_entries_before_tables_are_consulted(tmp_path: Path, mo
     monkeypatch.setitem(decoders, "mine", None)  # both are put back after the test
     monkeypatch.setitem(backends, "mine", None)
     (tmp_path / "my_decoder_module.py").write_text(
-        "from dataclasses import dataclass\nfrom hybrid.attention import BACKENDS\n"
+        "from dataclasses import dataclass\nfrom hybrid.model.attention import BACKENDS\n"
         "from hybrid.decoding import DECODERS\n"
         "@dataclass(frozen=True)\nclass Mine:\n    eagerness: float = 0.5\n"
         "DECODERS['mine'] = Mine\nBACKENDS['mine'] = Mine\n"

@@ -11,7 +11,7 @@ from toy import MODES, random_tokens, toy_model
 from hybrid import counter
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
-from hybrid.frozen import Frozen
+from hybrid.model import Transformer
 from hybrid.options import build
 
 NEVER_BACK = {"name": "p2", "eta": 0.0, "steps": 4}
@@ -69,7 +69,7 @@ def test_revealed_tokens_change_only_where_they_are_remasked(spec):
     """Within the live block; the prompt and finished blocks never change."""
     model = toy_model(vocab=9)
     spy = Spy(build(DECODERS, spec, "decoder"))
-    run = engine(model, 5, spy)
+    run = engine(model, 5, spy, seed=2)
     seen: dict[tuple[int, int], int] = {}
     for progress in run.stream([[1], [2, 3]], 11):
         for row, tokens in enumerate(progress.tokens):
@@ -98,17 +98,18 @@ def test_a_certain_model_is_reproduced(spec, mode, monkeypatch):
     model = toy_model(*mode, vocab=9)
     text = random_tokens(1, 14, vocab=8, seed=4)[0]  # without end of text
 
-    def know(frozen, tokens, slots, pattern, cache):  # the state of a row is the token that it predicts
+    def know(network, tokens, pattern, cache):  # the state of a row is the token that it predicts
+        slots = pattern.slots
         at = torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
         at = pattern.reading().select_queries(at.expand_as(tokens))
         predicted = text[at.clamp(max=13)]  # in place: slot = position; next_token: slot l holds text token l - 1
-        return predicted.double()[..., None].expand(*at.shape, frozen.config.dim)
+        return predicted.double()[..., None].expand(*at.shape, network.config.dim)
 
-    def speak(frozen, hidden):
+    def speak(network, hidden):
         return hidden.new_full((*hidden.shape[:-1], 9), -1e9).scatter(-1, hidden[..., :1].round().long(), 0.0)
 
-    monkeypatch.setattr(Frozen, "__call__", know)
-    monkeypatch.setattr(Frozen, "head", speak)
+    monkeypatch.setattr(Transformer, "forward", know)
+    monkeypatch.setattr(Transformer, "head", speak)
     for block_size in (1, 3, 14):
         got = engine(model, block_size, spec).generate([text[:4].tolist()], 10)
         assert got.tokens[0] == text[4:].tolist()
@@ -129,13 +130,13 @@ def test_an_autoregressive_step_is_one_row(monkeypatch):
     """next_token at block size 1: each forward is the token that was just written, nothing else."""
     model = toy_model("causal", "next_token", vocab=9)
     rows = []
-    forward = Frozen.__call__
+    forward = Transformer.forward
 
-    def spy(frozen, tokens, *arguments):
+    def spy(network, tokens, *arguments):
         rows.append(tokens.shape[1])
-        return forward(frozen, tokens, *arguments)
+        return forward(network, tokens, *arguments)
 
-    monkeypatch.setattr(Frozen, "__call__", spy)
+    monkeypatch.setattr(Transformer, "forward", spy)
     engine(model, 1, stop_at_end=False).generate([[1, 2, 3]], 5)
     assert rows == [4, 1, 1, 1, 1], "begin and prompt first"
 

@@ -8,7 +8,7 @@ from decoding_toy import Spy, engine
 from toy import MODES, toy_model
 
 from hybrid.decoding import DECODERS
-from hybrid.streams import two_stream_hidden
+from hybrid.model.two_stream import two_stream_hidden
 
 PROMPTS = [[1, 2, 3, 0, 5, 6], [], [4]]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybrid import head
-from hybrid.head import cross_entropies, weighted_cross_entropy
+from hybrid.kernels import cross_entropy as head
+from hybrid.kernels.cross_entropy import cross_entropies, weighted_cross_entropy
 
 
 @pytest.mark.parametrize("rows", [0, 1, 13])

@@ -8,7 +8,7 @@ import torch
 from toy import MODES, random_tokens, toy_model
 
 from hybrid.likelihood import row_nll
-from hybrid.streams import two_stream_hidden
+from hybrid.model.two_stream import two_stream_hidden
 
 
 def conditional(model, tokens, known, position, block_size):

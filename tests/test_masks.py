@@ -7,25 +7,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.attention import Eager
-from hybrid.masks import TwoStream
 from hybrid.model import ModelConfig, Transformer
-from hybrid.streams import two_stream_hidden
+from hybrid.model.attention import Eager
+from hybrid.model.masks import TwoStream
+from hybrid.model.two_stream import two_stream_hidden
 
 CONTEXTS, PREDICTIONS = ("block_causal", "causal"), ("in_place", "next_token")
 
 
 def brute_force(pattern: TwoStream, row: int = 0) -> list[list[bool]]:
     """The table, read aloud: rows are (stream, position), stream -1 is clean."""
-    begin = pattern.begin
-    rows = [(-1, i - begin) for i in range(pattern.n_clean)]
-    rows += [(d, p) for d in range(pattern.draws + 1) for p in range(pattern.length)][: pattern.n_noisy]
+    begin = pattern.rows.begin
+    rows = [(-1, i - begin) for i in range(pattern.rows.n_clean)]
+    rows += [(d, p) for d in range(pattern.rows.draws + 1) for p in range(pattern.rows.length)][: pattern.rows.n_noisy]
 
     def block(position: int) -> int:
-        return -1 if position < 0 else position // pattern.block_size
+        return -1 if position < 0 else position // pattern.rows.block_size
 
     def is_autoregressive(stream: int) -> bool:
-        return stream == pattern.draws  # the extra stream, where there is one
+        return stream == pattern.rows.draws  # the extra stream, where there is one
 
     def document(position: int) -> int:
         return 0 if pattern.documents is None else int(pattern.documents[row, position + begin])
@@ -56,7 +56,7 @@ def patterns(draw):
         steps = torch.tensor(draw(st.lists(st.integers(0, 1), min_size=length + 1, max_size=length + 1)))
         documents = steps.cumsum(0)[None, int(prediction == "in_place") :]
     context = draw(st.sampled_from(CONTEXTS))
-    return TwoStream(
+    return TwoStream.of(
         length=length,
         block_size=draw(st.integers(1, length)),
         context=context,
@@ -70,7 +70,7 @@ def patterns(draw):
 @settings(max_examples=150, deadline=None)
 @given(patterns())
 def test_the_predicate_is_the_table(pattern):
-    assert pattern.dense()[0].tolist() == brute_force(pattern)
+    assert pattern.dense[0].tolist() == brute_force(pattern)
 
 
 @settings(max_examples=80, deadline=None)
@@ -79,33 +79,33 @@ def test_read_rows_point_at_the_rows_that_predict(pattern):
     """in_place reads token l at the noisy l; next_token at the row before it, clean where that ends a block."""
     reading = pattern.reading()
     positions, draws = reading.queries.position[0], reading.queries.draw[0]
-    masked = torch.ones(1, pattern.draws, pattern.length, dtype=torch.bool)
-    rows = pattern.read_rows(masked)
+    masked = torch.ones(1, pattern.rows.draws, pattern.rows.length, dtype=torch.bool)
+    rows = pattern.rows.read_masked(masked)
     for (_, draw, position), row in zip(masked.nonzero().tolist(), rows.tolist(), strict=True):
-        first = position % pattern.block_size == 0
-        assert positions[row] == position - pattern.begin
-        assert draws[row] == (-1 if pattern.begin and first else draw)
-    if pattern.autoregressive:
-        rows = pattern.autoregressive_rows(masked[:, 0])
-        assert positions[rows].tolist() == [p - pattern.begin for p in range(pattern.length)]
-        assert (draws[rows] == (-1 if pattern.begin else pattern.draws)).all()
+        first = position % pattern.rows.block_size == 0
+        assert positions[row] == position - pattern.rows.begin
+        assert draws[row] == (-1 if pattern.rows.begin and first else draw)
+    if pattern.rows.autoregressive:
+        rows = pattern.rows.read_autoregressive(masked[:, 0])
+        assert positions[rows].tolist() == [p - pattern.rows.begin for p in range(pattern.rows.length)]
+        assert (draws[rows] == (-1 if pattern.rows.begin else pattern.rows.draws)).all()
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_the_ends_are_causal_and_full_attention(context):
     n = 7
-    autoregressive = TwoStream(n, 1, context, "next_token")
-    assert autoregressive.n_noisy == 0, "nobody reads a noisy row"
-    assert torch.equal(autoregressive.dense()[0], torch.ones(n, n).tril().bool())
-    masked = TwoStream(n, n, context, "in_place")
-    assert masked.n_clean == 0, "nobody reads a clean row"
-    assert masked.dense()[0].all()
+    autoregressive = TwoStream.of(n, 1, context, "next_token")
+    assert autoregressive.rows.n_noisy == 0, "nobody reads a noisy row"
+    assert torch.equal(autoregressive.dense[0], torch.ones(n, n).tril().bool())
+    masked = TwoStream.of(n, n, context, "in_place")
+    assert masked.rows.n_clean == 0, "nobody reads a clean row"
+    assert masked.dense[0].all()
 
 
 def test_streams_hold_only_what_somebody_reads():
-    assert TwoStream(8, 3).n_clean == 6, "nobody attends to the clean last block"
-    assert TwoStream(8, 8, prediction="next_token").n_clean == 1, "only the begin token is read"
-    reading = TwoStream(8, 2, prediction="next_token").reading()
+    assert TwoStream.of(8, 3).rows.n_clean == 6, "nobody attends to the clean last block"
+    assert TwoStream.of(8, 8, prediction="next_token").rows.n_clean == 1, "only the begin token is read"
+    reading = TwoStream.of(8, 2, prediction="next_token").reading()
     assert reading.queries.position[0, : reading.n_clean_queries].tolist() == [-1, 1, 3, 5]
 
 
@@ -127,7 +127,7 @@ def test_gradients_of_unseen_inputs_are_exactly_zero(context, prediction):
 
     model.embedding.register_forward_hook(keep)
     hidden = two_stream_hidden(model, tokens, masked, block_size)
-    n_clean = TwoStream(n, block_size, context, prediction).n_clean
+    n_clean = TwoStream.of(n, block_size, context, prediction).rows.n_clean
     begin = int(prediction == "next_token")
     for position in range(n):
         (gradient,) = torch.autograd.grad(hidden[position].sin().sum(), inputs[0], retain_graph=True)
@@ -174,9 +174,9 @@ def test_ordinary_patterns_are_recognised(length, block_size, draws, autoregress
     """A pattern that a kernel without a mask may serve is exactly causal, or full."""
     autoregressive = autoregressive and context == "causal"
     size = min(block_size, length)
-    pattern = TwoStream(length, size, context, prediction, draws, autoregressive=autoregressive)
+    pattern = TwoStream.of(length, size, context, prediction, draws, autoregressive=autoregressive)
     pattern = pattern.reading() if only_read else pattern
-    dense = pattern.dense()[0]
+    dense = pattern.dense[0]
     if pattern.is_causal:
         assert dense.shape[0] == dense.shape[1] and torch.equal(dense, torch.ones_like(dense).tril())
     if pattern.is_full:
@@ -185,10 +185,10 @@ def test_ordinary_patterns_are_recognised(length, block_size, draws, autoregress
 
 def test_which_patterns_are_ordinary():
     assert (
-        TwoStream(8, 1, "causal", "next_token").is_causal
-        and TwoStream(8, 1, "causal", "next_token").reading().is_causal
+        TwoStream.of(8, 1, "causal", "next_token").is_causal
+        and TwoStream.of(8, 1, "causal", "next_token").reading().is_causal
     )
-    assert TwoStream(8, 8).is_full and TwoStream(8, 8).reading().is_full
+    assert TwoStream.of(8, 8).is_full and TwoStream.of(8, 8).reading().is_full
     documents = torch.zeros(1, 8, dtype=torch.long)
-    assert not TwoStream(8, 8, documents=documents).is_full
-    assert not TwoStream(8, 4).is_full and not TwoStream(8, 8, draws=2).is_full
+    assert not TwoStream.of(8, 8, documents=documents).is_full
+    assert not TwoStream.of(8, 4).is_full and not TwoStream.of(8, 8, draws=2).is_full

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 from toy import random_tokens, toy_model
 
-from hybrid.attention import SDPA, Eager
-from hybrid.layers import RMSNorm, rotary_angles, rotate
+from hybrid.kernels.elementwise import rotate
 from hybrid.model import ModelConfig, Transformer
+from hybrid.model.attention import SDPA, Eager
+from hybrid.model.layers import RMSNorm
+from hybrid.model.rope import Rope
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
-from hybrid.streams import two_stream_hidden
 
 
 class GPT(nn.Module):
@@ -28,11 +30,11 @@ class GPT(nn.Module):
                 {
                     "attention_norm": nn.RMSNorm(c.dim, eps=1e-5),
                     "wq": nn.Linear(c.dim, c.dim, bias=False),
-                    "wk": nn.Linear(c.dim, c.kv_heads * c.head_dim, bias=False),
-                    "wv": nn.Linear(c.dim, c.kv_heads * c.head_dim, bias=False),
+                    "wk": nn.Linear(c.dim, c.kv_heads * c.head_width, bias=False),
+                    "wv": nn.Linear(c.dim, c.kv_heads * c.head_width, bias=False),
                     "wo": nn.Linear(c.dim, c.dim, bias=False),
-                    "q_norm": nn.RMSNorm(c.head_dim, eps=1e-5),
-                    "k_norm": nn.RMSNorm(c.head_dim, eps=1e-5),
+                    "q_norm": nn.RMSNorm(c.head_width, eps=1e-5),
+                    "k_norm": nn.RMSNorm(c.head_width, eps=1e-5),
                     "mlp_norm": nn.RMSNorm(c.dim, eps=1e-5),
                     "w_gate": nn.Linear(c.dim, c.mlp_dim, bias=False),
                     "w_up": nn.Linear(c.dim, c.mlp_dim, bias=False),
@@ -54,7 +56,7 @@ class GPT(nn.Module):
         x = self.embedding(ids)
         for layer in self.layers:
             y = layer["attention_norm"](x)
-            q, k, v = (layer[w](y).unflatten(-1, (-1, self.c.head_dim)).transpose(1, 2) for w in ("wq", "wk", "wv"))
+            q, k, v = (layer[w](y).unflatten(-1, (-1, self.c.head_width)).transpose(1, 2) for w in ("wq", "wk", "wv"))
             q, k = self.rotate(layer["q_norm"](q)), self.rotate(layer["k_norm"](k))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             x = x + layer["wo"](out.transpose(1, 2).flatten(2))
@@ -129,7 +131,7 @@ def test_the_head_cannot_say_mask():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_rms_norm_is_torchs(dtype):
-    norm = RMSNorm(24).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    norm = RMSNorm(24, 1e-5).to(torch.float64 if dtype == torch.float64 else torch.float32)
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2)
     x = (torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
@@ -144,8 +146,12 @@ def test_rms_norm_is_torchs(dtype):
         torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
 
 
+def rotary_angles(positions, head_dim, theta, dtype):
+    return Rope(head_dim, theta).angles(positions, int(positions.max()) + 1, positions.device, dtype)
+
+
 def test_rms_norm_and_rotation_have_the_gradients_of_their_formulae():
-    norm = RMSNorm(6).double()
+    norm = RMSNorm(6, 1e-5).double()
     x = torch.randn(2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     assert torch.autograd.gradcheck(norm, (x,))
     angles = rotary_angles(torch.arange(3)[None], 6, 10000.0, torch.float64)

@@ -14,6 +14,7 @@ from toy import MODES, random_tokens, toy_model
 
 from hybrid.data import Batch
 from hybrid.likelihood import mask_table, row_nll
+from hybrid.model.two_stream import two_stream_hidden
 from hybrid.noise import SCHEDULES, Keys
 from hybrid.objective import (
     OBJECTIVES,
@@ -27,7 +28,6 @@ from hybrid.objective import (
     masked_loss,
 )
 from hybrid.options import build
-from hybrid.streams import two_stream_hidden
 from hybrid.weightings import MaskGIT
 
 
@@ -236,7 +236,7 @@ def test_the_schedule_key_reaches_the_time_form():
 def test_cross_entropy_is_torchs():
     model, tokens = toy_model(), random_tokens(2, 5)
     masked = torch.ones(2, 1, 5, dtype=torch.bool)
-    from hybrid.streams import two_stream_hidden
+    from hybrid.model.two_stream import two_stream_hidden
 
     loss = masked_loss(model, tokens, Masking(masked, masked.double()), 5)
     expected = F.cross_entropy(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import random_tokens, toy_model
 
-from hybrid.masks import TwoStream
+from hybrid.model.masks import TwoStream
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
 
 
@@ -82,8 +82,8 @@ def test_a_step_that_is_skipped_leaves_no_trace(name):
 
     def backward(model, step, factor=1.0):
         tokens = random_tokens(2, 8, seed=step)
-        pattern = TwoStream(8, 8)
-        (factor * model.head(model(tokens, pattern.positions, pattern)).square().mean()).backward()
+        pattern = TwoStream.of(8, 8)
+        (factor * model.head(model(tokens, pattern)).square().mean()).backward()
 
     def trained(skipped):
         model = toy_model(dtype=torch.float32)

@@ -72,7 +72,7 @@ def test_left_to_right_and_any_fixed_order_are_products_of_their_conditionals():
 def test_margin_is_followed_on_the_text_itself():
     """Independently of the view: at each step the gap of the two best tokens, from logits of the partly masked text."""
     model, tokens = toy_model(vocab=5), random_tokens(1, 4, vocab=5, seed=3)
-    from hybrid.streams import two_stream_hidden
+    from hybrid.model.two_stream import two_stream_hidden
 
     def choose(left):
         masked = torch.tensor([i in left for i in range(4)])[None, None]

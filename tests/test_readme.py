@@ -16,11 +16,11 @@ import pytest
 import torch
 from toy import random_tokens, toy_model
 
-from hybrid.attention import BACKENDS, Eager, select_backend
 from hybrid.config import check, load_config, parse_options
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
-from hybrid.masks import TwoStream
+from hybrid.model.attention import BACKENDS, Eager, select_backend
+from hybrid.model.masks import TwoStream
 from hybrid.noise import SCHEDULES, Keys
 from hybrid.objective import OBJECTIVES, ObjectiveConfig, build_estimator
 from hybrid.options import build
@@ -215,9 +215,9 @@ def test_the_backend_of_the_example_agrees_with_eager(examples: None) -> None:
     importlib.import_module("my_attention")
     backend = select_backend("double", torch.device("cpu"), True)
     model, tokens = toy_model(dtype=torch.float32), random_tokens(2, 10)
-    pattern = TwoStream(10, 4)
-    rows = torch.cat([tokens[:, : pattern.n_clean], torch.full_like(tokens, model.mask_token_id)], dim=1)
+    pattern = TwoStream.of(10, 4)
+    rows = torch.cat([tokens[:, : pattern.rows.n_clean], torch.full_like(tokens, model.mask_token_id)], dim=1)
     outputs = []
     for model.attend in (Eager(), backend):
-        outputs.append(model(rows, pattern.positions, pattern))
+        outputs.append(model(rows, pattern))
     torch.testing.assert_close(*outputs)

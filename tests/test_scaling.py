@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybrid.attention import Eager
 from hybrid.bench.cost import count_flops
 from hybrid.config import load_config
 from hybrid.experiments.scaling import Shape, kept_per_row, parameters_of, shape_of
-from hybrid.masks import TwoStream
 from hybrid.model import ModelConfig, Transformer
+from hybrid.model.attention import Eager
+from hybrid.model.masks import TwoStream
 from hybrid.objective import Masking, masked_loss
 
 MODEL = ModelConfig(dim=32, n_layers=3, n_heads=4, n_kv_heads=2, hidden_dim=64)
@@ -38,17 +38,17 @@ def test_products_of_a_training_step(block_size: int, draws: int) -> None:
         masked_loss(model, tokens, Masking(masked, masked.double()), block_size).total.backward()
 
     m = MODEL
-    scores = 4 * m.n_heads * m.head_dim * (shape.pairs(True) * (m.n_layers - 1) + shape.pairs(False) * m.n_layers)
+    scores = 4 * m.n_heads * m.head_width * (shape.pairs(True) * (m.n_layers - 1) + shape.pairs(False) * m.n_layers)
     expected = 8 * (16 * shape.training_flops() - 3 * scores)
     assert count_flops(step) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("block_size, draws", [(1, 1), (4, 1), (4, 3), (16, 1)])
 def test_pairs_are_those_of_the_mask(block_size: int, draws: int) -> None:
-    pattern = TwoStream(16, block_size, draws=draws)
+    pattern = TwoStream.of(16, block_size, draws=draws)
     shape = Shape(MODEL, 50, 16, block_size, draws)
-    assert shape.pairs(True) + shape.pairs(False) == int(pattern.dense().sum())
-    assert shape.pairs(False) == int(pattern.reading().dense().sum())
+    assert shape.pairs(True) + shape.pairs(False) == int(pattern.dense.sum())
+    assert shape.pairs(False) == int(pattern.reading().dense.sum())
 
 
 def test_layers_and_models_have_the_parameters_that_are_said() -> None:

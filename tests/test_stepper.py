@@ -14,8 +14,8 @@ from torch import Tensor
 from toy import random_tokens, toy_model
 from training import break_steps
 
-from hybrid.attention import BACKENDS
 from hybrid.data import PackedTokens
+from hybrid.model.attention import BACKENDS
 from hybrid.noise import Keys
 from hybrid.objective import Count, Masking, Objective, Time
 from hybrid.optim import EMA, OptimConfig, Optimizer

@@ -17,10 +17,10 @@ from conftest import ROOT, Command
 from safetensors import SafetensorError
 
 from hybrid import checkpoint
-from hybrid.attention import BACKENDS
 from hybrid.config import load_config
 from hybrid.config.schema import keys
 from hybrid.decoding import DECODERS
+from hybrid.model.attention import BACKENDS
 from hybrid.noise import SCHEDULES
 from hybrid.objective import OBJECTIVES
 from hybrid.proposals import PROPOSALS

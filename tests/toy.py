@@ -7,8 +7,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from hybrid.attention import SDPA
 from hybrid.model import ModelConfig, Transformer
+from hybrid.model.attention import SDPA
 
 CONTEXTS, PREDICTIONS = ("block_causal", "causal"), ("in_place", "next_token")
 MODES = list(itertools.product(CONTEXTS, PREDICTIONS))

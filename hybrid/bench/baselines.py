@@ -9,24 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.cache import KVCache
 from hybrid.data import Batch
 from hybrid.decoding.network import Live, Network
 from hybrid.device import send
-from hybrid.frozen import Frozen
-from hybrid.masks import Cached, Pattern, TwoStream
 from hybrid.model import Transformer
+from hybrid.model.attention import per_query_head
+from hybrid.model.block_pass import BlockRows
+from hybrid.model.cache import KVCache
+from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
 from hybrid.noise import Keys
 from hybrid.objective import Loss, Masking, Objective
-from hybrid.streams import block_hidden
+
+
+class WholeRows(TwoStreamRows):
+    """Both streams whole."""
+
+    @property
+    def n_clean(self) -> int:
+        return self.begin + self.length
 
 
 class Straightforward(TwoStream):
     """The pattern of the obvious implementation: both streams whole, every row a query in every layer."""
 
-    @property
-    def n_clean(self) -> int:
-        return self.begin + self.length
+    @classmethod
+    def of(cls, length: int, block_size: int, device: torch.device | str = "cpu") -> Straightforward:  # type: ignore[override]
+        return cls(WholeRows(length, block_size), device=device)
 
     def reading(self) -> Straightforward:
         return self
@@ -37,7 +45,8 @@ class Dense:
     """One attention over a dense [clean; noisy] mask."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
+        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense[:, None])
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Causal:
     """torch's causal attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
+        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
@@ -53,7 +63,7 @@ def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, p
     device = model.embedding.weight.device
     tokens, masked, weight = (send(t, device) for t in (tokens, masking.masked[:, 0], masking.weight[:, 0]))
     noisy = torch.where(masked, model.mask_token_id, tokens)
-    logits = model.head(model(torch.cat([tokens, noisy], dim=1), pattern.positions, pattern))
+    logits = model.head(model(torch.cat([tokens, noisy], dim=1), pattern))
     losses = F.cross_entropy(logits[:, tokens.shape[1] :].flatten(0, 1).float(), tokens.flatten(), reduction="none")
     return (losses.view_as(tokens) * (weight * masked)).sum()
 
@@ -68,7 +78,7 @@ class StraightforwardObjective(Objective):
 
     def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
         masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
-        pattern = Straightforward(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
+        pattern = Straightforward.of(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
         total = straightforward_loss(model, batch.tokens, masking, pattern)
         return Loss(total, total.new_empty(0), masking)
 
@@ -77,13 +87,13 @@ def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
     """Sum of the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
     tokens = send(tokens, model.embedding.weight.device)
     inputs = F.pad(tokens[:, :-1], (1, 0), value=model.end_of_text)
-    pattern = TwoStream(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
-    hidden = model(inputs, pattern.positions, pattern)
+    pattern = TwoStream.of(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
+    hidden = model(inputs, pattern)
     return F.cross_entropy(model.head(hidden).flatten(0, 1).float(), tokens.flatten(), reduction="sum")
 
 
 @torch.no_grad()
-def decode_one_by_one(model: Frozen, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
+def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
     """(rows, n_tokens) sampled from an autoregressive model at temperature 1, one token and one forward at a time."""
     torch.manual_seed(seed)
     cache = KVCache.empty(model, rows, n_tokens + 1)
@@ -91,7 +101,7 @@ def decode_one_by_one(model: Frozen, rows: int, n_tokens: int, seed: int = 0) ->
     text = []
     for i in range(n_tokens):
         end = torch.full((1, 1), i + 1, device=model.device)
-        hidden = model(token, slice(i, i + 1), Cached(end, slice(0, i + 1), unmasked=True), cache)
+        hidden = model(token, Cached(slice(i, i + 1), cache.n_slots, end, slice(0, i + 1), unmasked=True), cache)
         token = torch.multinomial(model.head(hidden[:, 0]).float().softmax(-1), 1)
         text.append(token)
     return torch.cat(text, dim=1)
@@ -103,7 +113,5 @@ class SeparateCommit(Network):
     def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
         pending = self.unread(text, live)
         if any(map(len, pending)):
-            self.nfe += 1
-            with torch.no_grad():
-                block_hidden(self.model, self.cache, pending, tokens[:, :0], [0] * len(pending), self.block_size)
+            self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid).without_live(), live)
         return super().read(text, live, tokens)

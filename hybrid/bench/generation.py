@@ -15,8 +15,8 @@ from hybrid.decoding import FirstHitting
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.network import Network
 from hybrid.device import precision_context, resolve_device
-from hybrid.frozen import Frozen
 from hybrid.model import Transformer
+from hybrid.model.fused import for_inference
 from hybrid.timing import Timing, interleave
 
 AUTOREGRESSIVE = "autoregressive"
@@ -24,15 +24,15 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Clock:
-    """Seconds spent in the network of a generation: a copy of the weights whose forwards and heads are timed."""
+    """Seconds spent in the network of a generation, its forwards and its heads."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def __enter__(self) -> Clock:
-        self.originals = {name: getattr(Frozen, name) for name in ("__call__", "head", "__init__")}
+        self.originals = {name: getattr(Transformer, name) for name in ("forward", "head")}
         for name, original in self.originals.items():
-            setattr(Frozen, name, self._timed(original))
+            setattr(Transformer, name, self._timed(original))
         return self
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         for name, original in self.originals.items():
-            setattr(Frozen, name, original)
+            setattr(Transformer, name, original)
 
 
 def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool) -> list[dict[str, Any]]:
@@ -87,8 +87,8 @@ def _variants(
         return lambda: engine.generate([[]] * rows, n_tokens)
 
     def decode(precision: str) -> Callable[[], Any]:
-        frozen = Frozen(models["next_token"], PRECISIONS[precision])
-        return lambda: decode_one_by_one(frozen, rows, n_tokens)
+        fused = for_inference(models["next_token"], PRECISIONS[precision])
+        return lambda: decode_one_by_one(fused, rows, n_tokens)
 
     variants = {}
     for precision in PRECISIONS:
@@ -108,7 +108,7 @@ def _record(
     element = 2 if "bf16" in name else 4
     n_weights = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("embedding"))
     c = model.config
-    cache = 2 * c.n_layers * c.kv_heads * c.head_dim * rows * n_tokens / 2  # on average half of the text
+    cache = 2 * c.n_layers * c.kv_heads * c.head_width * rows * n_tokens / 2  # on average half of the text
     return {
         "batch": rows,
         "variant": name,

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.attention import BACKENDS, Backend
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
 from hybrid.data import PackedTokens, batch_rows
 from hybrid.device import precision_context, resolve_device, resolve_precision
-from hybrid.head import weighted_cross_entropy
-from hybrid.masks import TwoStream
+from hybrid.kernels.cross_entropy import weighted_cross_entropy
+from hybrid.model.attention import BACKENDS, Backend
+from hybrid.model.masks import TwoStream
 from hybrid.noise import Keys
 from hybrid.objective import Count
 from hybrid.packing import Counts
@@ -32,8 +32,8 @@ def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     bf16 = resolve_precision(setting.precision, device) == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
     N, B = setting.seq_len, setting.block_size
-    causal, dense = TwoStream(N, 1, "causal", "next_token", device=device), Straightforward(N, B, device=device)
-    pattern = TwoStream(N, B, setting.model.context, device=device)
+    causal, dense = TwoStream.of(N, 1, "causal", "next_token", device=device), Straightforward.of(N, B, device=device)
+    pattern = TwoStream.of(N, B, setting.model.context, device=device)
     passes: dict[str, tuple[Backend, TwoStream]] = {
         "plain causal, one stream": (Causal(), causal),
         "straightforward dense mask": (Dense(), dense),
@@ -50,7 +50,7 @@ def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     base = timings["straightforward dense mask"].median
     records = []
     for name, timing in timings.items():
-        allowed = passes[name][1].dense()[0]
+        allowed = passes[name][1].dense[0]
         n_q, n_k = allowed.shape
         records.append(
             {
@@ -74,7 +74,7 @@ def _attention_step(
 
     def rows(n: int) -> Tensor:
         """As a layer lays them out: (b, h, n, d), a view of (b, n, h, d)."""
-        t = torch.randn(setting.rows, n, c.n_heads, c.head_dim, device=device, dtype=dtype)
+        t = torch.randn(setting.rows, n, c.n_heads, c.head_width, device=device, dtype=dtype)
         return t.requires_grad_()
 
     q, k, v = rows(n_q), rows(n_k), rows(n_k)

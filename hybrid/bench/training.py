@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from hybrid.attention import select_backend
 from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, straightforward_loss
 from hybrid.bench.cost import count_flops, matmul_rate, peak_growth
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.model import ModelConfig, Transformer
+from hybrid.model.attention import select_backend
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
 from hybrid.optim import OptimConfig, Optimizer
@@ -71,7 +71,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
     tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len))
     everything = torch.ones_like(tokens, dtype=torch.bool)
     keys = Keys(0, 0, torch.arange(setting.rows), 0, setting.rows)
-    pattern = Straightforward(setting.seq_len, block_size, device=device)
+    pattern = Straightforward.of(setting.seq_len, block_size, device=device)
     optimizer, precision = Optimizer(model, OptimConfig()), precision_context(setting.precision, device)
     never = torch.zeros((), device=device)
 

@@ -46,7 +46,7 @@ SPECS = {
 OPEN = ("data.corpus",)
 """Those whose value may also be a text that is no name of the table (there: files, the Hub)."""
 
-BACKENDS = ("hybrid.attention", "BACKENDS")
+BACKENDS = ("hybrid.model.attention", "BACKENDS")
 
 
 def table(address: tuple[str, str]) -> Mapping[str, type]:

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from hybrid import counter
-from hybrid.cache import KVCache
 from hybrid.decoding.network import Live, Network, Row, document_of_slots
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
 from hybrid.decoding.view import Decoder, View
-from hybrid.frozen import Frozen
-from hybrid.layers import autocast_dtype
 from hybrid.model import Transformer
+from hybrid.model.block_pass import Sight
+from hybrid.model.cache import KVCache
+from hybrid.model.fused import for_inference
 
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
@@ -189,27 +189,27 @@ class _Session:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(engine.model.embedding.weight.device)
         self.end = width if engine.slide else min(width, engine.seq_len)  # the last block ends here
-        denoiser = self._frozen(engine.model)
+        denoiser = self._fused(engine.model)
         self.networks = Networks(
             denoiser=self._network(denoiser),
             without_prompt=self._network(denoiser, sees_prompts=False) if engine.guidance else None,
-            planner=None if engine.planner is None else self._network(self._frozen(engine.planner)),
+            planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
             guidance=engine.guidance,
         )
         self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
 
-    def _frozen(self, model: Transformer) -> Frozen:
-        """Made anew for each generation, since a model may train on in between."""
+    def _fused(self, model: Transformer) -> Transformer:
         with self.engine.precision():
-            return Frozen(model, autocast_dtype(model.embedding.weight))
+            return for_inference(model, model.dtype)
 
-    def _network(self, model: Frozen, sees_prompts: bool = True) -> Network:
+    def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine
         n_slots = model.config.begin + self.end
         cache = KVCache.empty(model, len(self.rows), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.slide else None
-        return engine.network(model, cache, engine.block_size, engine.cache, sees_prompts, documents, window)
+        sight = Sight(engine.block_size, documents, window)
+        return engine.network(model, cache, sight, engine.cache, sees_prompts)
 
     def run(self) -> Iterator[Progress]:
         engine = self.engine

@@ -8,14 +8,14 @@ Shape legend: r active rows, B block size, V vocabulary, m positions that are re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hybrid.cache import KVCache
-from hybrid.frozen import Frozen
-from hybrid.streams import block_hidden
+from hybrid.model import Transformer
+from hybrid.model.block_pass import BlockRows, Sight, block_hidden
+from hybrid.model.cache import KVCache
 
 
 @dataclass(eq=False)
@@ -55,19 +55,16 @@ class Network:
     """A model with what it has read so far of the texts of a batch.
 
     Args:
+        sight: what the rows of a forward see; its documents are those of all texts of the batch.
         cached: False reads everything anew at every forward.
         sees_prompts: False reads every token of a prompt as MASK.
-        window: the most tokens that a forward sees of a row; None: all of them.
-        documents: (rows, slots) the document of each slot of its cache, or None for one document.
     """
 
-    model: Frozen
+    model: Transformer
     cache: KVCache
-    block_size: int
+    sight: Sight
     cached: bool = True
     sees_prompts: bool = True
-    documents: Tensor | None = None
-    window: int | None = None
     nfe: int = 0
 
     def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
@@ -76,19 +73,23 @@ class Network:
         Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
         """
         begin, read = self.model.config.begin, self.cache.lengths
-        if begin and self.block_size == 1 and read == [begin + row.start for row in live.rows]:
+        if begin and self.sight.block_size == 1 and read == [begin + row.start for row in live.rows]:
             return self.cache.last_hidden[:, None]  # of the token before, which was read: no forward
         if not self.cached:
             self.cache.reset()
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
-        pending = self.unread(text, live)
-        documents = None if self.documents is None else self.documents[live.index[:, 0]]
+        rows = BlockRows(self.cache.lengths, self.unread(text, live), tokens, live.n_valid)
+        return self.forward(rows, live)
+
+    def forward(self, rows: BlockRows, live: Live) -> Tensor:
+        """One forward of the active texts."""
+        sight = self.sight
+        if sight.documents is not None:
+            sight = replace(sight, documents=sight.documents[live.index[:, 0]])
         self.nfe += 1
         with torch.no_grad():
-            return block_hidden(
-                self.model, self.cache, pending, tokens, live.n_valid, self.block_size, documents, self.window
-            )
+            return block_hidden(self.model, self.cache, rows, sight)
 
     def unread(self, text: Tensor, live: Live) -> list[Tensor]:
         """What stands before the live block of each row and is not in the cache."""
@@ -113,7 +114,7 @@ class Network:
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
-def document_of_slots(rows: list[Row], model: Frozen, n_slots: int) -> Tensor:
+def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tensor:
     """(rows, n_slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
     documents = torch.zeros(len(rows), n_slots, dtype=torch.long)
     begin = model.config.begin

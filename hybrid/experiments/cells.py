@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.attention import SDPA
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.likelihood import any_order_nll, mask_table
 from hybrid.model import ModelConfig, Transformer
+from hybrid.model.attention import SDPA
 from hybrid.noise import SCHEDULES
 from hybrid.options import build
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybrid.experiments.joint import Reveal
 from hybrid.model import Transformer
-from hybrid.streams import two_stream_hidden
+from hybrid.model.two_stream import two_stream_hidden
 
 
 @dataclass(frozen=True)

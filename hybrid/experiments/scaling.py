@@ -46,7 +46,7 @@ class Shape:
     def layer_parameters(self) -> int:
         """Of the matrices of one layer."""
         m = self.model
-        width, kv_width = m.n_heads * m.head_dim, m.kv_heads * m.head_dim
+        width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
         return m.dim * (2 * width + 2 * kv_width) + 3 * m.dim * m.mlp_dim
 
     @property
@@ -60,14 +60,14 @@ class Shape:
         masked rows go on: on average (B + 1) / 2B of them.
         """
         m, N, B, D = self.model, self.seq_len, self.block_size, self.draws
-        kv = 2 * m.dim * m.kv_heads * m.head_dim
-        q = m.dim * m.n_heads * m.head_dim
+        kv = 2 * m.dim * m.kv_heads * m.head_width
+        q = m.dim * m.n_heads * m.head_width
         clean, noisy, masked = N - B, D * N, D * N * (B + 1) / (2 * B)
         inner = (m.n_layers - 1) * (clean + noisy) * self.layer_parameters
         last = clean * kv + noisy * (kv + q) + masked * (self.layer_parameters - kv - q)
         products = inner + last + masked * m.dim * self.vocab
         scores = self.pairs(clean=True) * (m.n_layers - 1) + self.pairs(clean=False) * m.n_layers
-        return 3 * (2 * products + 4 * m.n_heads * m.head_dim * scores) / N
+        return 3 * (2 * products + 4 * m.n_heads * m.head_width * scores) / N
 
     def pairs(self, clean: bool) -> int:
         """(query, key) pairs that the mask of a row allows: block i of either stream sees i + 1 blocks of B tokens."""
@@ -78,11 +78,11 @@ class Shape:
         """Of the same network as a plain causal model, per token, logits everywhere."""
         m, N = self.model, self.seq_len
         products = m.n_layers * self.layer_parameters + m.dim * self.vocab
-        return 3 * (2 * products + 4 * m.n_layers * m.n_heads * m.head_dim * (N + 1) / 2)
+        return 3 * (2 * products + 4 * m.n_layers * m.n_heads * m.head_width * (N + 1) / 2)
 
     def cache_bytes(self) -> int:
         """Keys and values of one token, bf16."""
-        return 2 * 2 * self.model.n_layers * self.model.kv_heads * self.model.head_dim
+        return 2 * 2 * self.model.n_layers * self.model.kv_heads * self.model.head_width
 
     def activation_bytes(self, recompute: bool) -> float:
         """Kept for the backward pass, per token of text, under bf16 autocast."""
@@ -109,7 +109,7 @@ def kept_per_row(model: ModelConfig, recompute: bool) -> float:
 
     layer = Layer(model)
     x = torch.randn(1, rows, model.dim, requires_grad=True)
-    angles = torch.zeros(2, 1, rows, 1, model.head_dim, dtype=torch.bfloat16).unbind()
+    angles = torch.zeros(2, 1, rows, 1, model.head_width, dtype=torch.bfloat16).unbind()
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
         y, k, v = layer.keys(x, angles)  # type: ignore[arg-type]

@@ -11,38 +11,59 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.layers import autocast_dtype
+from hybrid.device import autocast_dtype
 
 LOGITS = 2**23
 """Most logits at a time: 32 MiB in float32."""
 
 
-def weighted_cross_entropy(hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of weighted cross-entropies (), with a gradient, and the cross-entropies (m,) in nats, without one.
+def plain_weighted_cross_entropy(
+    hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor, banned: int | None = None
+) -> Tensor:
+    """Sum of weights * -log softmax(hidden matrix^T)[targets]."""
+    logits = hidden @ matrix.t()
+    if banned is not None:
+        logits = logits.index_fill(-1, torch.tensor([banned], device=logits.device), -torch.inf)
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+
+
+def weighted_cross_entropy(
+    hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor, banned: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """`plain_weighted_cross_entropy` (), with a gradient, and the cross-entropies (m,) in nats, without one.
 
     Args:
         hidden: (m, dim).
         matrix: (V, dim) of the head.
         targets: (m,) ids.
         weights: (m,), constants.
+        banned: an id that has no probability.
 
     Softmax and sums are at least in float32, products in the dtype of autocast.
     """
-    return _WeightedCrossEntropy.apply(hidden, matrix, targets, weights, autocast_dtype(hidden))  # type: ignore[return-value]
+    dtype = autocast_dtype(hidden)
+    return _WeightedCrossEntropy.apply(hidden, matrix, targets, weights, banned, dtype)  # type: ignore[return-value]
 
 
-def cross_entropies(hidden: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
+def cross_entropies(hidden: Tensor, matrix: Tensor, targets: Tensor, banned: int | None = None) -> Tensor:
     """(m, dim), (V, dim), (m,) -> (m,) nats, without a gradient."""
     with torch.no_grad():
-        return weighted_cross_entropy(hidden, matrix, targets, torch.ones_like(targets))[1]
+        return weighted_cross_entropy(hidden, matrix, targets, torch.ones_like(targets), banned)[1]
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        matrix: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        banned: int | None,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(dtype, torch.float32)
         weights = weights.to(wide)
@@ -55,6 +76,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         for first in range(0, len(h), size):
             rows = slice(first, first + size)
             logits = torch.mm(h[rows], w.t()).to(wide)
+            if banned is not None:
+                logits[:, banned] = -torch.inf
             lse = logits.logsumexp(-1, keepdim=True)
             target = targets[rows, None]
             losses[rows] = (lse - logits.gather(-1, target)).squeeze(-1)
@@ -72,4 +95,4 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor):  # type: ignore[override]
         gradients = [(grad * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None

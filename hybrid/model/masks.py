@@ -10,9 +10,8 @@ Shape legend: b batch, q query rows, k key rows, N text length, B block size, D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,9 +65,9 @@ def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
     return allowed
 
 
-@dataclass(frozen=True, eq=False)
-class TwoStream:
-    """The pattern of a training pass over rows `[clean ; noisy draw 0 ; noisy draw 1 ; ...]`.
+@dataclass(frozen=True)
+class TwoStreamRows:
+    """The rows of a training pass, `[clean ; noisy draw 0 ; noisy draw 1 ; ...]`, and which of them are read.
 
     Streams hold what somebody reads and no more: nobody reads the clean last block, so the clean stream ends before it
     (`in_place` at B = N has none), and `next_token` at B = 1 reads only clean rows, so it has no noisy stream.
@@ -79,28 +78,9 @@ class TwoStream:
 
     length: int  # N
     block_size: int  # B
-    context: str = "block_causal"
     prediction: str = "in_place"
     draws: int = 1  # D
-    documents: Tensor | None = None  # (b, begin + N): document of each text token, seen as input
-    device: torch.device | str = "cpu"
     autoregressive: bool = False
-    only_read: bool = False  # queries are just the rows that a prediction is read from (the last layer)
-    derived: dict[Any, Any] = field(default_factory=dict, repr=False)  # what a backend made of this pattern
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Equal for equal patterns, documents apart; what a backend makes of the pattern is kept under it."""
-        return (
-            self.length,
-            self.block_size,
-            self.context,
-            self.prediction,
-            self.draws,
-            self.autoregressive,
-            self.only_read,
-            str(self.device),
-        )
 
     @property
     def begin(self) -> int:
@@ -108,12 +88,9 @@ class TwoStream:
         return int(self.prediction == "next_token")
 
     @property
-    def n_blocks(self) -> int:
-        return -(-self.length // self.block_size)
-
-    @property
     def n_clean(self) -> int:
-        return self.begin + (self.length - 1 if self.autoregressive else (self.n_blocks - 1) * self.block_size)
+        n_blocks = -(-self.length // self.block_size)
+        return self.begin + (self.length - 1 if self.autoregressive else (n_blocks - 1) * self.block_size)
 
     @property
     def noisy_block_sizes(self) -> list[int]:
@@ -127,93 +104,132 @@ class TwoStream:
         return len(self.noisy_block_sizes) * self.length
 
     @property
-    def clean_queries(self) -> slice:
-        """Which clean rows ask. `next_token` reads the first token of each block off the clean row before it."""
-        if not self.only_read or (self.begin and self.autoregressive):
+    def clean_read(self) -> slice:
+        """The clean rows that are read: `next_token` reads the first token of each block off the row before it."""
+        if self.begin and self.autoregressive:
             return slice(0, self.n_clean)
         return slice(0, self.n_clean, self.block_size) if self.begin else slice(0, 0)
 
     @property
-    def n_clean_queries(self) -> int:
-        return len(range(*self.clean_queries.indices(self.n_clean)))
+    def n_clean_read(self) -> int:
+        return len(range(*self.clean_read.indices(self.n_clean)))
 
-    @property
-    def is_causal(self) -> bool:
-        """Whether this is an ordinary causal pass: each row sees the rows up to itself."""
-        causal = self.context == "causal" or self.block_size == 1
-        every_row_asks = self.n_clean_queries == self.n_clean
-        return self.n_noisy == 0 and causal and every_row_asks and self.documents is None
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every row sees every row: one block, one draw, nothing before it."""
-        return self.n_clean == 0 and self.noisy_block_sizes == [self.block_size] and self.documents is None
-
-    def reading(self) -> TwoStream:
-        """The same pattern with only the rows as queries that predictions are read from."""
-        return replace(self, only_read=True, derived={})
-
-    def select_queries(self, rows: Tensor) -> Tensor:
-        """`rows` (b, n_clean + n_noisy, ...) -> (b, q, ...), the rows that ask."""
-        if not self.only_read:
-            return rows
-        noisy = rows[:, self.n_clean :]
-        return torch.cat([rows[:, self.clean_queries], noisy], dim=1) if self.begin else noisy
-
-    def read_rows(self, masked: Tensor) -> Tensor:
-        """Flat indices into (b, q) of `reading()`, from which the tokens that are True in `masked` (b, D, N) are read.
-
-        The order is that of `masked.nonzero()`.
-        """
-        row, draw, position = masked.nonzero(as_tuple=True)
-        n_queries = self.reading().n_clean_queries + self.n_noisy
-        if not self.begin:
-            return row * n_queries + draw * self.length + position
-        block, offset = position // self.block_size, position % self.block_size
-        clean = position if self.autoregressive else block
-        noisy = self.reading().n_clean_queries + draw * self.length + position - 1
-        return row * n_queries + torch.where(offset == 0, clean, noisy)
-
-    def autoregressive_rows(self, is_target: Tensor) -> Tensor:
-        """Flat indices into (b, q) of `reading()`, from which the tokens True in `is_target` (b, N) are read, each
-        given those before it."""
-        row, position = is_target.nonzero(as_tuple=True)
-        n_clean = self.reading().n_clean_queries
-        first = 0 if self.begin else n_clean + self.draws * self.length
-        return row * (n_clean + self.n_noisy) + first + position
-
-    @cached_property
-    def positions(self) -> Tensor:
+    def positions(self, device: torch.device | str = "cpu") -> Tensor:
         """(1, n_clean + n_noisy): rotary positions."""
-        text = torch.arange(self.begin, self.begin + self.length, device=self.device)
-        return torch.cat([torch.arange(self.n_clean, device=self.device), text.repeat(self.n_noisy // self.length)])[
-            None
-        ]
+        text = torch.arange(self.begin, self.begin + self.length, device=device)
+        clean = torch.arange(self.n_clean, device=device)
+        return torch.cat([clean, text.repeat(len(self.noisy_block_sizes))])[None]
 
-    @cached_property
-    def keys(self) -> Coordinates:
-        clean = torch.arange(self.n_clean, device=self.device) - self.begin
-        text = torch.arange(self.length, device=self.device)
+    def coordinates(self, device: torch.device | str = "cpu", documents: Tensor | None = None) -> Coordinates:
+        """(1, n_clean + n_noisy) each; `documents` (b, begin + N) are those of the text, seen as input."""
         sizes = self.noisy_block_sizes
+        clean = torch.arange(self.n_clean, device=device) - self.begin
+        text = torch.arange(self.length, device=device)
         position = torch.cat([clean, *(text for _ in sizes)])
         start = torch.cat([clean // self.block_size * self.block_size, *(text // size * size for size in sizes)])
         start = torch.where(position < 0, position, start)
         draw = torch.cat([torch.full_like(clean, -1), *(torch.full_like(text, i) for i in range(len(sizes)))])
         document = None
-        if self.documents is not None:
-            noisy = self.documents[:, self.begin :].repeat(1, len(sizes))
-            document = torch.cat([self.documents[:, : self.n_clean], noisy], dim=1)
+        if documents is not None:
+            noisy = documents[:, self.begin :].repeat(1, len(sizes))
+            document = torch.cat([documents[:, : self.n_clean], noisy], dim=1)
         return Coordinates(position[None], start[None], draw[None], document)
+
+    def read_masked(self, masked: Tensor) -> Tensor:
+        """Which of the rows that are read, `[clean_read ; noisy]` of all texts, predict the tokens that are True in
+        `masked` (b, D, N): flat indices in the order of `masked.nonzero()`."""
+        row, draw, position = masked.nonzero(as_tuple=True)
+        n_read = self.n_clean_read + self.n_noisy
+        if not self.begin:
+            return row * n_read + draw * self.length + position
+        block, offset = position // self.block_size, position % self.block_size
+        clean = position if self.autoregressive else block
+        noisy = self.n_clean_read + draw * self.length + position - 1
+        return row * n_read + torch.where(offset == 0, clean, noisy)
+
+    def read_autoregressive(self, is_target: Tensor) -> Tensor:
+        """Likewise for the tokens that are True in `is_target` (b, N), each predicted from those before it."""
+        row, position = is_target.nonzero(as_tuple=True)
+        first = 0 if self.begin else self.n_clean_read + self.draws * self.length
+        return row * (self.n_clean_read + self.n_noisy) + first + position
+
+
+@dataclass(frozen=True, eq=False)
+class TwoStream:
+    """The pattern of a training pass: who of `rows` sees whom.
+
+    In the last layer (`only_read`) just the rows that a prediction is read from ask; all others only serve keys and
+    values there.
+    """
+
+    rows: TwoStreamRows
+    context: str = "block_causal"
+    documents: Tensor | None = None  # (b, begin + N): document of each text token, seen as input
+    device: torch.device | str = "cpu"
+    only_read: bool = False
+
+    @classmethod
+    def of(
+        cls, length: int, block_size: int, context: str = "block_causal", prediction: str = "in_place", draws: int = 1,
+        documents: Tensor | None = None, autoregressive: bool = False, device: torch.device | str = "cpu",
+    ) -> TwoStream:  # fmt: skip
+        """The pattern over the rows that these sizes have."""
+        return cls(TwoStreamRows(length, block_size, prediction, draws, autoregressive), context, documents, device)
+
+    @property
+    def clean_queries(self) -> slice:
+        """Which clean rows ask."""
+        return self.rows.clean_read if self.only_read else slice(0, self.rows.n_clean)
+
+    @property
+    def n_clean_queries(self) -> int:
+        return self.rows.n_clean_read if self.only_read else self.rows.n_clean
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether this is an ordinary causal pass: each row sees the rows up to itself."""
+        causal = self.context == "causal" or self.rows.block_size == 1
+        every_row_asks = self.n_clean_queries == self.rows.n_clean
+        return self.rows.n_noisy == 0 and causal and every_row_asks and self.documents is None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row sees every row: one block, one draw, nothing before it."""
+        rows = self.rows
+        return rows.n_clean == 0 and rows.noisy_block_sizes == [rows.block_size] and self.documents is None
+
+    def reading(self) -> TwoStream:
+        """The same pattern with only the rows as queries that predictions are read from."""
+        return replace(self, only_read=True)
+
+    def select_queries(self, rows: Tensor) -> Tensor:
+        """`rows` (b, n_clean + n_noisy, ...) -> (b, q, ...), the rows that ask."""
+        if not self.only_read:
+            return rows
+        noisy = rows[:, self.rows.n_clean :]
+        return torch.cat([rows[:, self.clean_queries], noisy], dim=1) if self.rows.begin else noisy
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(1, n_clean + n_noisy): rotary positions, below `n_positions`."""
+        return self.rows.positions(self.device)
+
+    @property
+    def n_positions(self) -> int:
+        return self.rows.begin + self.rows.length
+
+    @cached_property
+    def keys(self) -> Coordinates:
+        return self.rows.coordinates(self.device, self.documents)
 
     @cached_property
     def queries(self) -> Coordinates:
         return self.keys.map(self.select_queries)
 
+    @cached_property
     def dense(self) -> Tensor:
         """(1 or b, q, k) booleans, made once for all layers."""
-        if "dense" not in self.derived:
-            self.derived["dense"] = may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
-        return self.derived["dense"]
+        return may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,14 +241,25 @@ class Cached:
     begins with the first slot, or where a window begins that slides along with the text.
     """
 
-    visible_end: Tensor  # (1 or b, q): the slot behind the last visible one
+    slots: slice | Tensor  # where the rows' keys and values go, (b, r) or the same slice for all; slots are positions
+    n_slots: int  # of the cache
+    visible_end: Tensor  # (1 or b, r): the slot behind the last visible one
     span: slice  # slots that anybody sees
     unmasked: bool = False  # every row sees all of `span`: no mask is needed
-    visible_start: Tensor | None = None  # (1 or b, q): the first visible slot
-    query_document: Tensor | None = None  # (b, q)
+    visible_start: Tensor | None = None  # (1 or b, r): the first visible slot
+    query_document: Tensor | None = None  # (b, r)
     slot_document: Tensor | None = None  # (b, slots)
     first_query: int = 0  # rows before it only serve keys and values in the last layer
     only_read: bool = False
+
+    @property
+    def positions(self) -> slice | Tensor:
+        """Rotary positions, below `n_positions`."""
+        return self.slots
+
+    @property
+    def n_positions(self) -> int:
+        return self.n_slots
 
     def reading(self) -> Cached:
         return replace(self, only_read=True) if self.first_query else self
@@ -240,12 +267,9 @@ class Cached:
     def select_queries(self, rows: Tensor) -> Tensor:
         return rows[:, self.first_query :] if self.only_read else rows
 
+    @cached_property
     def dense(self) -> Tensor:
         """(1 or b, q, span) booleans, made once for all layers."""
-        return self._dense
-
-    @cached_property
-    def _dense(self) -> Tensor:
         slots = torch.arange(self.span.start, self.span.stop, device=self.visible_end.device)
         allowed = slots < self.select_queries(self.visible_end)[..., None]
         if self.visible_start is not None:

@@ -1,7 +1,7 @@
-"""Elementwise parts of a layer, with hand-written gradients.
+"""RMSNorm and the rotation of positions.
 
 On a CPU the multiplications of a small transformer are cheap and passes over memory are not; torch takes norms and
-rotations apart into many of them. The formulae are the ordinary ones, and the tests compare them with torch's.
+rotations apart into many of them.
 
 Shape legend: b batch, r rows, h heads, d head dim.
 """
@@ -12,28 +12,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix multiplications of `x` run in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019)."""
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019), in the dtype that the next multiplication wants."""
-
-    def __init__(self, dim: int, eps: float = 1e-5):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled():
-            weight = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))  # bf16 of a shared model
-            return _RMSNorm.apply(x, weight, self.eps, autocast_dtype(x))  # type: ignore[no-any-return]
-        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), self.eps).to(autocast_dtype(x))
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """`plain_rms_norm`, with its mean in float32 at least and its result in `dtype`."""
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # bf16 of a shared model
+        return _RMSNorm.apply(x, weight, eps, dtype)  # type: ignore[no-any-return]
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps).to(dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -59,16 +51,15 @@ class _RMSNorm(torch.autograd.Function):
         return dx.addcmul_(rstd.to(dx.dtype), mean), dweight, None, None
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/d) (Su et al. 2021, eq. 15), for `rotate`: (1 or b, r, 1, d) each."""
-    exponent = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64) / head_dim
-    angles = positions.double()[..., None, None] * theta**-exponent
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+def plain_rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d) by the angles whose (cos, cos) and (-sin, sin) are given:
+    x_i cos - x_{i + d/2} sin, and x_{i + d/2} cos + x_i sin (Su et al. 2021)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * angles[0] + torch.cat([second, first], dim=-1) * angles[1]
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + d/2}) of x (b, r, h, d)."""
+    """`plain_rotate`."""
     if not torch.is_grad_enabled():  # a few rows at a time: the bookkeeping of a Function would cost as much
         return _turn(x, angles[0], angles[1], 1)
     return _Rotate.apply(x, *angles)  # type: ignore[no-any-return]

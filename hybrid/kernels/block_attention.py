@@ -1,30 +1,18 @@
-"""Attention over the staircase of a two-stream pattern without computing what its mask rules out (CPU).
+"""Attention of chunks of rows over just the keys that each chunk needs (CPU).
 
-Rows are cut into chunks of whole blocks. The rows of a chunk see a prefix of the clean rows and, if they are noisy,
-their own blocks: few keys of many. Each chunk is one call of torch's flash kernel over just the keys that it needs; the
-chunk's part of the mask remains. The backward accumulates the chunks' gradients in place, where autograd would add up
-a full-sized tensor for every slice.
+Each chunk is one call of torch's flash kernel; its part of the mask remains. The backward accumulates the chunks'
+gradients in place, where autograd would add up a full-sized tensor for every slice.
 
 Shape legend: b batch, h heads, q query rows, k key rows, d head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from hybrid.masks import TwoStream, may_attend
-
-CHUNK = 64
-"""Fewest rows of a chunk. Smaller chunks compute less that is masked, with more calls."""
-
-CHUNKS = 8
-"""Most chunks of a stream: those of a long one have more rows."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -43,47 +31,22 @@ class Chunk:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
-def plan(pattern: TwoStream, dtype: torch.dtype) -> list[Chunk]:
-    """The chunks of a pattern; `dtype` is that of the queries."""
-    chunks = []
-    for rows in _row_chunks(pattern):
-        queries = pattern.queries.map(lambda t, rows=rows: t[:, rows]).as_queries()
-        allowed = may_attend(queries, pattern.keys.as_keys(), pattern.context)  # (1 or b, rows, k)
-        seen = allowed.any(0).any(0)
-        spans = tuple(_spans(seen, [0, pattern.n_clean, pattern.n_clean + pattern.n_noisy]))
-        part = torch.cat([allowed[..., span] for span in spans], dim=-1)
-        mask = None
-        if not part.all():
-            mask = torch.zeros(part.shape, dtype=dtype).masked_fill_(~part, -torch.inf)[:, None]
-        chunks.append(Chunk(rows, spans, mask))
-    return chunks
+def plain_chunked_attention(q: Tensor, k: Tensor, v: Tensor, chunks: list[Chunk]) -> Tensor:
+    """softmax(q k^T / sqrt(d) + mask) v of each chunk."""
+    parts = []
+    for chunk in chunks:
+        scores = q[:, :, chunk.rows] @ chunk.keys(k).transpose(-1, -2) * q.shape[-1] ** -0.5
+        parts.append((scores if chunk.mask is None else scores + chunk.mask).softmax(-1) @ chunk.keys(v))
+    return torch.cat(parts, dim=2)
 
 
-def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
-    """Cut the query rows: the clean ones, and each noisy stream by itself, at multiples of whole blocks."""
-    rows = max(CHUNK, pattern.length // CHUNKS)
-    size = max(rows // pattern.block_size, 1) * pattern.block_size
-    starts = [0, pattern.n_clean_queries]
-    starts += [pattern.n_clean_queries + (i + 1) * pattern.length for i in range(len(pattern.noisy_block_sizes))]
-    for start, stop in pairwise(starts):
-        for first in range(start, stop, size):
-            yield slice(first, min(first + size, stop))
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, chunks: list[Chunk]) -> Tensor:
+    """`plain_chunked_attention`: q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); the chunks' rows are all rows in
+    order, and every row sees at least one key."""
+    return _Chunked.apply(q, k, v, chunks)  # type: ignore[no-any-return]
 
 
-def _spans(seen: Tensor, bounds: list[int]) -> Iterator[slice]:
-    """The span of keys that is needed in each stream."""
-    for start, stop in pairwise(bounds):
-        needed = seen[start:stop].nonzero()
-        if len(needed):
-            yield slice(start + int(needed[0]), start + int(needed[-1]) + 1)
-
-
-def staircase_attention(q: Tensor, k: Tensor, v: Tensor, chunks: list[Chunk]) -> Tensor:
-    """q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d). Every row must see at least one key."""
-    return _Staircase.apply(q, k, v, chunks)  # type: ignore[no-any-return]
-
-
-class _Staircase(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, chunks: list[Chunk]) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(q, k, v)

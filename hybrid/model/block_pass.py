@@ -1,0 +1,179 @@
+"""The pass of generation: finished blocks are committed and a live block is predicted, over a cache.
+
+A forward has the rows `[pending ; live]`: clean tokens that are not in the cache yet, and the live block behind them.
+Texts may be at different blocks. Three questions, three places: where the rows stand (`BlockRows`), at which slots
+(`BlockRows.slots`), and what each sees (`Sight`). `two_stream.py` is the training pass, with which it must agree.
+
+Shape legend: b texts of the batch, r rows of a forward, p pending rows, l live rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybrid.model.cache import KVCache
+from hybrid.model.config import ModelConfig
+from hybrid.model.masks import Cached
+from hybrid.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """The rows of a forward, text by text.
+
+    Args:
+        lengths: slots of each text that the cache holds.
+        pending: of each text, clean tokens behind them: whole finished blocks, or the begin token; often the one block
+            that was just finished, or nothing.
+        live: (b, l) ids of the live blocks, MASK where unknown.
+        n_live: valid positions of each live block (a last block may be short).
+    """
+
+    lengths: Sequence[int]
+    pending: Sequence[Tensor]
+    live: Tensor
+    n_live: Sequence[int]
+
+    def without_live(self) -> BlockRows:
+        return BlockRows(self.lengths, self.pending, self.live[:, :0], [0] * len(self.n_live))
+
+    @property
+    def counts(self) -> list[int]:
+        """Pending tokens of each text."""
+        return [len(tokens) for tokens in self.pending]
+
+    @property
+    def n_pending(self) -> int:
+        """Rows for pending tokens: those of the text that has most, padding for the others."""
+        return max(self.counts)
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]:
+        """(length, pending tokens, live tokens) of each text."""
+        return list(zip(self.lengths, self.counts, self.n_live, strict=True))
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether all texts stand at the same place, without padding: their rows are then laid out once."""
+        return len(set(self.places)) == 1 and self.n_live[0] == self.live.shape[1]
+
+    @property
+    def start(self) -> int:
+        """First slot of any row."""
+        return min(self.lengths)
+
+    @property
+    def end(self) -> int:
+        """Slot behind the last row."""
+        return max(map(sum, self.places))
+
+    def tokens(self, padding: int) -> Tensor:
+        """(b, r)"""
+        if not self.n_pending:
+            return self.live
+        clean = torch.stack(
+            [F.pad(tokens, (0, self.n_pending - len(tokens)), value=padding) for tokens in self.pending]
+        )
+        return torch.cat([clean, self.live], dim=1)
+
+    def slots(self, alike: bool) -> tuple[Tensor, Tensor]:
+        """The slot of each row, and whether it is a token, not padding: (b, r), or (1, r) for rows that are `alike`."""
+        places = self.places[:1] if alike else self.places
+        length, count, size = torch.tensor(places, device=self.live.device).unsqueeze(-1).unbind(1)  # (b, 1) each
+        i = torch.arange(self.n_pending, device=self.live.device)
+        j = torch.arange(self.live.shape[1], device=self.live.device)
+        slots = torch.cat([length + i, length + count + j], dim=1)
+        return slots, torch.cat([i < count, j < size], dim=1)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What rows see in a generation.
+
+    Args:
+        documents: (b, slots) document of each slot; None: they are one document.
+        window: a block and what it sees are at most so many slots; None: all slots before it.
+    """
+
+    block_size: int
+    documents: Tensor | None = None
+    window: int | None = None
+
+    def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache) -> Cached:
+        """The pattern of a forward."""
+        alike = self.documents is None and rows.are_alike
+        reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees
+        # What is committed ends where a block ends, so the lengths are the starts of the first blocks here.
+        first = 0 if self.window is None else max(rows.start + reach, 0)
+        span, n_pending = slice(first, rows.end), rows.n_pending
+        first_query = 0 if config.begin else n_pending
+        n_rows = n_pending + rows.live.shape[1]
+        if alike and (n_pending == 0 or n_rows == 1):  # one block that sees all of itself
+            end = torch.full((1, n_rows), rows.end, device=rows.live.device)
+            here = slice(rows.start, rows.end)
+            return Cached(here, cache.n_slots, end, span, unmasked=True, first_query=first_query)
+        slots, is_token = rows.slots(alike)
+        start = self._block_start(slots, config.begin)
+        end = self._block_end(slots, is_token, n_pending, start, config)
+        begin = None if self.window is None else start + reach
+        where: slice | Tensor = slice(rows.start, rows.end)
+        if not alike:
+            # Padding is written to the bin and sees one slot, so that its softmax is finite; nobody reads it.
+            where = slots.masked_fill(~is_token, cache.bin)
+            end = end.masked_fill(~is_token, first + 1)
+            begin = None if begin is None else begin.masked_fill(~is_token, 0)
+        document = None
+        if self.documents is not None and isinstance(where, Tensor):
+            document = self.documents.gather(1, where.clamp(max=self.documents.shape[1] - 1))
+        return Cached(
+            where, cache.n_slots, end, span, visible_start=begin, query_document=document,
+            slot_document=self.documents, first_query=first_query,
+        )  # fmt: skip
+
+    def _block_start(self, slots: Tensor, begin: int) -> Tensor:
+        """First slot of the block of each slot; the begin token is a block of its own."""
+        return (begin + (slots - begin) // self.block_size * self.block_size).clamp(min=0)
+
+    def _block_end(self, slots: Tensor, is_token: Tensor, n_pending: int, start: Tensor, config: ModelConfig) -> Tensor:
+        """The slot behind the last one that each row sees: of its block, or itself (`causal`, and the begin token)."""
+        clean = slots[:, :n_pending] + 1
+        if config.context == "block_causal":
+            is_begin = slots[:, :n_pending] < config.begin
+            clean = torch.where(is_begin, clean, start[:, :n_pending] + self.block_size)
+        first_live, n_live = slots[:, n_pending:][:, :1], is_token[:, n_pending:].sum(1, keepdim=True)
+        return torch.cat([clean, (first_live + n_live).expand(-1, slots.shape[1] - n_pending)], dim=1)
+
+
+def block_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
+    """Hidden states (b, l, dim) from which the live blocks are predicted; commits what is pending on the way."""
+    begin = model.config.begin
+    # An ordinary autoregressive step reads no noisy row.
+    run = rows.without_live() if begin and sight.block_size == 1 else rows
+    tokens = run.tokens(padding=model.mask_token_id)
+    assert tokens.shape[1], "a forward of no rows"
+    hidden = model(tokens, sight.pattern(run, model.config, cache), cache)
+    if not begin:
+        cache.commit(rows.counts)
+        return hidden
+    _remember_last(cache, hidden, rows.counts)
+    cache.commit(rows.counts)
+    first = cache.last_hidden[:, None]
+    return torch.cat([first, hidden[:, run.n_pending :][:, : rows.live.shape[1] - 1]], dim=1) if run is rows else first
+
+
+def _remember_last(cache: KVCache, hidden: Tensor, counts: list[int]) -> None:
+    """Keep the hidden state of each text's last pending token, off which the first of its live block is read."""
+    cache.has_last = [has or count > 0 for has, count in zip(cache.has_last, counts, strict=True)]
+    assert all(cache.has_last), "the last token of a text that was cut has to be read again"
+    if not any(counts):
+        return
+    last = torch.tensor([max(count - 1, 0) for count in counts], device=hidden.device)
+    fresh = torch.tensor([count > 0 for count in counts], device=hidden.device)[:, None]
+    cache.last_hidden = torch.where(
+        fresh, hidden[torch.arange(len(counts), device=hidden.device), last], cache.last_hidden
+    )

@@ -1,0 +1,240 @@
+"""Weights as generation multiplies with them: the same function, in the layout in which few rows are fast.
+
+A forward of a few rows costs what its weights cost to read and its operations to start. So norms' weights go into the
+matrices behind them, queries, keys and values become one matrix, gate and up another, each (in, out) and in the dtype
+of multiplications. `FusedLayer` is a `Layer` that only meets its rows otherwise; tests compare it with the training
+pass to 1e-12 in float64.
+
+    for_inference(model, dtype)      a model that is trained: a copy, kept beside it until its weights change
+    fuse(model, dtype)               a model that only generates: in place, a layer at a time
+
+Fused weights are buffers: no optimizer and no file ever sees them.
+
+Shape legend: b batch, r rows, h query heads, g key-value heads, d head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hybrid.kernels.elementwise import rotate
+from hybrid.model.layers import Angles, Layer, LayerNorm, RMSNorm
+from hybrid.model.masks import Pattern
+from hybrid.model.transformer import Transformer
+from hybrid.ranks import whole
+
+Norm = RMSNorm | LayerNorm
+
+
+def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
+    """What a norm does before its weights: x / sqrt(sum(x^2) + eps d), the RMS norm without the factor sqrt(d) that is
+    in `_scale`; or (x - mean) / std."""
+    if kind == "layer":
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return x / norm.square_().add_(eps * x.shape[-1]).sqrt_().to(x.dtype)
+
+
+def _scale(norm: Norm) -> Tensor:
+    """The factors behind `normalised`."""
+    weight = whole(norm.weight.detach())
+    return weight if isinstance(norm, LayerNorm) else weight * weight.shape[0] ** 0.5
+
+
+def _shift(norm: Norm) -> Tensor | None:
+    return whole(norm.bias.detach()) if isinstance(norm, LayerNorm) else None
+
+
+class Affine(nn.Module):
+    """y -> y @ matrix + bias: linear maps side by side, behind the weights of a norm."""
+
+    matrix: Tensor  # (in, out)
+    bias: Tensor | None
+
+    def __init__(self, dtype: torch.dtype, *maps: nn.Linear, norm: Norm | None = None):
+        super().__init__()
+        weights = torch.cat([whole(one.weight.detach()) for one in maps])  # (out, in)
+        bias = None
+        if maps[0].bias is not None:
+            bias = torch.cat([whole(one.bias.detach()) for one in maps])
+        if norm is not None:
+            shift = _shift(norm)
+            if shift is not None:
+                bias = weights @ shift if bias is None else bias + weights @ shift
+            weights = weights * _scale(norm)
+        self.register_buffer("matrix", weights.t().to(dtype).contiguous())
+        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y @ self.matrix if self.bias is None else y @ self.matrix + self.bias
+
+    def add_to(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + forward(y), in one operation where the dtypes allow it."""
+        if x.dtype != self.matrix.dtype:
+            return x + self.forward(y)
+        x = x if self.bias is None else x + self.bias
+        return torch.addmm(x.flatten(0, -2), y.flatten(0, -2), self.matrix).view(x.shape)
+
+
+class FusedLayer(Layer):
+    """The function of a `Layer`."""
+
+    heads: Tensor | None  # (h + g, d): weights of the norms of queries and keys, if there are any
+
+    def __init__(self, layer: Layer, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.config = layer.config
+        self.qkv = Affine(dtype, layer.wq, layer.wk, layer.wv, norm=layer.attention_norm)
+        heads = None
+        if isinstance(layer.q_norm, RMSNorm) and isinstance(layer.k_norm, RMSNorm):
+            q, k = (_scale(norm).to(dtype) for norm in (layer.q_norm, layer.k_norm))
+            heads = torch.cat([q.expand(self.config.n_heads, -1), k.expand(self.config.kv_heads, -1)])
+        self.register_buffer("heads", heads)
+        self.out = Affine(dtype, layer.wo)
+        into_mlp = (layer.w_gate, layer.w_up) if self.config.mlp == "swiglu" else (layer.w_up,)
+        self.up = Affine(dtype, *into_mlp, norm=layer.mlp_norm)
+        self.down = Affine(dtype, layer.w_down)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.qkv.matrix.dtype
+
+    def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.config
+        y = normalised(x, c.norm, c.norm_eps).to(self.dtype)
+        rows = self.qkv(y).unflatten(-1, (-1, c.head_width))  # (b, r, h + 2g, d)
+        qk, v = rows[:, :, : -c.kv_heads], rows[:, :, -c.kv_heads :]
+        if self.heads is not None:
+            qk = normalised(qk, "rms", c.norm_eps) * self.heads
+        qk = rotate(qk, angles)
+        return pattern.select_queries(qk[:, :, : c.n_heads]), qk[:, :, c.n_heads :], v
+
+    def rest(self, x: Tensor, out: Tensor) -> Tensor:
+        c = self.config
+        x = self.out.add_to(x, out)
+        rows = self.up(normalised(x, c.norm, c.norm_eps).to(self.dtype))
+        if c.mlp == "swiglu":
+            gate, up = rows.chunk(2, dim=-1)
+            return self.down.add_to(x, F.silu(gate) * up)
+        return self.down.add_to(x, F.gelu(rows, approximate="tanh"))
+
+
+class FusedNorm(nn.Module):
+    """The norm before the head."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, norm: Norm, kind: str, dtype: torch.dtype):
+        super().__init__()
+        self.kind, self.eps = kind, norm.eps
+        shift = _shift(norm)
+        self.register_buffer("weight", _scale(norm).to(dtype))
+        self.register_buffer("bias", None if shift is None else shift.to(dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = normalised(x, self.kind, self.eps).to(self.weight.dtype) * self.weight
+        return y if self.bias is None else y + self.bias
+
+
+def is_fused(model: Transformer) -> bool:
+    return isinstance(model.layers[0], FusedLayer)
+
+
+def fuse(model: Transformer, dtype: torch.dtype | None = None) -> None:
+    """Fuse the weights of a model that only generates from now on, in place: each layer's own are freed before the next
+    is fused, so that there are never two copies of all.
+
+    Args:
+        dtype: of multiplications; the residual stream keeps that of the model. None: that one.
+    """
+    if is_fused(model):
+        return
+    dtype = dtype or model.dtype
+    for i, layer in enumerate(model.layers):
+        model.layers[i] = FusedLayer(cast(Layer, layer), dtype)
+    model.final_norm = FusedNorm(model.final_norm, model.config.norm, dtype)
+    head = _head(model, dtype)
+    if head is not None:
+        del model.head_weight
+        model.register_buffer("head_weight", head)
+
+
+def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
+    """(vocab, dim) that lies in memory as (dim, vocab); None where the embedding serves as it is."""
+    weight = whole(model.head_matrix().detach())
+    if model.config.tied_embeddings and weight.dtype == dtype:
+        return None
+    return weight.t().to(dtype).contiguous().t()
+
+
+def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """What generation runs: the model itself if it is fused, else a copy with fused weights.
+
+    The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
+    that is spread over ranks none is kept, since a copy is whole.
+    """
+    if is_fused(model):
+        return model
+    if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        return _copy(model, dtype)
+    state = (dtype, model.attend, *((p.data_ptr(), p._version, p.dtype, p.device) for p in model.parameters()))
+    kept = _COPIES.get(model)
+    if kept is None or kept.state[0] != dtype or kept.copy.device != model.device:
+        kept = _COPIES[model] = _Kept(state, _copy(model, dtype))
+    elif kept.state != state:
+        _refresh(kept.copy, model, dtype)
+        _COPIES[model] = _Kept(state, kept.copy)
+    return kept.copy
+
+
+class _Kept(NamedTuple):
+    state: tuple[Any, ...]  # of the weights that the copy was made of
+    copy: Transformer
+
+
+_COPIES: WeakKeyDictionary[Transformer, _Kept] = WeakKeyDictionary()
+
+
+def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
+    copy = Transformer.__new__(Transformer)
+    nn.Module.__init__(copy)
+    for name in (
+        "config",
+        "vocab_size",
+        "end_of_text",
+        "mask_token_id",
+        "rope",
+        "attend",
+        "recompute",
+        "_n_parameters",
+    ):
+        setattr(copy, name, getattr(model, name))
+    copy.register_module("embedding", nn.Embedding.from_pretrained(whole(model.embedding.weight.detach())))
+    copy.layers = nn.ModuleList(FusedLayer(cast(Layer, layer), dtype) for layer in model.layers)
+    copy.final_norm = FusedNorm(model.final_norm, model.config.norm, dtype)
+    copy.register_buffer("head_weight", _head(model, dtype))
+    return copy
+
+
+def _refresh(copy: Transformer, model: Transformer, dtype: torch.dtype) -> None:
+    """Write the present weights of `model` into `copy`, a layer at a time, where they are."""
+    copy.attend = model.attend
+    copy.embedding.weight = nn.Parameter(model.embedding.weight.detach(), requires_grad=False)
+    for own, layer in zip(copy.layers, model.layers, strict=True):
+        _overwrite(own, FusedLayer(cast(Layer, layer), dtype))
+    _overwrite(copy.final_norm, FusedNorm(model.final_norm, model.config.norm, dtype))
+    head = _head(model, dtype)
+    if head is not None:
+        copy.head_weight.copy_(head)
+
+
+def _overwrite(module: nn.Module, by: nn.Module) -> None:
+    for own, new in zip(module.buffers(), by.buffers(), strict=True):
+        own.copy_(new)

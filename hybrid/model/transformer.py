@@ -1,0 +1,137 @@
+"""The transformer: norms, rotary positions, grouped-query attention, an MLP. No time conditioning.
+
+It knows nothing of noise or generation: rows and the pattern of who sees whom come as arguments, perhaps a cache, and
+it returns hidden states. The head is apart, so that only rows that are read reach it.
+
+Shape legend: b batch, r rows of a forward, q query rows, m rows that are read.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hybrid.model.attention import Backend, Eager
+from hybrid.model.cache import KVCache
+from hybrid.model.config import ModelConfig
+from hybrid.model.layers import NORMS, Layer
+from hybrid.model.masks import Pattern
+from hybrid.model.rope import Rope
+from hybrid.ranks import spread
+
+
+class Transformer(nn.Module):
+    """Token ids and a pattern in, hidden states out.
+
+    Args:
+        vocab_size: ids that the head has rows for. MASK is one of them (`config.mask_token_id`), or the id behind them,
+            which the input alone knows.
+        end_of_text: the id that ends a document; `next_token` models begin with it.
+        initialise: False leaves the weights without values, for a caller who has some.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or a MASK outside of the vocabulary.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, end_of_text: int, initialise: bool = True):
+        super().__init__()
+        config.check()
+        self.config = config
+        self.vocab_size, self.end_of_text = vocab_size, end_of_text
+        self.mask_token_id = vocab_size if config.mask_token_id is None else config.mask_token_id
+        if not 0 <= self.mask_token_id <= vocab_size or self.mask_token_id == end_of_text:
+            raise ValueError(
+                f"model.mask_token_id: {self.mask_token_id} must be one of the {vocab_size} ids of the vocabulary and "
+                f"not that of end of text ({end_of_text}); or null, for an id behind them"
+            )
+        rows = max(vocab_size, self.mask_token_id + 1)
+        self.embedding = nn.Embedding(rows, config.dim, _weight=torch.empty(rows, config.dim))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.final_norm = NORMS[config.norm](config.dim, config.norm_eps)
+        self.head_weight = None if config.tied_embeddings else nn.Parameter(torch.empty(vocab_size, config.dim))
+        self.rope = Rope(config.head_width, config.rope_theta, config.rope_scaling)
+        self.attend: Backend = Eager()
+        self.recompute = False  # layers are computed again in the backward pass instead of being kept
+        self._n_parameters = sum(parameter.numel() for parameter in self.parameters())
+        if initialise:
+            self.reset_parameters()
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def banned_token_id(self) -> int | None:
+        """MASK, where it has a row in the head and may not be predicted."""
+        return self.mask_token_id if self.config.ban_mask and self.mask_token_id < self.vocab_size else None
+
+    def reset_parameters(self) -> None:
+        """Normal of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller with depth.
+
+        Drawn on the CPU, one tensor at a time: the same numbers on every device, also where ranks hold parts of them.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+                continue
+            std = 0.02
+            if name not in ("embedding.weight", "head_weight"):
+                depth = math.sqrt(2 * self.config.n_layers) if name.endswith(("wo.weight", "w_down.weight")) else 1
+                std = parameter.shape[1] ** -0.5 / depth
+            if parameter.device.type != "meta":
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std)
+                with torch.no_grad():
+                    parameter.copy_(spread(drawn, parameter))
+
+    def forward(
+        self, tokens: Tensor, pattern: Pattern, cache: KVCache | None = None, *, read: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states, normalised for the head.
+
+        Args:
+            tokens: (b, r) ids, MASK among them.
+            pattern: where the rows stand and who sees whom; the last layer computes only the queries of
+                `pattern.reading()`.
+            cache: keys and values of earlier forwards, to which those of these rows are added.
+            read: flat indices into (b, q), the rows whose hidden state is wanted; None: all of them.
+
+        Returns:
+            (m, dim) for `read` of length m, else (b, q, dim).
+        """
+        x = self.embedding(tokens)
+        angles = self.rope.angles(pattern.positions, pattern.n_positions, x.device, self.dtype)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            here = pattern if i < last else pattern.reading()
+            rows = read if i == last else None
+            memory = None if cache is None else cache.layer(i)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, angles, here, self.attend, memory, read=rows, use_reentrant=False)
+            else:
+                x = layer(x, angles, here, self.attend, memory, read=rows)
+        return self.final_norm(x)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it multiplies, here and now, and keeps keys and values."""
+        return cast(Layer, self.layers[0]).dtype
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., dim) -> logits (..., vocab); that of a banned MASK is -inf."""
+        logits = F.linear(hidden, self.head_matrix())
+        if self.banned_token_id is not None:
+            logits = logits.index_fill(-1, torch.tensor([self.banned_token_id], device=logits.device), -torch.inf)
+        return logits
+
+    def head_matrix(self) -> Tensor:
+        """(vocab, dim)"""
+        return self.embedding.weight[: self.vocab_size] if self.head_weight is None else self.head_weight
+
+    def n_parameters(self) -> int:
+        """Of the network as it was made, also where its weights are fused by now."""
+        return self._n_parameters

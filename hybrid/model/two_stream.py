@@ -1,0 +1,72 @@
+"""The training pass: whole rows, a clean stream and noisy ones. Which row predicts which token is decided here.
+
+`block_pass.py` is the other way to run the network, block by block over a cache; both must agree.
+
+Shape legend: b batch, N text length, D noise draws, m masked tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hybrid.device import send
+from hybrid.model.masks import TwoStream
+from hybrid.model.transformer import Transformer
+
+
+def two_stream_hidden(
+    model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
+    autoregressive: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Hidden states from which the masked tokens are predicted, in one pass.
+
+    The arguments may all be on the host, wherever the model is. How many tokens are masked is counted where the masks
+    are; on the host, nobody waits for a GPU to know it.
+
+    Args:
+        tokens: (b, N) clean ids.
+        masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
+        documents: (b, N), the number of end-of-text tokens before each token, or None for one document.
+        autoregressive: (b, N) booleans, tokens also to be predicted from those before them (`context: causal`).
+
+    Returns:
+        (m, dim), in the order of `masked.nonzero()`, followed by the rows of `autoregressive.nonzero()`.
+    """
+    device, documents = model.device, input_documents(model, tokens, documents)
+    pattern = TwoStream.of(
+        tokens.shape[1],
+        block_size,
+        model.config.context,
+        model.config.prediction,
+        draws=masked.shape[1],
+        documents=None if documents is None else send(documents, device),
+        autoregressive=autoregressive is not None,
+        device=device,
+    )
+    rows = pattern.rows
+    clean = with_begin(model, tokens)[:, : rows.n_clean]
+    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)
+    read = rows.read_masked(masked)
+    if autoregressive is not None:
+        noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
+        read = torch.cat([read, rows.read_autoregressive(autoregressive)])
+    inputs = torch.cat([clean, noisy[:, : rows.n_noisy]], dim=1)
+    return model(send(inputs, device), pattern, read=send(read, device))
+
+
+def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
+    """Put the begin token before the text of `next_token` models."""
+    if not model.config.begin:
+        return tokens
+    return F.pad(tokens, (1, 0), value=model.end_of_text)
+
+
+def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor | None:
+    """Document of each input row, (b, begin + N). An end-of-text token ends its document as something to predict; as
+    an input of a `next_token` model it opens the next one, whose first token is read off it."""
+    if documents is None or not model.config.begin:
+        return documents
+    opening = documents + (tokens == model.end_of_text).to(documents.dtype)
+    return torch.cat([documents[:, :1], opening], dim=1)
