@@ -47,7 +47,8 @@ class Shape:
         """Of the matrices of one layer."""
         m = self.model
         width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
-        return m.dim * (2 * width + 2 * kv_width) + 3 * m.dim * m.mlp_dim
+        matrices = 3 if m.mlp == "swiglu" else 2
+        return m.dim * (2 * width + 2 * kv_width + matrices * m.mlp_dim)
 
     @property
     def n_blocks(self) -> int:
@@ -95,7 +96,7 @@ def kept_per_row(model: ModelConfig, recompute: bool) -> float:
     """Bytes that one layer keeps per row, asked of autograd (on a CPU); of attention what a flash kernel keeps."""
     import torch
 
-    from hybrid.model import Layer
+    from hybrid.model.layers import Layer
 
     if recompute:
         return 4.0 * model.dim  # the residual stream before each layer

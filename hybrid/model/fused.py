@@ -184,22 +184,31 @@ def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
         return model
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return _copy(model, dtype)
-    state = (dtype, model.attend, *((p.data_ptr(), p._version, p.dtype, p.device) for p in model.parameters()))
-    kept = _COPIES.get(model)
-    if kept is None or kept.state[0] != dtype or kept.copy.device != model.device:
+    state, kept = _state(model), _COPIES.get(model)
+    if kept is None or kept.copy.dtype != dtype or kept.copy.device != model.device:
         kept = _COPIES[model] = _Kept(state, _copy(model, dtype))
     elif kept.state != state:
         _refresh(kept.copy, model, dtype)
         _COPIES[model] = _Kept(state, kept.copy)
+    kept.copy.attend = model.attend
     return kept.copy
 
 
 class _Kept(NamedTuple):
-    state: tuple[Any, ...]  # of the weights that the copy was made of
+    state: list[Any]  # of the weights that the copy was made of
     copy: Transformer
 
 
 _COPIES: WeakKeyDictionary[Transformer, _Kept] = WeakKeyDictionary()
+
+
+def _state(model: Transformer) -> list[Any]:
+    """What differs when weights do. Versions are not enough, since writing to `.data` leaves them and so do torch's
+    fused optimizers; sums alone would miss an exchange. It reads the weights once, as a forward does."""
+    parameters = list(model.parameters())
+    wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
+    sums = torch.stack([p.detach().sum(dtype=dtype) for p, dtype in zip(parameters, wide, strict=True)]).tolist()
+    return [(p.data_ptr(), p._version, p.dtype, total) for p, total in zip(parameters, sums, strict=True)]
 
 
 def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
@@ -225,14 +234,13 @@ def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
 
 def _refresh(copy: Transformer, model: Transformer, dtype: torch.dtype) -> None:
     """Write the present weights of `model` into `copy`, a layer at a time, where they are."""
-    copy.attend = model.attend
     copy.embedding.weight = nn.Parameter(model.embedding.weight.detach(), requires_grad=False)
     for own, layer in zip(copy.layers, model.layers, strict=True):
         _overwrite(own, FusedLayer(cast(Layer, layer), dtype))
     _overwrite(copy.final_norm, FusedNorm(model.final_norm, model.config.norm, dtype))
     head = _head(model, dtype)
     if head is not None:
-        copy.head_weight.copy_(head)
+        cast(Tensor, copy.head_weight).copy_(head)
 
 
 def _overwrite(module: nn.Module, by: nn.Module) -> None:

@@ -41,12 +41,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps, autocast_dtype(x))
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(nn.Module):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, in the dtype that the next multiplication wants."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps).to(autocast_dtype(x))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(autocast_dtype(x))
 
 
 NORMS = {"rms": RMSNorm, "layer": LayerNorm}

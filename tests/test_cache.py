@@ -1,0 +1,65 @@
+"""The cache can be cut back to a length per row, and is then what a fresh prefill gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import MODES, random_tokens, toy_model
+
+from hybrid.model.block_pass import BlockRows, Sight, block_hidden
+from hybrid.model.cache import KVCache
+from hybrid.model.two_stream import with_begin
+
+
+def step(model, cache, pending, live, block_size):
+    rows = BlockRows(cache.lengths, pending, live, [live.shape[1]] * len(live))
+    with torch.no_grad():
+        return block_hidden(model, cache, rows, Sight(block_size))
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("block_size", [1, 3])
+def test_a_cut_cache_equals_a_fresh_prefill(mode, block_size) -> None:
+    """Rows cut by different lengths, one not at all; what follows is another text than before the cut."""
+    model = toy_model(*mode)
+    begin, n = model.config.begin, 12
+    old, new = random_tokens(3, n, seed=0), random_tokens(3, n, seed=1)
+    kept = [3, 6, 9]  # text tokens that stay
+    text = torch.stack([torch.cat([o[:k], w[k:]]) for o, w, k in zip(old, new, kept, strict=True)])
+    live = torch.full((3, block_size), model.mask_token_id)
+
+    cache = KVCache.empty(model, 3, begin + n + block_size)
+    step(model, cache, list(with_begin(model, old)[:, : begin + 9]), live, block_size)
+    back = block_size if begin else 0  # the last token is read again, with its block
+    lengths = [begin + k - (back if k < 9 else 0) for k in kept]
+    cache.cut(lengths)
+    assert cache.lengths == lengths
+    pending = [with_begin(model, text)[r, length : begin + n] for r, length in enumerate(lengths)]
+    got = step(model, cache, pending, live, block_size)
+
+    fresh = KVCache.empty(model, 3, begin + n + block_size)
+    expected = step(model, fresh, list(with_begin(model, text)[:, : begin + n]), live, block_size)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    for ours, theirs in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
+        torch.testing.assert_close(ours[:, :, : begin + n], theirs[:, :, : begin + n], rtol=0, atol=1e-12)
+
+
+def test_a_cut_that_is_no_cut_is_refused() -> None:
+    model = toy_model()
+    cache = KVCache.empty(model, 2, 8)
+    cache.commit([4, 2])
+    for lengths, row in (([5, 2], 0), ([4, -1], 1)):
+        with pytest.raises(ValueError, match=f"row {row} holds"):
+            cache.cut(lengths)
+    assert cache.lengths == [4, 2]
+
+
+def test_a_token_read_off_a_state_that_was_cut_is_not_made_up() -> None:
+    """`next_token` predicts from the last committed state; after a cut there is none until it is read again."""
+    model = toy_model("causal", "next_token")
+    cache = KVCache.empty(model, 1, 8)
+    live = torch.full((1, 2), model.mask_token_id)
+    step(model, cache, [torch.tensor([6, 1, 2, 3, 4])], live, 2)
+    cache.cut([3])
+    with pytest.raises(AssertionError, match="read again"):
+        step(model, cache, [torch.tensor([], dtype=torch.long)], live, 2)

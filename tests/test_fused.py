@@ -1,0 +1,128 @@
+"""Weights for inference: made once, made current when the weights have changed, and seen by nobody else."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from decoding_toy import engine
+from toy import random_tokens, toy_model
+
+from hybrid.model import fused
+from hybrid.model.fused import for_inference, fuse, is_fused
+from hybrid.model.two_stream import two_stream_hidden
+from hybrid.optim import EMA, OptimConfig, Optimizer
+from hybrid.states import module_tensors
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An entry for every layer that is fused."""
+    layers: list[int] = []
+    original = fused.FusedLayer.__init__
+
+    def spy(self, layer, dtype):
+        layers.append(1)
+        original(self, layer, dtype)
+
+    monkeypatch.setattr(fused.FusedLayer, "__init__", spy)
+    return layers
+
+
+def logits(model) -> torch.Tensor:
+    masked = torch.ones(1, 1, 8, dtype=torch.bool)
+    with torch.no_grad():
+        return model.head(two_stream_hidden(model, random_tokens(1, 8), masked, 4))
+
+
+def test_weights_are_fused_once_for_several_generations(made) -> None:
+    model = toy_model()
+    for seed in range(3):
+        engine(model, 4, seed=seed).generate([[1]], 8)
+    assert len(made) == len(model.layers)
+
+
+def change_by_optimizer(model, name: str) -> None:
+    optimizer = Optimizer(model, OptimConfig(name=name))
+    model.head(
+        two_stream_hidden(model, random_tokens(2, 8), torch.ones(2, 1, 8, dtype=torch.bool), 4)
+    ).square().sum().backward()
+    optimizer.step(skip=torch.zeros(()))
+
+
+CHANGES = {
+    "adamw": lambda model: change_by_optimizer(model, "adamw"),
+    "muon": lambda model: change_by_optimizer(model, "muon"),
+    "copied into": lambda model: model.load_state_dict({k: v + 0.1 for k, v in model.state_dict().items()}),
+    "one norm alone": lambda model: model.layers[1].q_norm.weight.detach().mul_(3),
+    "another tensor": lambda model: setattr(
+        model.layers[0].wo.weight, "data", torch.ones_like(model.layers[0].wo.weight)
+    ),
+    "the embedding": lambda model: setattr(model.embedding.weight, "data", model.embedding.weight.detach() * 2),
+}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_copy_follows_the_weights(change, tied) -> None:
+    """However they are changed, also behind autograd's back."""
+    model = toy_model(dtype=torch.float32, tied_embeddings=tied)
+    copy = for_inference(model, torch.float32)
+    at = [b.data_ptr() for b in copy.layers.buffers()]
+    before = logits(copy)
+    CHANGES[change](model)
+    after = for_inference(model, torch.float32)
+    assert after is copy and [b.data_ptr() for b in copy.layers.buffers()] == at, "in place, at the same addresses"
+    torch.testing.assert_close(logits(copy), logits(model), rtol=1e-4, atol=1e-4)
+    assert (logits(copy) - before).abs().max() > 1e-3
+
+
+def test_averaged_weights_are_followed_and_left_again(made) -> None:
+    model = toy_model(dtype=torch.float32)
+    ema = EMA(model, 0.9)
+    change_by_optimizer(model, "adamw")
+    with ema.applied():
+        inside = logits(for_inference(model, torch.float32))
+        torch.testing.assert_close(inside, logits(model), rtol=1e-4, atol=1e-4)
+    outside = logits(for_inference(model, torch.float32))
+    torch.testing.assert_close(outside, logits(model), rtol=1e-4, atol=1e-4)
+    assert (inside - outside).abs().max() > 1e-4
+    assert len(made) == 2 * len(model.layers)
+
+
+def test_a_copy_is_no_part_of_its_model_and_dies_with_it() -> None:
+    model = toy_model()
+    names = list(module_tensors(model))
+    copy = weakref.ref(for_inference(model, torch.float64))
+    assert list(module_tensors(model)) == names and not is_fused(model)
+    assert all(p.requires_grad for p in model.parameters())
+    del model
+    gc.collect()
+    assert copy() is None
+
+
+def test_fusing_in_place_frees_each_layer_before_the_next(monkeypatch) -> None:
+    model = toy_model(n_layers=3)
+    weights = [weakref.ref(layer.wq.weight) for layer in model.layers]
+    alive = []
+    original = fused.FusedLayer.__init__
+
+    def spy(self, layer, dtype):
+        alive.append(sum(w() is not None for w in weights))
+        original(self, layer, dtype)
+
+    monkeypatch.setattr(fused.FusedLayer, "__init__", spy)
+    fuse(model)
+    assert alive == [3, 2, 1] and weights[-1]() is None
+
+
+def test_bf16_multiplies_in_bf16_and_keeps_the_residual_stream() -> None:
+    model = toy_model(dtype=torch.float32)
+    expected = logits(model)
+    fuse(model, torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and model.embedding.weight.dtype == torch.float32
+    got = logits(model)
+    assert got.dtype == torch.bfloat16
+    assert (got.float() - expected).abs().max() < 0.05 * expected.abs().max()
