@@ -28,7 +28,7 @@ from hybrid.decoding.network import Live, Network, Row, document_of_slots
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
-from hybrid.decoding.view import Decoder, View
+from hybrid.decoding.view import Decoder, Prediction
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.cache import KVCache
@@ -196,6 +196,8 @@ class _Session:
             planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
             guidance=engine.guidance,
         )
+        # The law of a model that may predict MASK: a position may be revealed as one, and has to be revealed again.
+        self.may_say_mask = self.mask < engine.model.vocab_size and engine.model.banned_token_id is None
         self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
 
     def _fused(self, model: Transformer) -> Transformer:
@@ -228,21 +230,25 @@ class _Session:
         state, step, idle = None, 0, 0
         min_steps = getattr(decoder, "min_steps", 0)
         while step < min_steps or bool(live.is_masked.any()):
-            view = Step(self.networks, engine.sampling, self.uniforms, self.text, live, step).view()
+            here = Step(self.networks, engine.sampling, self.uniforms, self.text, live, step)
+            view = here.view()
             if step == 0:
                 state = decoder.start(view)
             reveal, remask = decoder.select(view, state)
-            changed = bool(reveal.any())
-            tokens = live.tokens
+            changed, prediction = bool(reveal.any()), None
+            chosen, tokens = reveal & live.is_masked, live.tokens
             if changed:
-                tokens = torch.where(reveal & live.is_masked, view.proposal, tokens)
+                prediction = here.prediction_at(chosen)
+                tokens = tokens.masked_scatter(chosen, prediction.proposal)
+                if self.may_say_mask:
+                    changed = not torch.equal(tokens, live.tokens)
             shown = tokens
             if remask is not None:
                 if step >= min_steps:  # a finished row stays as it is, in whatever company
                     remask = remask & live.is_masked.any(-1, keepdim=True)
                 tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, self.mask)
             if self.watch is not None:
-                self._tell(live, view, shown, tokens)
+                self._tell(live, chosen, prediction, shown, tokens)
             live.update(tokens)
             idle = 0 if changed or step < min_steps else idle + 1
             if idle > MAX_IDLE_STEPS:
@@ -252,16 +258,17 @@ class _Session:
                 self.text[live.index, live.position] = live.tokens
                 yield self._progress()
 
-    def _tell(self, live: Live, view: View, shown: Tensor, tokens: Tensor) -> None:
+    def _tell(self, live: Live, chosen: Tensor, prediction: Prediction | None, shown: Tensor, tokens: Tensor) -> None:
         """Tell who watches: `shown` is `live.tokens` with what was revealed, `tokens` without what was taken back."""
         assert self.watch is not None
+        confidence = torch.zeros(shown.shape, dtype=torch.float64, device=shown.device)
+        if prediction is not None:
+            confidence[chosen] = prediction.confidence.double()
         revealed = (live.tokens == self.mask) & (shown != self.mask)
         remasked = (shown != self.mask) & (tokens == self.mask)
         for k, row in enumerate(live.rows):
-            new = []
-            if bool(revealed[k].any()):  # else the network may not have run, and must not for who only watches
-                columns = (live.position, shown, view.confidence)
-                new = list(zip(*(values[k][revealed[k]].tolist() for values in columns), strict=True))
+            columns = (live.position, shown, confidence)
+            new = list(zip(*(values[k][revealed[k]].tolist() for values in columns), strict=True))
             self.watch(row.index, Change(self.networks.nfe, new, live.position[k][remasked[k]].tolist()))
 
     def _advance(self, live: Live) -> None:

@@ -60,8 +60,20 @@ class Step:
 
     @cached_property
     def prediction(self) -> Prediction:
-        log_probs = self.log_probs(self.is_masked)
-        return Prediction(log_probs, self.sampling.propose(log_probs, self.uniform(counter.TOKEN)[self.is_masked]))
+        """At all masked positions, for a decoder that wants to see them."""
+        return self._predict(self.is_masked)
+
+    def prediction_at(self, places: Tensor) -> Prediction:
+        """At the masked positions where `places` (r, B) is True. If the decoder has not looked, head and sampling run
+        on these alone; the tokens are the same, as their uniforms are keyed by position."""
+        if "prediction" not in vars(self):
+            return self._predict(places)
+        chosen = places[self.is_masked]
+        return Prediction(self.prediction.log_probs[chosen], self.prediction.proposal[chosen])
+
+    def _predict(self, places: Tensor) -> Prediction:
+        log_probs = self.log_probs(places)
+        return Prediction(log_probs, self.sampling.propose(log_probs, self.uniform(counter.TOKEN)[places]))
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -16,10 +16,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of the m masked positions of a live block, in the order of `is_masked.nonzero()`."""
+    """What the network says of m masked positions of a live block, in the order of their `nonzero()`."""
 
     log_probs: Tensor  # (m, V) at temperature 1
     proposal: Tensor  # (m,) ids
+
+    @property
+    def confidence(self) -> Tensor:
+        """(m,) probability, at temperature 1, of the token proposed."""
+        return self.log_probs.gather(-1, self.proposal[:, None]).squeeze(-1).exp()
 
 
 @dataclass(eq=False)
@@ -70,8 +75,7 @@ class View:
     @cached_property
     def confidence(self) -> Tensor:
         """(r, B) probability, at temperature 1, of the token proposed at each masked position; elsewhere 1."""
-        proposal = self.prediction.proposal[:, None]
-        return self.spread(self.prediction.log_probs.gather(-1, proposal).squeeze(-1).exp(), 1.0)
+        return self.spread(self.prediction.confidence, 1.0)
 
     @cached_property
     def planned(self) -> Tensor:
