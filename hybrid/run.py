@@ -237,7 +237,7 @@ class Run:
         size = self.block_sizes[0]
         length = min(c.data.seq_len, max(2 * size, 32), 64)
         pattern = TwoStream.of(length, min(size, length), c.model.context, c.model.prediction)
-        mask = pattern.dense[0].numpy()
+        mask = pattern.dense()[0].numpy()
         streams = {"clean": pattern.rows.n_clean, "noisy": pattern.rows.n_noisy}
         title = f"{c.model.context}, block size {size}" + (f" ({length} tokens)" if length < c.data.seq_len else "")
         tracker.image("attention_pattern", attention_figure(mask, title, streams, size), 0)

@@ -47,8 +47,8 @@ def test_products_of_a_training_step(block_size: int, draws: int) -> None:
 def test_pairs_are_those_of_the_mask(block_size: int, draws: int) -> None:
     pattern = TwoStream.of(16, block_size, draws=draws)
     shape = Shape(MODEL, 50, 16, block_size, draws)
-    assert shape.pairs(True) + shape.pairs(False) == int(pattern.dense.sum())
-    assert shape.pairs(False) == int(pattern.reading().dense.sum())
+    assert shape.pairs(True) + shape.pairs(False) == int(pattern.dense().sum())
+    assert shape.pairs(False) == int(pattern.reading().dense().sum())
 
 
 def test_layers_and_models_have_the_parameters_that_are_said() -> None:

@@ -13,7 +13,6 @@ from hybrid.data import Batch
 from hybrid.decoding.network import Live, Network
 from hybrid.device import send
 from hybrid.model import Transformer
-from hybrid.model.attention import per_query_head
 from hybrid.model.block_pass import BlockRows
 from hybrid.model.cache import KVCache
 from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
@@ -45,8 +44,7 @@ class Dense:
     """One attention over a dense [clean; noisy] mask."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense[:, None])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Causal:
     """torch's causal attention."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 

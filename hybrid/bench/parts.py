@@ -50,7 +50,7 @@ def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     base = timings["straightforward dense mask"].median
     records = []
     for name, timing in timings.items():
-        allowed = passes[name][1].dense[0]
+        allowed = passes[name][1].dense()[0]
         n_q, n_k = allowed.shape
         records.append(
             {

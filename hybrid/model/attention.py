@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,9 +28,10 @@ log = logging.getLogger(__name__)
 
 class Backend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        """q (b, h, q, d), k and v (b, g, k, d), each shared by h / g heads of queries -> (b, h, q, d).
+        """q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); every row of `pattern` sees at least one key.
 
-        Every row of `pattern` sees at least one key.
+        A backend that has an attribute `groups_heads = True` is given keys and values (b, g, k, d), each shared by
+        h / g heads of queries; for others they are repeated.
         """
         ...
 
@@ -48,9 +49,8 @@ class Eager:
     training: bool = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(~pattern.dense[:, None], -torch.inf)
+        scores = scores.masked_fill(~pattern.dense()[:, None], -torch.inf)
         return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype) @ v
 
 
@@ -80,10 +80,11 @@ class SDPA:
     device: torch.device = torch.device("cpu")
     training: bool = True
     plans: Kept = field(default_factory=Kept, repr=False, compare=False)
+    groups_heads: ClassVar[bool] = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         if isinstance(pattern, Cached):
-            mask = None if pattern.unmasked else pattern.dense[:, None]
+            mask = None if pattern.unmasked else pattern.dense()[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
         k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         if pattern.is_causal or pattern.is_full:
@@ -91,7 +92,7 @@ class SDPA:
         if q.device.type == "cpu" and q.dtype != torch.float16:
             chunks = self.plans.get(pattern, lambda: plan(pattern, q.dtype), q.dtype)
             return chunked_attention(q, k, v, chunks)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense[:, None])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.dense()[:, None])
 
 
 CHUNK = 64
@@ -158,7 +159,6 @@ class Flex:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         if isinstance(pattern, Cached):
             return SDPA(self.device, self.training)(q, k, v, pattern)
-        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         return _flex_kernel(q.device.type)(q, k, v, block_mask=self.block_mask(pattern))
 
     def block_mask(self, pattern: TwoStream):
@@ -221,7 +221,6 @@ class Xformers:
         bias = self.bias(pattern, q.dtype)
         if isinstance(bias, Tensor):
             bias = bias.expand(q.shape[0], q.shape[1], -1, -1)
-        k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         rows = [t.transpose(1, 2) for t in (q, k, v)]  # xformers wants (b, rows, h, d)
         return memory_efficient_attention(*rows, attn_bias=bias).transpose(1, 2)
 
@@ -234,7 +233,7 @@ class Xformers:
             from xformers.ops import LowerTriangularMask
 
             return LowerTriangularMask()
-        allowed = pattern.dense[:, None]
+        allowed = pattern.dense()[:, None]
         n_keys = allowed.shape[-1]
         aligned = -(-n_keys // 8) * 8  # the kernel wants each row of the bias to start at a multiple of 8 elements
         bias = torch.zeros(*allowed.shape[:-1], aligned, dtype=dtype, device=allowed.device)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hybrid.device import autocast_dtype
 from hybrid.kernels.elementwise import rms_norm, rotate
-from hybrid.model.attention import Backend
+from hybrid.model.attention import Backend, per_query_head
 from hybrid.model.cache import LayerCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.masks import Pattern
@@ -93,6 +93,8 @@ class Layer(nn.Module):
         if cache is not None:
             k, v = cache.write(k, v, pattern)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, rows, d)
+        if not getattr(attend, "groups_heads", False):
+            k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
         out = attend(q, k.to(q.dtype), v.to(q.dtype), pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         x = pattern.select_queries(x)
         if read is not None:

@@ -226,9 +226,12 @@ class TwoStream:
     def queries(self) -> Coordinates:
         return self.keys.map(self.select_queries)
 
-    @cached_property
     def dense(self) -> Tensor:
         """(1 or b, q, k) booleans, made once for all layers."""
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> Tensor:
         return may_attend(self.queries.as_queries(), self.keys.as_keys(), self.context)
 
 
@@ -267,9 +270,12 @@ class Cached:
     def select_queries(self, rows: Tensor) -> Tensor:
         return rows[:, self.first_query :] if self.only_read else rows
 
-    @cached_property
     def dense(self) -> Tensor:
         """(1 or b, q, span) booleans, made once for all layers."""
+        return self._dense
+
+    @cached_property
+    def _dense(self) -> Tensor:
         slots = torch.arange(self.span.start, self.span.stop, device=self.visible_end.device)
         allowed = slots < self.select_queries(self.visible_end)[..., None]
         if self.visible_start is not None:
