@@ -33,7 +33,7 @@ def test_encode_then_decode_gives_the_text_back(bpe: SubwordTokenizer, text: str
         assert tokenizer.decode(ids) == text
         assert tokenizer.end_of_text not in ids
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
-        assert tokenizer.encode_batch([text, ""]) == [ids, []]
+        assert [array.tolist() for array in tokenizer.encode_batch([text, ""])] == [ids, []]
         assert tokenizer.decode([tokenizer.end_of_text, *ids, tokenizer.end_of_text]) == text
 
 
