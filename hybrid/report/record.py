@@ -78,7 +78,7 @@ class RunRecord:
             return [_measured(line) for line in lines]
         last = last_validation(self.metrics) or {}
         bits = last.get("val/bits_per_byte")
-        factor = bits / last["val/nelbo"] if bits is not None and last.get("val/nelbo") else None
+        factor = None if bits is None else bits / last["val/nelbo"] if last.get("val/nelbo") else 0.0
         found = []
         for tag, method in last.items():
             if tag.startswith("val/likelihood/b"):
