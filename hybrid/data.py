@@ -24,10 +24,10 @@ from torch import Tensor
 from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name
 from hybrid.doubts import warn_of_little_training, warn_of_losses
 from hybrid.files import digest
-from hybrid.leftovers import cache_folder, remove_leftovers
+from hybrid.leftovers import remove_leftovers
 from hybrid.listing import FORMATS
 from hybrid.options import at_least, option, pick, shown
-from hybrid.packing import VERSION, Counts, Packed, Recipe, Split, build, open_packed
+from hybrid.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.tokenizer import TOKENIZERS, Tokenizer
 
 

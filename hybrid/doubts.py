@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 
 from hybrid.options import shown
-from hybrid.packing import SPLITS, Packed
+from hybrid.packing import Packed
+from hybrid.splitting import SPLITS
 
 LEAST_OF_TRAINING = 0.75  # of the share of the tokens that training should have: a warning if there is less
 

@@ -1,100 +1,122 @@
-"""The cache folder, and what killed processes left of their work in it, told from the work of those that live.
+"""Temporary files and folders, and which of them a process that was killed has left behind.
 
-A name carries who builds: where its process number counts (one start of one machine, one space of numbers in it, so
-that containers and machines that share a disk are told apart), the number, and when the process began (numbers come
-back). Only who is sure to be gone is cleaned up after: no such process there any more, or nothing touched for a week.
+A writer holds a lock on what it writes, `.NAME.PID.tmp`, and the system lets go of a lock when a process ends, however
+it ends. So a temporary whose lock is free belongs to nobody. That also holds where process numbers mean little: they
+are used again, every container has its own, and other machines that share the folder have theirs.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
-import time
-from hashlib import sha256
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hybrid.options import shown
+if sys.platform == "win32":  # no such locks: what is left there stays
+    fcntl = None
+else:
+    import fcntl
 
-PREFIX = ".building-"
-ABANDONED = 7 * 24 * 3600  # seconds without a change, of processes that can't be looked up from here
-UNKNOWN = "0" * 12
-_OWNER = re.compile(rf"{re.escape(PREFIX)}[^-]+-([0-9a-f]{{12}})-(\d+)-(\d+)-")
-
-
-def cache_folder(named: str = "") -> Path:
-    """`named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if that is in a home that there isn't."""
-    chosen = named or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid"
-    folder = os.path.expanduser(chosen)
-    if folder.startswith("~"):
-        raise ValueError(
-            f"data.cache_dir: {shown(chosen)}: there is no such home folder; set data.cache_dir or $HYBRID_CACHE to a "
-            "folder that can be written"
-        )
-    return Path(folder)
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
-def building(folder: Path) -> Path:
-    """A new name beside `folder`, under which this process may build it."""
-    pid = os.getpid()
-    owner = f"{_number_space()}-{pid}-{_began(pid) or 0}"
-    return folder.with_name(f"{PREFIX}{folder.name}-{owner}-{secrets.token_hex(4)}")
+def temporary_of(path: Path) -> Path:
+    """Where this process writes what will be at `path`."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def remove_leftovers(parent: Path) -> None:
-    """Remove the folders in `parent` whose builders are surely gone; what can't be removed stays, without an error."""
+def open_locked(path: Path) -> int:
+    """The descriptor of an empty new file, locked for as long as it is open.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        _lock(descriptor, wait=True)
+        if _is_at(path, descriptor):
+            os.truncate(descriptor, 0)
+            return descriptor
+        os.close(descriptor)  # whoever had the lock before has moved the file away, or removed it
+
+
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Make a folder, with its parents, that is locked inside the block; what is left of it at the end is removed.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    descriptor = None
     try:
-        found = [path for path in parent.iterdir() if path.name.startswith(PREFIX)]
-    except OSError:
-        return  # not there yet, or not ours to read
-    for path in found:
-        if _is_abandoned(path):
+        while descriptor is None:
+            _remove_unless_written(path, sole_writer=True)
+            path.mkdir(parents=True)
+            if fcntl is None:
+                break
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            _lock(descriptor, wait=True)
+            if not _is_at(path, descriptor):  # taken for a leftover before it was locked
+                os.close(descriptor)
+                descriptor = None
+        yield
+    finally:
+        if descriptor is None or _is_at(path, descriptor):  # else it is in its place, and the name may be another's
             shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _is_abandoned(path: Path) -> bool:
-    owner = _OWNER.match(path.name)
-    if owner is not None and owner[1] == _number_space() != UNKNOWN:
-        return _is_gone(int(owner[2]), int(owner[3]))
-    return time.time() - _last_change(path) > ABANDONED
+def remove_leftovers(folder: Path, name: str | None = None, *, sole_writer: bool = False) -> None:
+    """Remove the temporaries in `folder` that nobody writes any more: those of the target `name`, or of every target.
 
-
-def _is_gone(pid: int, began: int) -> bool:
+    Args:
+        sole_writer: nobody else writes there, so that also those go whose locks cannot be asked for.
+    """
     try:
-        os.kill(pid, 0)  # sends nothing
-    except ProcessLookupError:
-        return True
+        found = [entry.name for entry in os.scandir(folder)]
     except OSError:
-        pass  # another user's
-    return _began(pid) not in (began, None)
+        return
+    for entry in found:
+        match = _TEMPORARY.fullmatch(entry)
+        if match is not None and name in (None, match.group(1)):
+            _remove_unless_written(Path(folder) / entry, sole_writer)
 
 
-def _number_space() -> str:
-    """12 hex digits for the processes that see each other's numbers; zeros where the system does not tell."""
+def _remove_unless_written(path: Path, sole_writer: bool) -> None:
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except OSError:
-        return UNKNOWN
-
-
-def _began(pid: int) -> int | None:
-    """When a process began, in ticks since the machine was started; 0 if it has ended, None if nothing says it."""
+        return
     try:
-        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        is_free = _lock(descriptor, wait=False)
+        if is_free is False or (is_free is None and not sole_writer):
+            return
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    except OSError:
+        pass  # not ours to remove
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool) -> bool | None:
+    """Whether the lock could be had; None if the file system has none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
     except OSError:
         return None
-    state, *fields = status.rpartition(")")[2].split()  # the name before it may hold blanks and parentheses
-    return 0 if state in "ZX" else int(fields[18])  # a zombie builds nothing
+    return True
 
 
-def _last_change(folder: Path) -> float:
-    times = [time.time() if not folder.exists() else 0.0]
-    for parent, _, names in os.walk(folder):
-        for path in (parent, *(os.path.join(parent, name) for name in names)):
-            try:
-                times.append(os.lstat(path).st_mtime)
-            except OSError:
-                times.append(time.time())  # it changes right now
-    return max(times)
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,16 +22,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from hybrid.encoding import GivenBack, encode_documents
-from hybrid.files import HASHED_BYTES, Document, Documents
-from hybrid.leftovers import building
+from hybrid.files import HASHED_BYTES, Documents
+from hybrid.leftovers import locked_folder, temporary_of
 from hybrid.options import shown
 from hybrid.progress import progress
+from hybrid.splitting import SPLITS, Survey, chunks, survey
 from hybrid.tokenizer import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
 
 VERSION = 2  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
-SPLITS = ("train", "validation")
-SHUFFLE_SEED = 0
-CHUNK, CHUNK_CHARACTERS = 256, 2**22  # documents in memory at once: so many, or so much text
 TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than this much text
 
 
@@ -72,6 +71,18 @@ class Packed(NamedTuple):
         return not any(split.given_back["lost"] for split in self.splits.values())
 
 
+def cache_folder(named: str = "") -> Path:
+    """`named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if that is in a home that there isn't."""
+    chosen = named or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid"
+    folder = os.path.expanduser(chosen)
+    if folder.startswith("~"):
+        raise ValueError(
+            f"data.cache_dir: {shown(chosen)}: there is no such home folder; set data.cache_dir or $HYBRID_CACHE to a "
+            "folder that can be written"
+        )
+    return Path(folder)
+
+
 def build(
     folder: Path,
     load: Callable[[Path], Documents],
@@ -85,30 +96,28 @@ def build(
         ValueError: a corpus that can't be split or encoded, or is no longer the one that `folder` is named after
             (`is_current`); a cache that can't be written.
     """
-    work = building(folder)
+    work = temporary_of(folder.with_name(f"{folder.name}-{secrets.token_hex(4)}"))  # two threads may build it, too
     try:
-        work.mkdir(parents=True)
-        documents = load(work / "scratch")
-        survey = _survey(documents, recipe)
-        tokenizer = tokenizer or _tokenizer(recipe, documents, survey)
-        tokenizer.save(work / "tokenizer")
-        splits = {name: _pack(work, name, documents, survey.splits[name], tokenizer) for name in SPLITS}
-        if not is_current():
-            raise ValueError(
-                f"data.corpus: {shown(recipe.corpus)} (or data.tokenizer) changed while it was read; start again when "
-                "nothing writes to it"
-            )
-        shutil.rmtree(work / "scratch", ignore_errors=True)
-        meta = {"corpus_sha256": survey.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
-        (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        _publish(work, folder)
+        with locked_folder(work):
+            documents = load(work / "scratch")
+            found = survey(documents, recipe.corpus, recipe.validation_fraction)
+            tokenizer = tokenizer or _tokenizer(recipe, documents, found)
+            tokenizer.save(work / "tokenizer")
+            splits = {name: _pack(work, name, documents, found.splits[name], tokenizer) for name in SPLITS}
+            if not is_current():
+                raise ValueError(
+                    f"data.corpus: {shown(recipe.corpus)} (or data.tokenizer) changed while it was read; start again "
+                    "when nothing writes to it"
+                )
+            shutil.rmtree(work / "scratch", ignore_errors=True)
+            meta = {"corpus_sha256": found.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
+            (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            _publish(work, folder)
     except OSError as error:
         raise ValueError(
             f"data.cache_dir: could not build the token cache in {str(folder.parent)!r} ({error}); free some space, or "
             "set data.cache_dir (or $HYBRID_CACHE) to a folder that can be written"
         ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(work: Path, folder: Path) -> None:
@@ -121,7 +130,7 @@ def _publish(work: Path, folder: Path) -> None:
                 raise
         if open_packed(folder) is not None:
             return  # another process was faster
-        damaged = work.with_name(f"{work.name}-damaged")
+        damaged = temporary_of(folder.with_name(f"{folder.name}-{secrets.token_hex(4)}-damaged"))
         try:
             os.rename(folder, damaged)
         except FileNotFoundError:
@@ -159,65 +168,19 @@ def _map(path: Path, dtype: str, length: int, checksum: str) -> np.ndarray:
     return array
 
 
-class _Survey(NamedTuple):
-    splits: dict[str, np.ndarray]  # indices of the documents of each split, shuffled
-    sha256: str
-
-
-def _survey(documents: Documents, recipe: Recipe) -> _Survey:
-    """Read all documents once: leave out the empty ones, hash the others, split and shuffle."""
-    kept: list[int] = []
-    keys: list[int] = []
-    total = sha256()
-    indices = np.arange(len(documents))
-    for chunk in progress(_chunks(documents, indices), len(documents), "reading documents"):
-        for index, document in chunk:
-            if not document.text.strip() and not document.prompt:
-                continue
-            prompt = document.prompt or ""
-            try:
-                whole = sha256((prompt + document.text).encode()).digest()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"data.corpus: document {index} of {shown(recipe.corpus)} can't be written as UTF-8 "
-                    f"({error.reason}); remove its lone surrogates"
-                ) from None
-            # Chosen by the text or group alone: equal ones fall together, and a corpus that grows keeps its split.
-            chosen_by = whole if document.group is None else sha256(document.group.encode()).digest()
-            keys.append(int.from_bytes(chosen_by[:8], "little"))
-            kept.append(index)
-            total.update(whole + len(prompt).to_bytes(8, "little"))
-    key = np.array(keys, dtype=np.uint64)
-    distinct = len(np.unique(key))
-    if distinct < 2:
-        held = "no documents with text" if not kept else f"only {distinct} distinct document or group"
-        raise ValueError(
-            f"data.corpus: {shown(recipe.corpus)} holds {held}; training and validation need one each: add files, or "
-            "rows (jsonl, parquet), one a document"
-        )
-    is_validation = key / 2.0**64 < recipe.validation_fraction
-    if not is_validation.any():
-        is_validation = key == key.min()
-    elif is_validation.all():
-        is_validation = key != key.max()
-    shuffle = np.random.default_rng(SHUFFLE_SEED).permutation(len(key))
-    index, is_validation = np.array(kept)[shuffle], is_validation[shuffle]
-    return _Survey({"train": index[~is_validation], "validation": index[is_validation]}, total.hexdigest())
-
-
-def _tokenizer(recipe: Recipe, documents: Documents, survey: _Survey) -> Tokenizer:
+def _tokenizer(recipe: Recipe, documents: Documents, found: Survey) -> Tokenizer:
     if recipe.tokenizer not in TOKENIZERS:
         return SubwordTokenizer.from_file(recipe.tokenizer)
     tokenizer_class = TOKENIZERS[recipe.tokenizer]
     if tokenizer_class.needs_all_text:
-        return tokenizer_class.train(_texts(documents, np.concatenate(list(survey.splits.values()))), recipe.vocab_size)
-    texts = _texts(documents, survey.splits["train"], TRAINING_CHARACTERS)
+        return tokenizer_class.train(_texts(documents, np.concatenate(list(found.splits.values()))), recipe.vocab_size)
+    texts = _texts(documents, found.splits["train"], TRAINING_CHARACTERS)
     return tokenizer_class.train(texts, recipe.vocab_size)
 
 
 def _texts(documents: Documents, indices: np.ndarray, most: float = float("inf")) -> Iterator[str]:
     characters = 0
-    for chunk in _chunks(documents, indices):
+    for chunk in chunks(documents, indices):
         for _, document in chunk:
             yield from (document.prompt or "", document.text)
             characters += len(document.text)
@@ -258,7 +221,7 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         arrays = [tokens]
         if documents.has_prompts:
             arrays.append(files.enter_context(_Array(folder / f"{split}.is_target.bin", np.dtype("u1"))))
-        for chunk in progress(_chunks(documents, indices), len(indices), f"packing {split}"):
+        for chunk in progress(chunks(documents, indices), len(indices), f"packing {split}"):
             batch = [document for _, document in chunk]
             for document, encoded in zip(batch, encode_documents(batch, tokenizer), strict=True):
                 given_back.look(document, encoded)
@@ -279,15 +242,3 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         "sha256": {name: checksum for name, (_, checksum) in entries.items()},
         "given_back": given_back.entry(),
     }
-
-
-def _chunks(documents: Documents, indices: np.ndarray) -> Iterator[list[tuple[int, Document]]]:
-    """Documents with their indices, fewer at once where they are long."""
-    start, size = 0, 1
-    while start < len(indices):
-        chosen = indices[start : start + size].tolist()
-        chunk = list(zip(chosen, documents.read(chosen), strict=True))
-        yield chunk
-        start += len(chunk)
-        characters = sum(len(document.text) + len(document.prompt or "") for _, document in chunk)
-        size = min(2 * size, CHUNK) if 2 * characters < CHUNK_CHARACTERS else max(size // 2, 1)
