@@ -190,15 +190,19 @@ class CharTokenizer(Tokenizer):
             ) from None
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._encode_array(text) for text in texts]
-
-    def _encode_array(self, text: str) -> np.ndarray:
-        _check_encodable(text)
-        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
         known = np.frombuffer(self.characters.encode("utf-32-le"), dtype="<u4")  # sorted
-        if not np.isin(points, known).all():
-            self._encode(text)  # names the first that is not there
-        return np.searchsorted(known, points).astype(np.uint32)
+        return [self._encode_array(text, known) for text in texts]
+
+    def _encode_array(self, text: str, known: np.ndarray) -> np.ndarray:
+        _check_encodable(text)
+        ids = np.empty(len(text), np.uint32)
+        for start in range(0, len(text), LONG):
+            points = np.frombuffer(text[start : start + LONG].encode("utf-32-le"), dtype="<u4")
+            found = np.searchsorted(known, points)
+            if not len(known) or not (known[found.clip(max=len(known) - 1)] == points).all():
+                self._encode(text)  # raises: it names the first that is not there
+            ids[start : start + LONG] = found
+        return ids
 
     def _decode(self, ids: list[int]) -> str:
         return "".join([self.characters[i] for i in ids])
