@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name
+from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name, refuse_not_utf8
 from hybrid.doubts import warn_of_little_training, warn_of_losses
 from hybrid.files import digest
 from hybrid.leftovers import remove_leftovers
@@ -207,6 +207,8 @@ def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
 def check(config: DataConfig) -> None:
     """Raise a ValueError for a value that no corpus could make right; reads no data."""
     refuse_no_name(config.corpus)
+    for key in ("tokenizer", "cache_dir", "column"):
+        refuse_not_utf8(f"data.{key}", getattr(config, key))
     pick("data.format", config.format, FORMATS)
     at_least("data.seq_len", config.seq_len, 1)
     if not 0 < config.validation_fraction < 1:
