@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
+from hybrid.output import escape_unencodable
+
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -42,6 +44,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> int:
     """Set up logging, call `main` and return the exit code of the process."""
     set_up_logging()
+    escape_unencodable()
     try:
         code = main()
         sys.stdout.flush()

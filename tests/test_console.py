@@ -10,7 +10,7 @@ import torch
 from conftest import Configure
 
 from hybrid.console import UNKNOWN, Console
-from hybrid.decoding.engine import Progress
+from hybrid.decoding.results import Progress
 from hybrid.tokenizer import ByteTokenizer, CharTokenizer
 
 MASK = 257

@@ -154,7 +154,7 @@ def test_what_nll_refuses(arguments: dict, message: str, lm: hybrid.LanguageMode
 
 def test_what_generate_refuses(lm: hybrid.LanguageModel) -> None:
     for prompts, new, options, message in (
-        ([[1], [lm.mask_token_id]], 4, {}, r"token \d+ of prompt 1 is not in the vocabulary"),
+        ([[1], [lm.mask_token_id + 1]], 4, {}, r"token \d+ of prompt 1 is not in the vocabulary"),
         ([[1] * 30], 3, {}, "exceed the context of 32"),
         ([[1]], -1, {}, "must be an integer of at least 0"),
         ([[1]], 4, {"block_size": 33}, "block_size: 33 is larger"),

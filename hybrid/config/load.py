@@ -68,6 +68,8 @@ def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise ValueError(f"{key}: option {text!r} is not name=value, e.g. steps=8")
+        if name.strip() == "name":
+            raise ValueError(f"{key}: {text!r} is no option; the name stands before the options, once")
         options[name.strip()] = dialect.parse(value, f"{key}: option {text!r}")
     return options
 
