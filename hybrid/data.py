@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from hybrid.corpora import KnownEntropy, Source, locate
-from hybrid.files import FORMATS, digest
+from hybrid.files import digest
+from hybrid.listing import FORMATS
 from hybrid.options import at_least, option, pick
 from hybrid.packing import VERSION, Counts, Recipe, build, open_packed
 from hybrid.tokenizer import TOKENIZERS, Tokenizer
