@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import sys
 
 _HANDLER = "hybrid.escape"
@@ -12,6 +13,8 @@ log = logging.getLogger(__name__)
 
 def escape_unencodable() -> None:
     """From now on stdout writes `\\u65e5` and the like for what it cannot encode, and says so at the first."""
+    if sys.stdout is None:  # it was closed before the start
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     warned = False
 
     def escape(error: UnicodeError) -> tuple[str | bytes, int]:
