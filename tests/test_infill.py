@@ -44,7 +44,7 @@ def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str
 
 @pytest.mark.parametrize("name", sorted(DECODERS))
 def test_every_decoder_fills_gaps_and_leaves_what_is_given(name: str) -> None:
-    """Alone and in a batch beside a prompt without a gap, cached and not; with new tokens behind the prompt and none."""
+    """Alone and in a batch beside a prompt without a gap, cached and not; with new tokens behind and without."""
     model = toy_model(vocab=9, dtype=torch.float32)
     M = model.mask_token_id
     prompts = [[1, M, M, 5], [7, 7], [3, 1, 2, 8, M, 2, M, 4], [], [4, 4, 4, M, M, M]]
@@ -118,9 +118,9 @@ def test_of_the_trained_sizes_the_first_that_fits_is_taken(lm: hybrid.LanguageMo
     """4, then 1; no other is tried without being asked for."""
     M = lm.mask_token_id
     assert lm.generate([[1, M, 2]], 0, seed=1).sequences == lm.generate([[1, M, 2]], 0, 4, seed=1).sequences
-    with pytest.raises(ValueError, match=r"with 4 or 1, the gap .* block_size=5 would do \(it was not trained\)"):
+    with pytest.raises(ValueError, match=r"with 4 or 1, the gap .* block_size=3 would do \(it was not trained\)"):
         lm.generate([[1, 1, 1, M, 2]], 0)
-    with pytest.raises(ValueError, match="with 1, the gap .* block_size=4 would do$"):
+    with pytest.raises(ValueError, match=r"with 1, the gap .* block_size=4 would do$"):
         lm.generate([[1, M, 2]], 0, block_size=1)
     *_, last = lm.stream([[1, M, 2]], 0, seed=1)
     assert last.sequences == lm.generate([[1, M, 2]], 0, seed=1).sequences and last.tokens == [[]]
@@ -143,9 +143,7 @@ def test_how_a_gap_is_typed() -> None:
     assert ids(r"\n\\ <gap 2> <gap:1>") == [*rb"\n\\ <gap 2> ", *gap]
     assert gaps_of(ids("a<gap:2>b<gap:1>"), 999) == [(1, 3), (4, 5)]
     for text in ("<gap:0>", "<gap:>", "<gap:x>", "<gap:-1>", "<gap:51>", f"<gap:{'9' * 5000}>"):
-        with pytest.raises(
-            ValueError, match="--infill: '<gap:.* is no gap of 1 to 50 tokens, such as <gap:8>"
-        ) as error:
+        with pytest.raises(ValueError, match=r"--infill: '<gap:.* is no gap of 1 to 50 tokens") as error:
             ids(text)
         assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match="--infill: the prompt has no gap"):
