@@ -110,7 +110,8 @@ class LanguageModel:
         seed = integer("seed", seed, *SEEDS)
         if draws != "all" or method in orders.METHODS:
             allowed = f" for method={method!r}" if method in orders.METHODS else ", or 'all'"
-            if integer("draws", draws, 1, also=allowed) > MAX_DRAWS:
+            draws = integer("draws", draws, 1, also=allowed)
+            if draws > MAX_DRAWS:
                 raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
         if decoder is not None and method != "policy":
             raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
@@ -118,6 +119,7 @@ class LanguageModel:
         with torch.no_grad(), precision_context(self.precision, self.device)():
             if method not in orders.METHODS:
                 return row_nll(self.model, tokens, size, method, draws, seed, documents)
+            assert isinstance(draws, int)
             return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:

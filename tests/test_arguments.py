@@ -98,9 +98,11 @@ def test_prompts_as_a_user_would_write_them(lm: hybrid.LanguageModel) -> None:
     assert last.tokens == expected.tokens[:1]
     numbers = {"seed": np.int64(3), "block_size": np.int32(4), "top_k": torch.tensor(5), "temperature": np.float32(0.5)}
     plain = {"seed": 3, "block_size": 4, "top_k": 5, "temperature": 0.5}
-    assert lm.generate([ids], np.int8(6), **numbers).tokens == lm.generate([ids], 6, **plain).tokens
+    assert lm.generate([ids], typing.cast(int, np.int8(6)), **numbers).tokens == lm.generate([ids], 6, **plain).tokens
     assert lm.generate([], 6).tokens == [] and lm.generate([[]], 0).finish_reasons == ["length"]
-    assert lm.nll(torch.tensor([ids]), seed=np.int64(1)).nll.equal(lm.nll(torch.tensor([ids]), seed=1).nll)
+    assert lm.nll(torch.tensor([ids]), seed=typing.cast(int, np.int64(1))).nll.equal(
+        lm.nll(torch.tensor([ids]), seed=1).nll
+    )
 
 
 def test_why_a_text_ended_and_the_whole_of_it() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_trace import foreign
 
+from hybrid.comparison import Comparison
 from hybrid.console import Console
 from hybrid.continuation import continuation, spelled
+from hybrid.decoding.results import Generation
 from hybrid.tokenizer import END_OF_TEXT, ByteTokenizer, SubwordTokenizer, Tokenizer
-
-TEXT = "the quick lazy"
+from hybrid.validation import Sampler
 
 
 @pytest.fixture
@@ -83,3 +85,31 @@ def test_the_console_shows_and_cuts_what_hangs_together(tokenizers: dict[str, To
     assert "the quick░ lazy\n" in terminal.getvalue()
     texts = Console(tokenizer, MASK, "the quick", [" lazy"]).follow(iter(steps), 1)
     assert texts.texts == ["s"] and texts.n_tokens == 1 and texts.finish_reasons == ["stop"]
+
+
+class _Echo:
+    """An engine that answers every prompt with the same tokens."""
+
+    seq_len = 100
+
+    def __init__(self, new: list[int]):
+        self.new = new
+
+    def generate(self, prompts, max_new_tokens, keys=None) -> Generation:
+        n = len(prompts)
+        return Generation([self.new] * n, 1, 1.0, ["length"] * n, [[*prompt, *self.new] for prompt in prompts])
+
+
+def test_samples_of_training_hang_together(tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizers["wordpiece"]
+    ids = {"the quick": [1, 2], "": []}
+    monkeypatch.setattr(tokenizer, "encode", lambda text: ids[text])
+    text, _ = Sampler(_Echo([4, 3]), tokenizer, ["the quick", ""], 2)()  # type: ignore[arg-type]
+    assert "the quicks lazy\n" in text and "--- ''\n##s lazy\n" in text
+
+
+def test_compared_texts_are_continuations(tokenizers: dict[str, Tokenizer]) -> None:
+    """A prompt that is cut from a row often ends inside a word, or a character."""
+    comparison = Comparison.__new__(Comparison)
+    comparison.lm = SimpleNamespace(tokenizer=tokenizers["wordpiece"])  # type: ignore[assignment]
+    assert comparison._texts([[1, 2], [], [1]], [[4, 3], [1], [2, 5, 3]]) == ["s lazy", "the", " quicklazy"]

@@ -138,7 +138,7 @@ class _Session:
     """One generation: the texts, the networks that read them, and the loop over blocks."""
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int],
+        self, engine: Engine, prompts: list[list[int]], max_new_tokens: int, keys: Sequence[int],
         watch: Callable[[int, Change], None] | None,
     ):  # fmt: skip
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
