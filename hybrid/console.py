@@ -102,19 +102,17 @@ class Console:
         if self.live and not self._is_first:
             self.stream.write(BETWEEN.lstrip())
         self._is_first = False
-        last, rows = None, []
+        last = None
         for last in steps:
-            # The tokens before the new ones, which are the prompt's, its gaps filled as far as they are; the new ones.
-            pairs = zip(last.sequences, last.tokens, strict=True)
-            rows = [(whole[: len(whole) - len(new)], new) for whole, new in pairs]
             if self.live:
-                self._draw([self._shown(*row) for row in rows])
-            if self.stops and all(self._cut(*row) is not None for row in rows):
+                self._draw([self._shown(*row) for row in _rows(last)])
+            if self.stops and all(self._cut(*row) is not None for row in _rows(last)):
                 break
         seconds = time.perf_counter() - started
         if last is None:  # nothing was to be generated
             texts = Texts([""] * n_texts, 0, 0, seconds, ["length"] * n_texts)
         else:
+            rows = _rows(last)
             parts = [self._finished(*row) for row in rows]
             reasons = last.finish_reasons or [None] * n_texts
             texts = Texts(
@@ -191,3 +189,9 @@ class Console:
         up = f"\x1b[{self._lines}A" if self._lines else ""
         self.stream.write(f"{up}\x1b[J{text}\n")
         self.stream.flush()
+
+
+def _rows(progress: Progress) -> list[tuple[list[int], list[int]]]:
+    """Of each row the prompt's tokens, its gaps filled as far as they are, and the new ones."""
+    pairs = zip(progress.sequences, progress.tokens, strict=True)
+    return [(whole[: len(whole) - len(new)], new) for whole, new in pairs]

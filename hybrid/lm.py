@@ -2,7 +2,7 @@
 
 lm = hybrid.load("runs/quickstart")
 lm.nll(torch.tensor([lm.tokenizer.encode("Return the ")]), draws=8).nll
-lm.generate([lm.tokenizer.encode("Return the ")], max_new_tokens=64).tokens
+lm.generate("Return the ", max_new_tokens=64).sequences
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class LanguageModel:
         return (
             f"# {self.config.run.name}\n\nA semi-autoregressive hybrid language model, trained with `hybrid` on "
             f"{title(self.config.data.corpus)}.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
-            'lm = hybrid.load("this/folder")\nids = lm.generate([lm.tokenizer.encode("The ")], 64).tokens[0]\n'
+            'lm = hybrid.load("this/folder")\nids = lm.generate("The ", 64).sequences[0]\n'
             "print(lm.tokenizer.decode(ids))\n```\n"
         )
 
