@@ -14,7 +14,7 @@ from decoding_toy import all_texts, chi_square_alarm, engine
 from toy import MODES, toy_model
 
 import hybrid
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, network
 from hybrid.decoding.prompts import infilling_size
 from hybrid.infill import gaps_of, ids_with_gaps
 from hybrid.likelihood import row_nll
@@ -76,11 +76,25 @@ def test_what_a_decoder_sees_of_a_gap() -> None:
     assert (whole[0], whole[2], whole[4]) == (1, 3, 5) and M not in whole
 
 
+def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What guidance compares with reads given tokens as MASK, and what was written in between as it is."""
+    model = toy_model()
+    M, committed = model.mask_token_id, []
+    block_hidden = network.block_hidden
+
+    def spy(frozen, cache, pending, *rest):
+        committed.append(pending[0].tolist())
+        return block_hidden(frozen, cache, pending, *rest)
+
+    monkeypatch.setattr(network, "block_hidden", spy)
+    run = engine(model, 4, "left_to_right", guidance=1.0, stop_at_end=False)
+    whole = run.generate([[1, M, M, 5]], 3).sequences[0]
+    assert [tokens for tokens in committed if tokens] == [whole[:4], [M, whole[1], whole[2], M]]
+
+
 def test_an_end_of_text_in_a_gap_ends_nothing_and_one_behind_it_does() -> None:
     model = toy_model()
     M, end = model.mask_token_id, model.end_of_text
-    with torch.no_grad():
-        model.head_weight.zero_() if model.head_weight is not None else None
     run = engine(model, 4, "left_to_right")
     for seed in range(40):
         result = engine(model, 4, "left_to_right", seed=seed).generate([[1, M, 2]], 5)
