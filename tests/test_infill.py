@@ -89,7 +89,7 @@ def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.Monke
     monkeypatch.setattr(network, "block_hidden", spy)
     run = engine(model, 4, "left_to_right", guidance=1.0, stop_at_end=False)
     whole = run.generate([[1, M, M, 5]], 3).sequences[0]
-    assert [tokens for tokens in committed if tokens] == [whole[:4], [M, whole[1], whole[2], M]]
+    assert [tokens for tokens in committed if tokens] == [[M, whole[1], whole[2], M], whole[:4]]
 
 
 def test_an_end_of_text_in_a_gap_ends_nothing_and_one_behind_it_does() -> None:
