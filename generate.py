@@ -110,7 +110,7 @@ def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) ->
 
     if not arguments.infill:
         return lm.tokenizer.encode(prompt)
-    return ids_with_gaps(prompt, lm.tokenizer.encode, lm.mask_token_id, lm.config.data.seq_len)
+    return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
 
 
 def decoder_of(arguments: argparse.Namespace, lm: LanguageModel) -> Any:

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from conftest import Command
 from decoding_toy import all_texts, chi_square_alarm, engine
@@ -18,6 +19,7 @@ from hybrid.decoding import DECODERS, network
 from hybrid.decoding.prompts import infilling_size
 from hybrid.infill import gaps_of, ids_with_gaps
 from hybrid.likelihood import row_nll
+from hybrid.tokenizer import ByteTokenizer, CharTokenizer, SubwordTokenizer
 
 LAW = [("first_hitting", mode) for mode in MODES] + [("ancestral", MODES[0])]
 
@@ -146,7 +148,7 @@ def test_of_the_trained_sizes_the_first_that_fits_is_taken(lm: hybrid.LanguageMo
 
 def test_how_a_gap_is_typed() -> None:
     def ids(text: str) -> list[int]:
-        return ids_with_gaps(text, lambda piece: list(piece.encode()), 999, 50)
+        return ids_with_gaps(text, ByteTokenizer(), 999, 50)
 
     gap = [999]
     assert ids("a<gap:2>b<gap:1>") == [*b"a", *gap * 2, *b"b", *gap]
@@ -162,6 +164,29 @@ def test_how_a_gap_is_typed() -> None:
         assert len(str(error.value)) < 300
     with pytest.raises(ValueError, match="--infill: the prompt has no gap"):
         ids(r"a \<gap:3>")
+
+
+def test_what_is_behind_a_gap_goes_on() -> None:
+    """Tokenizers that begin every text with a blank, or know words by their start, do not do so behind a gap."""
+    letters = list("aefhoqtux0.")
+    unigram = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([("<unk>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in ["▁", *letters])], 0)
+    )
+    unigram.pre_tokenizer, unigram.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    words = ["[UNK]", "[SEP]", "the", "fox", *letters, *(f"##{letter}" for letter in letters)]
+    wordpiece = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    wordpiece.decoder = tokenizers.decoders.WordPiece()
+    for tokenizer in map(SubwordTokenizer, (unigram, wordpiece)):
+        for text in ("the<gap:1>ox fox", "the <gap:1>ox", "<gap:1> fox", "the<gap:1> fox<gap:1>"):
+            ids = ids_with_gaps(text, tokenizer, -1, 5)
+            filled = tokenizer.decode([tokenizer.encode("q")[-1] if i == -1 else i for i in ids])
+            wanted = text.replace("the <", "the<").replace("<gap:1>", "q")  # a lone token of WordPiece may be a word
+            assert filled.replace(" q", "q") == wanted, (text, filled)
+    characters = CharTokenizer("xyz")  # without any of the anchors
+    assert ids_with_gaps("x<gap:1>yz", characters, -1, 5) == [0, -1, 1, 2]
 
 
 def test_infilling_on_the_command_line(command: Command, trained: Path, tmp_path: Path) -> None:
