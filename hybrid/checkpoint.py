@@ -215,10 +215,16 @@ def _read_pointer(pointer: Path) -> Path | None:
     return pointer.with_name(name) if _STEP.fullmatch(name) else None
 
 
+def is_latest(folder: Path, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is the one in `folder` that `latest` names."""
+    named = _read_pointer(Path(folder) / "latest")
+    return named is not None and named.absolute() == checkpoint.absolute()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The `state` given to `save_checkpoint`.
 
     Raises:
-        ValueError: it is missing or not a JSON object.
+        ValueError: it is missing or no JSON object.
     """
     return read_object(Path(checkpoint) / "state.json")

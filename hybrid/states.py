@@ -14,6 +14,9 @@ from hybrid.ranks import spread
 _MACHINE_OPTIONS = {"foreach", "fused", "capturable", "differentiable"}
 
 
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name; one that has several names (tied weights) under its first only."""
     state = module.state_dict()
@@ -24,26 +27,56 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a module; names and shapes must be the same (of tied weights, one name is enough).
 
     Raises:
-        ValueError: they are not; one line with the first few that differ, and nothing has been copied.
+        ValueError: they are not, or a tensor is of another kind or not finite; one line with the first few, and nothing
+            has been copied.
     """
     own = module.state_dict()
-    missing = [names[0] for names in _names_of_each(module) if not any(name in tensors for name in names)]
-    unexpected = [name for name in tensors if name not in own]
+    names = _names_of_each(module)
+    given = {next((name for name in same if name in tensors), same[0]): own[same[0]] for same in names}
+    optional = {name for same in names for name in same} & set(tensors) - set(given)
+    found = fitting(tensors, {**given, **{name: own[name] for name in optional}}, "")
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(spread(tensor, own[name]))
+
+
+def fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors, each read once, if they can take the place of `own`: the same names and shapes, finite numbers.
+
+    Raises:
+        ValueError: they cannot; one line that begins with `where` and names the first few.
+    """
+    found = {name: tensors[name] for name in tensors if name in own}
     reshaped = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
+        for name, tensor in found.items()
+        if tensor.shape != own[name].shape
     ]
     problems = [
         f"{label} {_first_few(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for label, names in (
+            ("missing", [name for name in own if name not in found]),
+            ("unexpected", [name for name in tensors if name not in own]),
+            ("of another shape", reshaped),
+        )
         if names
     ]
     if problems:
-        raise ValueError(f"checkpoint is of another architecture: {'; '.join(problems)}")
-    with torch.no_grad():
-        for name in tensors:
-            own[name].copy_(spread(tensors[name], own[name]))
+        raise ValueError(f"{where}checkpoint is of another architecture: {'; '.join(problems)}")
+    broken = [f"{name} {why}" for name, tensor in found.items() if (why := _flaw(tensor, own[name].dtype))]
+    if broken:
+        raise ValueError(f"{where}checkpoint is damaged: {_first_few(broken)}; take another one")
+    return found
+
+
+def _flaw(tensor: Tensor, dtype: torch.dtype) -> str:
+    """Why a tensor cannot stand for one of type `dtype`; empty if it can."""
+    if tensor.dtype != dtype and not (tensor.dtype in _FLOATS and dtype in _FLOATS):
+        return f"holds {str(tensor.dtype).removeprefix('torch.')} instead of {str(dtype).removeprefix('torch.')}"
+    if tensor.dtype not in _FLOATS or tensor.numel() == 0:
+        return ""
+    ends = torch.stack(tensor.aminmax())  # both are NaN if one number is
+    return "" if bool(ends.isfinite().all()) else "is not finite"
 
 
 def _names_of_each(module: nn.Module) -> list[list[str]]:
