@@ -27,6 +27,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.figures import attention_figure, count_figure, order_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
+from hybrid.memory import check_batch
 from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
@@ -80,7 +81,10 @@ class Run:
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
         spread = partial(spread_model, device=self.device, half=half) if is_spread else None
-        model = build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
+        c, world = self.config, self.ranks.world
+        tokens = min(c.trainer.micro_batch_tokens or c.trainer.batch_tokens, c.trainer.batch_tokens // world)
+        check_batch(c.model, tokens, c.objective.draws, "trainer.batch_tokens", self.device)
+        model = build_model(c, self.data.tokenizer, self.device, training=True, spread=spread, ranks=world)
         model.recompute = self.config.trainer.recompute
         choice = self.config.trainer.compile
         if choice == "on" or (choice == "auto" and self.device.type == "cuda"):

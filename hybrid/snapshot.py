@@ -11,7 +11,7 @@ from torch import Tensor
 from hybrid import checkpoint
 from hybrid.options import shown
 from hybrid.ranks import part, spread
-from hybrid.states import fitting, load_state, module_tensors
+from hybrid.states import fitting, is_finite, load_state, module_tensors
 from hybrid.tensorfiles import load_group
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         f"{group} {name}"
         for group, named in tensors.items()
         for name, tensor in named.items()
-        if not bool(part(tensor).isfinite().all())
+        if not is_finite(part(tensor))
     ]
 
 
