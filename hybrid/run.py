@@ -82,9 +82,9 @@ class Run:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
         spread = partial(spread_model, device=self.device, half=half) if is_spread else None
         c, world = self.config, self.ranks.world
+        model = build_model(c, self.data.tokenizer, self.device, training=True, spread=spread, ranks=world)
         tokens = min(c.trainer.micro_batch_tokens or c.trainer.batch_tokens, c.trainer.batch_tokens // world)
         check_batch(c.model, tokens, c.objective.draws, "trainer.batch_tokens", self.device)
-        model = build_model(c, self.data.tokenizer, self.device, training=True, spread=spread, ranks=world)
         model.recompute = self.config.trainer.recompute
         choice = self.config.trainer.compile
         if choice == "on" or (choice == "auto" and self.device.type == "cuda"):

@@ -19,6 +19,7 @@ from hybrid.weightings import Elbo
 _AT_LEAST: dict[str, float] = {
     "run.seed": 0,
     "data.seq_len": 2,
+    "data.vocab_size": 1,
     "model.dim": 2,
     "model.n_layers": 1,
     "model.n_heads": 1,

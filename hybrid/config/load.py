@@ -252,11 +252,17 @@ def _import(modules: Any) -> list[str]:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"run.imports: cannot import {shown(module)}: {error}") from None
+            raise ValueError(f"run.imports: cannot import {shown(module)}: {_told(error)}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
-            what = f"{type(error).__name__}: {error}".rstrip(": ")
+            what = f"{type(error).__name__}: {_told(error)}".rstrip(": ")
             raise ValueError(f"run.imports: importing {shown(module)} raised {what}") from error
     return modules
+
+
+def _told(error: BaseException) -> str:
+    """What an error of somebody else's says, in a line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:280]}..."
 
 
 def _unknown(name: str, value: Any) -> ValueError:
