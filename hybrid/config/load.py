@@ -20,6 +20,7 @@ from hybrid.config.schema import OPEN, SPECS, Config, choices, groups, keys, tab
 from hybrid.options import build, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
+LONGEST_TEXT = 4096
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *, checked: bool = True) -> Config:
@@ -227,12 +228,15 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
     ends a name at a NUL, and what is not UTF-8 could not be written down."""
     if isinstance(value, str) and ("${" in value or value == "???"):
         raise ValueError(f"{name}: {shown(value)}: '${{' and '???' are not allowed in values; write the value itself")
-    nul = "" if name.startswith("eval.sample_prompts") else "\0"  # any text may be continued
-    if isinstance(value, str) and any(c == nul or "\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{name}: {shown(value)} holds a NUL or what is not UTF-8; leave it out, or rename the file")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"{name}: {shown(value)} is not UTF-8; rename the file")
+    if isinstance(value, str) and not name.startswith("eval.sample_prompts"):  # any text may be continued
+        if "\0" in value:
+            raise ValueError(f"{name}: {shown(value)} holds a NUL, at which the system ends a name; leave it out")
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"{name}: {shown(value)} is longer than any name or path ({LONGEST_TEXT:,} characters)")
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            _refuse_odd_texts("", str(inner_name))
             _refuse_odd_texts(f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
