@@ -45,18 +45,21 @@ def check_weights(config: ModelConfig, vocab_size: int, device: torch.device, co
         )
 
 
-def check_batch(config: ModelConfig, tokens: int, draws: int, key: str, device: torch.device) -> None:
+def check_batch(config: ModelConfig, tokens: int, draws: int, key: str, device: torch.device, layers: int) -> None:
     """Refuse a forward pass, of text tokens and their noisy copies, whose states between layers the device cannot hold.
+
+    Args:
+        draws: noisy copies of each token.
+        layers: how many layers' states are kept: all of them for a backward pass, else one.
 
     Raises:
         ValueError: it needs more memory than there is; the message names `key`.
     """
-    needed = 2 * config.dim * config.n_layers * tokens * (1 + draws)  # in bfloat16
+    needed = 2 * config.dim * layers * tokens * (1 + draws)  # in bfloat16
     if needed > memory_of(device):
         raise ValueError(
-            f"{key}: {tokens} tokens and their noisy copies (objective.draws = {draws}) need at least "
-            f"{_gib(needed)} of memory in one forward; the device ({device}) has {_gib(memory_of(device))}. Lower "
-            "trainer.micro_batch_tokens"
+            f"{key}: {tokens} tokens in one forward, with {draws} noisy copies of each, need at least "
+            f"{_gib(needed)} of memory; the device ({device}) has {_gib(memory_of(device))}. Lower it"
         )
 
 

@@ -161,7 +161,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         try:
             return float(value)
         except OverflowError:
-            digits = int(value.bit_length() * 0.30103) + 1  # `str` refuses thousands of them
+            digits = int(int(value).bit_length() * 0.30103) + 1  # `str` refuses thousands of them
             raise ValueError(f"{key}: the number has {digits} digits, too many for a float") from None
     lists = [member for member in allowed if typing.get_origin(member) is list]
     if lists and isinstance(value, list):

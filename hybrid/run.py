@@ -83,8 +83,7 @@ class Run:
         spread = partial(spread_model, device=self.device, half=half) if is_spread else None
         c, world = self.config, self.ranks.world
         model = build_model(c, self.data.tokenizer, self.device, training=True, spread=spread, ranks=world)
-        tokens = min(c.trainer.micro_batch_tokens or c.trainer.batch_tokens, c.trainer.batch_tokens // world)
-        check_batch(c.model, tokens, c.objective.draws, "trainer.batch_tokens", self.device)
+        self._check_memory()
         model.recompute = self.config.trainer.recompute
         choice = self.config.trainer.compile
         if choice == "on" or (choice == "auto" and self.device.type == "cuda"):
@@ -102,6 +101,15 @@ class Run:
                 f"trainer.batch_tokens: {c.trainer.batch_tokens} are {rows} rows of data.seq_len = {c.data.seq_len}, "
                 f"which {world} ranks can't share equally; try {near}"
             )
+
+    def _check_memory(self) -> None:
+        """Raise a ValueError if a batch of training or of validation cannot fit."""
+        c, n_rows = self.config, self.data.validation.n_rows
+        key = "trainer.batch_tokens" if c.trainer.micro_batch_tokens is None else "trainer.micro_batch_tokens"
+        tokens = min(c.trainer.micro_batch_tokens or c.trainer.batch_tokens, c.trainer.batch_tokens // self.ranks.world)
+        check_batch(c.model, tokens, c.objective.draws, key, self.device, c.model.n_layers)
+        rows = min(c.eval.batch_rows, c.eval.rows or n_rows, n_rows)
+        check_batch(c.model, rows * c.data.seq_len, c.eval.draws, "eval.batch_rows", self.device, 1)
 
     def describe(self) -> str:
         """What would be trained, for `--dry-run`."""

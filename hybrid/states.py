@@ -231,7 +231,8 @@ def _state_after_a_step(
     sample = nn.Parameter(torch.ones(tuple(range(2, 2 + parameter.ndim)), dtype=parameter.dtype))
     sample.grad = torch.ones_like(sample)
     options = {key: value for key, value in group.items() if key not in _MACHINE_OPTIONS | {"params"}}
-    trial: Any = type(optimizer)([{"params": [sample], **options}])
+    kind: Any = type(optimizer)
+    trial = kind([{"params": [sample], **options}])
     trial.step()
     return dict(trial.state[sample])
 

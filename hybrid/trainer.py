@@ -122,8 +122,7 @@ class Trainer:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step.
 
         Args:
-            validation: the last record of the run with a validation. If it is of this very step, the run had looked at
-                it already, and does not do so again.
+            validation: the last record with a validation; if it is of this very step, it is not validated again.
 
         Raises:
             ValueError: what is saved does not fit; one line that names it.

@@ -243,7 +243,10 @@ def test_a_model_or_a_batch_that_cannot_fit_is_refused_before_memory_is_asked_fo
         wide = refusal(lambda: Run(configure(tmp_path, *overrides)))
     assert wide.startswith("model.dim: 1048576 with model.n_layers = 100") and "Make the model smaller" in wide
     long = refusal(lambda: Run(configure(tmp_path, f"trainer.batch_tokens={2**40}")))
-    assert long.startswith("trainer.batch_tokens: 1099511627776 tokens") and "micro_batch_tokens" in long
+    assert long.startswith("trainer.batch_tokens: 1099511627776 tokens in one forward, with 1 noisy copies")
+    monkeypatch.setattr("hybrid.memory.memory_of", lambda device: 10**7)
+    many = refusal(lambda: Run(configure(tmp_path, "eval.draws=65536")))
+    assert many.startswith("eval.batch_rows: 128 tokens in one forward, with 65536 noisy copies")
     assert not (tmp_path / "tiny").exists()
 
 
@@ -256,9 +259,9 @@ def test_what_fits_is_not_refused() -> None:
         check_weights(config, 257, device, copies=most + 1)
     check_weights(config, 257, device, copies=2 * most, ranks=2)
     tokens = total // (2 * config.dim * config.n_layers * 3)
-    check_batch(config, tokens, 2, "k", device)
+    check_batch(config, tokens, 2, "k", device, config.n_layers)
     with pytest.raises(ValueError, match=r"^k: "):
-        check_batch(config, tokens + 1, 2, "k", device)
+        check_batch(config, tokens + 1, 2, "k", device, config.n_layers)
 
 
 @pytest.mark.parametrize("value", [None, 3, 1.5, True, "", b"x", ["a"], {"a": 1}, "a\0b", object()])

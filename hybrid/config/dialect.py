@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from hybrid.options import nearest, shown
 
@@ -46,15 +47,15 @@ class _Loader(yaml.SafeLoader):
         mark = self.peek_event().start_mark
         self.count += 1
         if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(problem=f"nested deeper than {DEEPEST} levels", problem_mark=mark)
+            raise ComposerError(problem=f"nested deeper than {DEEPEST} levels", problem_mark=mark)
         if self.count > MOST_VALUES:
-            raise yaml.composer.ComposerError(problem=_TOO_MANY, problem_mark=mark)
+            raise ComposerError(problem=_TOO_MANY, problem_mark=mark)
         is_alias = self.check_event(yaml.AliasEvent)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         if is_alias and id(node) not in self.sizes:
-            raise yaml.composer.ComposerError(problem="an alias of the value that it stands in", problem_mark=mark)
+            raise ComposerError(problem="an alias of the value that it stands in", problem_mark=mark)
         if node is not None and not is_alias:
             self.sizes[id(node)] = self._size(node, mark)
         return node
@@ -64,7 +65,7 @@ class _Loader(yaml.SafeLoader):
         parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
         size = 1 + sum(self.sizes[id(part)] for part in parts)
         if size > MOST_VALUES:
-            raise yaml.composer.ComposerError(problem=_TOO_MANY, problem_mark=mark)
+            raise ComposerError(problem=_TOO_MANY, problem_mark=mark)
         return size
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
