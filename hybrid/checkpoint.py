@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,11 +28,13 @@ from hybrid.atomic import (
     clean_up,
     new_folder,
     read_json,
+    read_object,
     remove_folder,
     verify_folder,
     write_json_atomic,
     write_text_atomic,
 )
+from hybrid.options import path_of, shown
 from hybrid.ranks import ALONE, Ranks
 from hybrid.tensorfiles import save_group
 
@@ -131,7 +134,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def _age(checkpoint: Path) -> tuple[int, str]:
     try:
         return int(read_json(checkpoint / MANIFEST)["saved_ns"]), checkpoint.name
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return -1, checkpoint.name
 
 
@@ -161,10 +164,11 @@ def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest
     Raises:
         ValueError: there is nothing at `path`, or nothing undamaged; one line.
     """
-    path = Path(path)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise ValueError(f"checkpoint: {path} {what}; give the folder of a run, of a checkpoint or of a saved model")
+    path = path_of("checkpoint", path)
+    if not os.path.isdir(path):  # of any text, also one that is too long for a name
+        what = "is a file" if os.path.lexists(path) else "does not exist"
+        name = str(path) if len(str(path)) < 300 else shown(str(path))
+        raise ValueError(f"checkpoint: {name} {what}; give the folder of a run, of a checkpoint or of a saved model")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         verify_folder(path)
         return path
@@ -214,13 +218,16 @@ def _read_pointer(pointer: Path) -> Path | None:
     return pointer.with_name(name) if _STEP.fullmatch(name) else None
 
 
+def is_latest(folder: Path, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is the one in `folder` that `latest` names."""
+    named = _read_pointer(Path(folder) / "latest")
+    return named is not None and named.absolute() == checkpoint.absolute()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The `state` given to `save_checkpoint`.
 
     Raises:
-        ValueError: it is missing or not a JSON object.
+        ValueError: it is missing or no JSON object.
     """
-    state = read_json(Path(checkpoint) / "state.json")
-    if not isinstance(state, dict):
-        raise ValueError(f"{checkpoint}: its state.json holds a {type(state).__name__} instead of an object")
-    return state
+    return read_object(Path(checkpoint) / "state.json")

@@ -26,10 +26,11 @@ from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, Progress
-from hybrid.device import precision_context, resolve_device
+from hybrid.device import PRECISIONS, precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
+from hybrid.memory import check_weights
 from hybrid.model import Transformer
-from hybrid.options import build, pick, shown, title
+from hybrid.options import build, path_of, pick, shown, title
 from hybrid.states import load_state, module_tensors
 from hybrid.streams import two_stream_hidden
 from hybrid.tensorfiles import has_group, load_group, save_tensors
@@ -41,13 +42,21 @@ MAX_DRAWS = 1 << 16
 
 def build_model(
     config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
-    spread: Callable[[Transformer], None] | None = None,
+    spread: Callable[[Transformer], None] | None = None, ranks: int = 1,
 ) -> Transformer:  # fmt: skip
     """A freshly initialised model on `device`; the initialisation is a function of `run.seed`.
 
     Args:
         spread: is given the model before it has any storage, to spread it over ranks.
+        ranks: their number.
+
+    Raises:
+        ValueError: the device cannot hold it.
     """
+    if device.type != "meta":
+        # With the gradient, and a moment or two.
+        kept = (4 if config.optim.name == "adamw" else 3) + bool(config.optim.ema_decay) if training else 1
+        check_weights(config.model, tokenizer.vocab_size, device, kept, 1 if spread is None else ranks)
     # On meta only where it must be: initialising there costs the import of torch's compiler, a second.
     with torch.device("cpu" if spread is None and device.type != "meta" else "meta"):
         model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
@@ -266,9 +275,10 @@ class LanguageModel:
     def _planner(self, planner: LanguageModel | str | Path, block_size: int) -> Transformer:
         if not isinstance(planner, LanguageModel):
             try:
-                planner = load(planner, str(self.device), self.precision)
+                planner = load(path_of("planner", planner), str(self.device), self.precision)
             except ValueError as error:
-                raise ValueError(f"planner: {str(error).removeprefix('checkpoint: ')}") from None
+                reason = str(error).removeprefix("planner: ").removeprefix("checkpoint: ")
+                raise ValueError(f"planner: {reason}") from None
         theirs, ours = (f"{lm.tokenizer.name} {lm.tokenizer.fingerprint}" for lm in (planner, self))
         if theirs != ours:
             raise ValueError(
@@ -312,15 +322,14 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    if not isinstance(path, (str, Path)):
-        raise ValueError(f"checkpoint: {shown(path)} is no path; give the folder of a run or of a saved model")
-    found = checkpoint.find_checkpoint(path).absolute()
+    found = checkpoint.find_checkpoint(path_of("path", path)).absolute()
+    where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
+    pick("precision", precision, PRECISIONS)
     home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
     config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
     tokenizer = load_tokenizer(home / "tokenizer")
-    where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     load_state(model, load_group(found, weights))

@@ -72,7 +72,7 @@ def test_what_nll_and_logits_are_not(name: str, value: Any, lm: hybrid.LanguageM
 
 @pytest.mark.parametrize("path", [None, 5, b"runs", [], True])
 def test_what_load_is_not(path: Any) -> None:
-    with pytest.raises(ValueError, match=r"checkpoint: .* is no path"):
+    with pytest.raises(ValueError, match=r"^path: "):
         hybrid.load(path)
 
 
