@@ -102,7 +102,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
     data = dataclasses.replace(lm.config.data)
     if arguments.data is not None:
-        data.corpus, data.format, data.revision = arguments.data, "auto", arguments.revision
+        data.corpus, data.format, data.revision = arguments.data, arguments.format, arguments.revision
     prepared = prepare(data, tokenizer=lm.tokenizer)
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
@@ -160,6 +160,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
+    parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
     parser.add_argument("--revision", metavar="COMMIT", help="of a Hub data set given with --data: 40 digits")
     parser.add_argument(
         "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"

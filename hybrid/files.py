@@ -18,6 +18,8 @@ from hybrid.options import shown
 from hybrid.reading import read_text
 
 HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, larger ones by path, size and time
+# Of documents that are generated, as measured; they are made in memory.
+BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
 
 
 class Document(NamedTuple):
@@ -55,6 +57,16 @@ class InMemory:
 
     def read(self, indices: Sequence[int]) -> list[Document]:
         return [self.documents[i] for i in indices]
+
+
+def refuse_too_much(key: str, documents: int, characters: int) -> None:
+    """Raise ValueError if so many generated documents, of so many characters each, do not fit into memory."""
+    needed = documents * (characters * BYTES_PER_CHARACTER + BYTES_PER_DOCUMENT)
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"{key}: {shown(documents)} documents of {characters:,} characters take some {shown(needed >> 30)} GiB of "
+            f"memory to make, more than {MOST_BYTES >> 30}; lower it"
+        )
 
 
 @dataclass(frozen=True)

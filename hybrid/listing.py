@@ -133,6 +133,14 @@ def _unread_on_the_way(pattern: str) -> Iterator[OSError]:
                     os.scandir(folder).close()
                 except OSError as error:
                     yield error
+        elif has_magic(before := os.path.join("", *parts[:i])):
+            for folder in glob(before, recursive=True):
+                try:
+                    os.lstat(os.path.join(folder, part))
+                except PermissionError as error:
+                    yield error
+                except OSError:
+                    pass  # it does not match
 
 
 def _refuse_unread(errors: Iterable[OSError]) -> None:

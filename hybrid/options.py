@@ -81,7 +81,7 @@ def at_least(key: str, value: float, minimum: float) -> None:
 def at_most(key: str, value: float, maximum: float) -> None:
     """Raise a ValueError unless `value <= maximum` (NaN fails too)."""
     if not value <= maximum:
-        raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum}")
+        raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum:,}")
 
 
 def build(table: Mapping[str, type], spec: Any, key: str) -> Any:

@@ -143,8 +143,10 @@ def _array(path: Path, number: int, text: str) -> Iterator[Row]:
         if not text.startswith(",", position):
             break
         position += 1
-    if not text.startswith("]", position) or _skip(text, position + 1) < len(text):
-        number += text.count("\n", counted, position + 1)
+    is_closed = text.startswith("]", position)
+    position = _skip(text, position + is_closed)
+    if not is_closed or position < len(text):
+        number += text.count("\n", counted, position)
         raise ValueError(f"{where}, line {number}: not JSON (an array of rows, and then something else); fix it")
 
 

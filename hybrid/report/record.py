@@ -30,12 +30,14 @@ class Measured:
     method: str  # "bound" or "exact"
     nats: float
     stderr: float | None  # of the noise in nats, None with one draw
-    bits_per_byte: float
+    bits_per_byte: float | None  # None where the tokens are not the text
     by_count: dict[int, float]  # mean cross-entropy of a masked token by the number of masked tokens of its block
 
     @property
-    def bits_per_nat(self) -> float:
+    def bits_per_nat(self) -> float | None:
         """Bits per byte for each nat per token."""
+        if self.bits_per_byte is None:
+            return None
         return self.bits_per_byte / self.nats if self.nats else 0.0
 
 
@@ -75,7 +77,8 @@ class RunRecord:
             lines = [line for line in self.evaluation["results"] if line["likelihood"] in LIKELIHOODS]
             return [_measured(line) for line in lines]
         last = last_validation(self.metrics) or {}
-        factor = last["val/bits_per_byte"] / last["val/nelbo"] if last.get("val/nelbo") else 0.0
+        bits = last.get("val/bits_per_byte")
+        factor = None if bits is None else bits / last["val/nelbo"] if last.get("val/nelbo") else 0.0
         found = []
         for tag, method in last.items():
             if tag.startswith("val/likelihood/b"):
@@ -83,7 +86,9 @@ class RunRecord:
                 nats, prefix = last[f"val/nelbo/b{size}"], f"val_by_count/b{size}/n"
                 by_count = {int(key.removeprefix(prefix)): v for key, v in last.items() if key.startswith(prefix)}
                 stderr = last[f"val/stderr/b{size}"]
-                found.append(Measured(int(size), method, nats, stderr, nats * factor, by_count))
+                found.append(
+                    Measured(int(size), method, nats, stderr, None if factor is None else nats * factor, by_count)
+                )
         return found
 
     def own(self) -> Measured | None:

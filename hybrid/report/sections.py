@@ -52,23 +52,27 @@ def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     if values is None:
         return None
     factor = runs[0].likelihoods[0].bits_per_nat
+    if factor is None:
+        return None
     return values[0] * factor, values[1] * factor
 
 
 def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section | None:
     truth = truth_in_bits(runs)
-    figure = figures.block_sizes(groups, truth)
-    if figure is None:
+    if not any(g.evaluated for g in groups):
         return None
+    figure = figures.block_sizes([g for g in groups if g.has_bits], truth)
+    drawn = {} if figure is None else {"block_size": ("bits per byte against block size", figure)}
     rows = []
     for g in groups:
         for size in g.evaluated:
             method = g.method(size)
             sign = "≤" if method == "bound" else "="
             nats, bits = g.nats(size), g.bits_per_byte(size)
-            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", f"{sign} {bits.text(4)}"]
+            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}"]
+            row.append(None if bits is None else f"{sign} {bits.text(4)}")
             if truth is not None:
-                row.append(f"{bits.value - truth[1]:+.4f}")
+                row.append(None if bits is None else f"{bits.value - truth[1]:+.4f}")
             rows.append([*row, len(g.runs)])
     columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
     columns += [] if truth is None else ["above the source"]
@@ -85,7 +89,7 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
         if not all(run.is_evaluated_whole for run in runs):
             text += " Models were evaluated on a part of that text only, which may be easier or harder."
     table = Table([*columns, "seeds"], rows)
-    return Section("Bits per byte", text, {"block_size": ("bits per byte against block size", figure)}, table)
+    return Section("Bits per byte", text, drawn, table)
 
 
 def _trained(group: Group, block_size: int) -> str:
@@ -100,7 +104,7 @@ def _below(groups: Sequence[Group], truth: float) -> str:
     for g in groups:
         for size in g.evaluated:
             mean = g.bits_per_byte(size)
-            if mean.value < truth:
+            if mean is not None and mean.value < truth:
                 low.append(f"{g.label} at block size {size} ({mean.value - truth:+.4f})")
     if not low:
         return "Every likelihood lies above that."
@@ -175,12 +179,13 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
     rows = []
     for g in groups:
         own = g.own or (g.evaluated[0] if g.evaluated else None)
+        bits = None if own is None else g.bits_per_byte(own)
         tokens = Mean.of([run.tokens(run.step) for run in g.runs])
         rows.append(
             [
                 g.label, *(g.settings[key] for key in differ), f"{g.first.environment['parameters']:,}",
                 f"{tokens.value:,.0f}", f"{g.over_runs(lambda run: run.seconds / 60).value:.1f}",
-                None if own is None else f"{g.bits_per_byte(own).text(4)} ({g.method(own)})", len(g.runs),
+                None if own is None or bits is None else f"{bits.text(4)} ({g.method(own)})", len(g.runs),
             ]
         )  # fmt: skip
     columns = ["model", *differ, "parameters", "tokens", "minutes", "bits per byte", "seeds"]

@@ -54,7 +54,7 @@ def state_of(run: Planned) -> State:
     is_over = step >= trainer.steps or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
     if last is None or last["step"] < step or not is_over:  # the last validation comes after the last checkpoint
         return State(step, False, seconds=seconds)
-    return State(step, True, last["val/nelbo"], last["val/bits_per_byte"], seconds)
+    return State(step, True, last["val/nelbo"], last.get("val/bits_per_byte"), seconds)
 
 
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
