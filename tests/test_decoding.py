@@ -158,8 +158,8 @@ def test_prompts_that_do_not_fit_are_refused():
         ValueError, match=r"max_new_tokens: 5 new tokens behind prompt 1 of 10 tokens exceed the context of 14"
     ):
         run.generate([[1], [1] * 10], 5)
-    with pytest.raises(ValueError, match=r"prompts: token 7 of prompt 0 is not in the vocabulary \(0 to 6\)"):
-        run.generate([[7]], 2)
+    with pytest.raises(ValueError, match=r"prompts: token 8 of prompt 0 is not in the vocabulary \(0 to 6\)"):
+        run.generate([[8]], 2)
     with pytest.raises(ValueError, match=r"max_new_tokens: -1 must be an integer of at least 0"):
         run.generate([[1]], -1)
 
