@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,55 @@ def test_names_that_do_not_tell_groups_apart_give_way_to_settings(make: Make, tm
     make("x-seed-0", "objective.draws=3")
     make("x-seed-1", "objective.draws=4", "run.seed=1")
     assert [g.label for g in groups_in(tmp_path / "runs")][2:] == ["objective.draws = 3", "objective.draws = 4"]
+
+
+@pytest.mark.parametrize(
+    "name, seed, label",
+    [
+        ("b4-seed-0", 0, "b4"), ("b4-seed0", 0, "b4"), ("b4_seed_12", 12, "b4"), ("b4-s1", 1, "b4"), ("b4_s1", 1, "b4"),
+        ("b4.s007", 7, "b4"), ("b4-Seed-3", 3, "b4"), ("b4/seed-3", 3, "b4"), ("b4s3", 3, "b4"), ("b4seed=3", 3, "b4"),
+        # Words and numbers that only look like a seed.
+        ("bs16", 16, "bs16"), ("steps300", 300, "steps300"), ("big-blocks8", 8, "big-blocks8"), ("\u03b2s2", 2, "\u03b2s2"),
+        ("linseed3", 3, "linseed3"), ("seeds-4", 4, "seeds-4"), ("b4-s16", 0, "b4-s16"), ("b4-seed-10", 0, "b4-seed-10"),
+        ("b4-seed-1", 11, "b4-seed-1"), ("b16", 16, "b16"), ("seed-0-steps300", 300, "seed-0-steps300"),
+    ],
+)  # fmt: skip
+def test_a_label_is_the_name_without_the_seed_and_nothing_more(
+    name: str, seed: int, label: str, make: Make, tmp_path: Path
+) -> None:
+    make(name, f"run.seed={seed}")
+    make("other", "objective.draws=2")
+    assert sorted(g.label for g in groups_in(tmp_path / "runs")) == sorted([label, "other"])
+
+
+def test_names_that_are_nothing_but_a_seed(make: Make, tmp_path: Path) -> None:
+    make("s0", nats=2.0)
+    make("s1", "run.seed=1", nats=2.2)
+    (one,) = groups_in(tmp_path / "runs")
+    assert one.label == "s0" and one.nats(4).value == pytest.approx(2.1)
+
+
+def test_runs_of_other_data_are_no_seeds_of_one_model(make: Make, tmp_path: Path) -> None:
+    """What is under `data.` changes what is trained, but for the folder in which it is kept."""
+    make("a", nats=2.0)
+    make("b", "data.validation_fraction=0.1", nats=3.0)
+    make("c", "data.seq_len=16", nats=4.0)
+    make("d", "data.cache_dir=elsewhere", "run.seed=1", nats=2.5)
+    found = groups_in(tmp_path / "runs")
+    assert sorted((len(g.runs), g.nats(4).value) for g in found) == [(1, 3.0), (1, 4.0), (2, 2.25)]
+    assert set(found[0].settings) == {"data.seq_len", "data.validation_fraction"}
+
+
+def test_minutes_and_tokens_are_means_over_seeds(make: Make, tmp_path: Path) -> None:
+    """The last records are of 16 seconds and step 8 of 128 tokens, of 5.6 minutes, and of step 4."""
+    for seed, (step, seconds) in enumerate(((8, 16.0), (8, 336.0), (4, 8.0))):
+        folder = make(f"a-seed-{seed}", f"run.seed={seed}")
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "time": seconds}) + "\n")
+    section = sections.sections(groups_in(tmp_path / "runs"))[-1]
+    assert section.title == "Models" and section.table is not None
+    (row,) = (dict(zip(section.table.columns, values, strict=True)) for values in section.table.rows)
+    assert (row["minutes"], row["tokens"], row["seeds"]) == ("2.0", "853", 3)  # 360 s / 3, and 20 steps / 3
 
 
 def test_a_run_that_was_not_evaluated_has_its_last_validation(make: Make, tmp_path: Path) -> None:
