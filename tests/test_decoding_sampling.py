@@ -27,7 +27,7 @@ def test_proposals_follow_the_distribution():
 
 
 def by_hand(probabilities: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
-    """Temperature, then the k most probable, then the fewest of these whose share is at least p; one after the other."""
+    """Temperature, then the k most probable, then the fewest of these whose share is at least p."""
     left = {token: p ** (1 / temperature) for token, p in enumerate(probabilities)}
     best = sorted(left, key=lambda token: -left[token])[:top_k]
     total, mass, kept = sum(left[token] for token in best), 0.0, []

@@ -57,9 +57,9 @@ def test_names_that_do_not_tell_groups_apart_give_way_to_settings(make: Make, tm
         ("b4-seed-0", 0, "b4"), ("b4-seed0", 0, "b4"), ("b4_seed_12", 12, "b4"), ("b4-s1", 1, "b4"), ("b4_s1", 1, "b4"),
         ("b4.s007", 7, "b4"), ("b4-Seed-3", 3, "b4"), ("b4/seed-3", 3, "b4"), ("b4s3", 3, "b4"), ("b4seed=3", 3, "b4"),
         # Words and numbers that only look like a seed.
-        ("bs16", 16, "bs16"), ("steps300", 300, "steps300"), ("big-blocks8", 8, "big-blocks8"), ("\u03b2s2", 2, "\u03b2s2"),
-        ("linseed3", 3, "linseed3"), ("seeds-4", 4, "seeds-4"), ("b4-s16", 0, "b4-s16"), ("b4-seed-10", 0, "b4-seed-10"),
-        ("b4-seed-1", 11, "b4-seed-1"), ("b16", 16, "b16"), ("seed-0-steps300", 300, "seed-0-steps300"),
+        ("bs16", 16, "bs16"), ("steps300", 300, "steps300"), ("big-blocks8", 8, "big-blocks8"), ("b16", 16, "b16"),
+        ("\u03b2s2", 2, "\u03b2s2"), ("linseed3", 3, "linseed3"), ("seeds-4", 4, "seeds-4"), ("b4-s16", 0, "b4-s16"),
+        ("b4-seed-10", 0, "b4-seed-10"), ("b4-seed-1", 11, "b4-seed-1"), ("seed-0-steps300", 300, "seed-0-steps300"),
     ],
 )  # fmt: skip
 def test_a_label_is_the_name_without_the_seed_and_nothing_more(

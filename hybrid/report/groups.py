@@ -120,9 +120,8 @@ def gather(runs: Sequence[RunRecord]) -> list[Group]:
         groups.append(Group("", settings, [runs[i] for i in members]))
     labels = [_label(group) for group in groups]
     for i, group in enumerate(groups):
-        label = (
-            labels[i] if labels.count(labels[i]) == 1 else ", ".join(f"{k} = {v}" for k, v in group.settings.items())
-        )
+        unique = labels.count(labels[i]) == 1
+        label = labels[i] if unique else ", ".join(f"{k} = {v}" for k, v in group.settings.items())
         groups[i] = replace(group, label=label or group.first.name)
     families = list(dict.fromkeys(group.family for group in groups))
     return sorted(
