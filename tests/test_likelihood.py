@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.likelihood import row_nll
+from hybrid.likelihood import mean_and_error, row_nll
 from hybrid.streams import two_stream_hidden
 
 
@@ -69,6 +69,14 @@ def test_monte_carlo_agrees_with_all_masks_and_knows_its_error():
         z = (sampled.nll - row_nll(model, tokens, 4, draws="all").nll) / sampled.stderr
     assert z.abs().max() < 5
     assert 0.7 < z.std() < 1.4, "64 z-scores; beyond these ends with probability about 1e-4"
+
+
+def test_the_error_of_a_mean_of_draws_by_hand():
+    """The unbiased variance of the draws over their number: of 1 and 3, sqrt(2 / 2)."""
+    values = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    mean, error = mean_and_error(values[:, :2])
+    assert mean.tolist() == [2.0, 5.0] and error.tolist() == pytest.approx([1.0, 0.0])
+    assert mean_and_error(values)[1].tolist() == pytest.approx([math.sqrt(1 / 3), 0.0])
 
 
 def test_one_draw_has_no_error_and_rows_do_not_depend_on_their_company():

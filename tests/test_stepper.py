@@ -134,6 +134,21 @@ def test_every_step_has_its_own_noise_and_data() -> None:
     assert not torch.equal(spy.masks[0], spy.masks[1]) and not torch.equal(spy.masks[1], spy.masks[2])
 
 
+@pytest.mark.parametrize("grad_clip", [0.0, 0.05, 1e6])
+def test_the_gradient_is_clipped_to_its_norm_and_0_does_not_clip(grad_clip: float) -> None:
+    """What the optimizer is handed, and the norm before that, which is logged."""
+    whole, _ = gradient(stepper(packed()))
+    norm = float(whole.norm())
+    assert norm > 0.1
+    one = stepper(packed(), optim=OptimConfig(grad_clip=grad_clip))
+    handed: list[Tensor] = []
+    one.optimizer.step = lambda skip: handed.append(torch.cat([p.grad.flatten() for p in one.model.parameters()]))
+    result = one(3)
+    expected = whole * (grad_clip / norm if 0 < grad_clip < norm else 1.0)
+    torch.testing.assert_close(handed[0], expected, rtol=1e-4, atol=0)
+    assert result.grad_norm == pytest.approx(norm)
+
+
 def test_of_a_list_of_block_sizes_each_is_drawn_as_often() -> None:
     one = stepper(packed())
     drawn = [one.block_size_of(step) for step in range(2000)]
