@@ -14,8 +14,8 @@ from conftest import ROOT, Command, Configure
 
 from hybrid.checkpoint import list_checkpoints
 from hybrid.config import load_config, to_yaml
-from hybrid.sweep.plan import Plan, axis, plan, run_name
-from hybrid.sweep.state import state_of
+from hybrid.sweep.plan import Plan, Planned, axis, plan, run_name
+from hybrid.sweep.state import State, state_of
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
@@ -78,6 +78,21 @@ def test_the_command_line_is_over_the_file(base: Path, tmp_path: Path) -> None:
     found = plan(file, ["trainer.steps=6", "run.seed=7"], tmp_path)
     assert names(found) == ["block_size-1", "block_size-2"]
     assert {(run.config.trainer.steps, run.config.run.seed) for run in found.runs} == {(6, 7)}
+
+
+def test_an_arm_is_over_what_all_runs_have_and_the_grid_and_the_command_line_over_both(
+    base: Path, tmp_path: Path
+) -> None:
+    text = "set: {model.dim: 8, trainer.steps: 4}\narms: {a: {model.dim: 32, trainer.steps: 6}, b: {}}"
+
+    def sizes(*overrides: str, grid: str = "") -> list[tuple[str, int, int]]:
+        runs = plan(sweep(base, f"{text}\n{grid}"), overrides, tmp_path).runs
+        return [(run.name, run.config.model.dim, run.config.trainer.steps) for run in runs]
+
+    assert sizes() == [("a", 32, 6), ("b", 8, 4)]
+    assert sizes(grid="grid: {model.dim: [16]}") == [("a-dim-16", 16, 6), ("b-dim-16", 16, 4)]
+    assert sizes("trainer.steps=9") == [("a", 32, 9), ("b", 8, 9)]
+    assert sizes("model.dim=8,16")[::2] == [("a-dim-8", 8, 6), ("a-dim-16", 16, 6)]
 
 
 def test_the_configuration_of_a_run_is_a_sweep_of_what_the_command_line_says(base: Path, tmp_path: Path) -> None:
@@ -217,6 +232,48 @@ def test_a_sweep_that_is_interrupted_goes_on(
     assert state_of(plan(base, words[4:], folder).runs[0]).is_finished
     logged = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert logged == sorted(logged) and logged[-1] == steps
+
+
+def planned(folder: Path, *overrides: str) -> Planned:
+    """The run of a folder as a sweep would ask for it."""
+    own = [f"run.folder={folder.parent}", *overrides]
+    return Planned(folder.name, load_config(folder / "config.yaml", own, checked=False), [])
+
+
+def test_a_run_is_finished_when_its_last_validation_is_written(copy_of_trained: Path) -> None:
+    """It comes after the last checkpoint: a run that was killed between the two has one to make."""
+    metrics = copy_of_trained / "metrics.jsonl"
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    validations = [r for r in records if "val/nelbo" in r]
+    assert [r["step"] for r in validations] == [4, 8]
+    last, seconds = validations[-1], records[-1]["time"]
+    assert state_of(planned(copy_of_trained)) == State(8, True, last["val/nelbo"], last["val/bits_per_byte"], seconds)
+    assert state_of(planned(copy_of_trained, "trainer.steps=9")) == State(8, False, seconds=seconds)
+    for wanted in (4, 0):  # up to the validation in the middle, and none at all
+        kept = [r for r in records if "val/nelbo" not in r or r["step"] <= wanted]
+        metrics.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        assert state_of(planned(copy_of_trained)) == State(8, False, seconds=kept[-1]["time"])
+    metrics.unlink()
+    assert state_of(planned(copy_of_trained)) == State(8, False)
+
+
+@pytest.mark.parametrize(
+    "override, is_the_same",
+    [
+        ("run.seed=1", False), ("model.dim=32", False), ("data.seq_len=16", False), ("optim.lr=0.1", False),
+        ("trainer.batch_tokens=256", False), ("trainer.precision=bf16", False), ("trainer.init_from=x", False),
+        ("trainer.steps=12", True), ("trainer.minutes=5", True), ("trainer.log_every=1", True), ("eval.rows=2", True),
+    ],
+)  # fmt: skip
+def test_a_folder_with_another_run_is_not_taken_for_the_one_that_is_planned(
+    override: str, is_the_same: bool, copy_of_trained: Path
+) -> None:
+    if is_the_same:
+        assert state_of(planned(copy_of_trained, override)).step == 8
+        return
+    key, _, value = override.partition("=")
+    with pytest.raises(ValueError, match=rf"tiny: has {key} = .*, and the sweep wants '?{value}'?; choose another"):
+        state_of(planned(copy_of_trained, override))
 
 
 def test_a_run_that_reached_its_time_is_finished(base: Path, tmp_path: Path, configure: Configure) -> None:
