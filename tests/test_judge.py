@@ -98,6 +98,15 @@ def test_nothing_to_read(judge: HybridJudge) -> None:
     assert math.isnan(reading.gen_ppl) and math.isnan(reading.nats_per_byte) and not reading.features.any()
 
 
+def test_figures_over_several_texts_by_hand() -> None:
+    """Sums over all texts, not means of theirs; errors of independent noise add in quadrature."""
+    nats, stderr, tokens, n_bytes = map(np.array, ([4.0, 6.0, 0.0], [0.3, 0.4, 0.0], [2, 3, 0], [8, 12, 0]))
+    reading = Reading(nats, stderr, tokens, n_bytes, np.zeros((3, 2)), tokens > 9)
+    assert reading.nats_per_token == pytest.approx(10 / 5) and reading.nats_per_byte == pytest.approx(10 / 20)
+    assert reading.stderr_per_token == pytest.approx(0.5 / 5)  # the root of 0.09 + 0.16
+    assert reading.gen_ppl == pytest.approx(math.exp(2))
+
+
 def test_a_judge_that_finds_a_text_impossible() -> None:
     one = np.ones(1)
     assert Reading(one * 1e6, one * 0, one, one, one[:, None], one > 1).gen_ppl == math.inf

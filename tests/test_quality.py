@@ -112,6 +112,29 @@ def test_two_samples_of_the_same_and_of_different_texts() -> None:
     assert mauve_like(real, features(200, 5.0, 2)) == pytest.approx(mauve_like(features(200, 5.0, 2), real), abs=0.02)
 
 
+@pytest.mark.parametrize("generated, reference, clusters", [(100, 140, 10), (150, 96, 10), (14, 300, 2), (5, 4, 2)])
+def test_there_is_a_cluster_for_every_tenth_text_of_the_smaller_set(generated, reference, clusters) -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.standard_normal((generated, 6)), rng.standard_normal((reference, 6)) + 0.5
+    assert mauve_like(one, two) == mauve_like(one, two, clusters=clusters)
+    assert mauve_like(one, two) != mauve_like(one, two, clusters=clusters - 1 or 1)
+    if min(generated, reference) > 2 * clusters:
+        assert mauve_like(one, two) != mauve_like(one, two, clusters=2 * clusters)
+
+
+def test_it_is_the_area_of_histograms_over_the_clusters_of_both_sets() -> None:
+    """Two tight groups of directions, so that the two clusters are known: 8 and 2 of the texts against 3 and 9."""
+    rng = np.random.default_rng(0)
+
+    def texts(first: int, second: int) -> np.ndarray:
+        return np.array([[1.0, 0, 0]] * first + [[0, 1.0, 0]] * second) + 0.01 * rng.standard_normal(
+            (first + second, 3)
+        )
+
+    p, q = np.array([8.5, 2.5]) / 11, np.array([3.5, 9.5]) / 13
+    assert mauve_like(texts(8, 2), texts(3, 9)) == pytest.approx(frontier_area(p, q))
+
+
 def test_it_falls_as_more_texts_are_of_another_kind() -> None:
     real, good, bad = features(200, 0.0, 0), features(200, 0.0, 1), features(200, 5.0, 2)
     values = [mauve_like(np.concatenate([good[: 200 - k], bad[:k]]), real) for k in (0, 50, 100, 150, 200)]

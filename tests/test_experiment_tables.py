@@ -1,0 +1,229 @@
+"""What the tables of experiments say: figures by hand or by `LanguageModel`, and rows in the order that is promised."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from conftest import Configure
+
+from hybrid.answers import Answers
+from hybrid.config import load_config
+from hybrid.data import PackedTokens
+from hybrid.experiments import decoders, discretisation, forwards, likelihoods, objectives, solving
+from hybrid.experiments.record import plus_minus, standard_error
+from hybrid.experiments.subject import Subject
+from hybrid.experiments.trained import Trained, elbo
+from hybrid.lm import LanguageModel
+
+
+def options(**values: Any) -> argparse.Namespace:
+    return argparse.Namespace(**values)
+
+
+def per_token(lm: LanguageModel, tokens: torch.Tensor, *arguments: Any, **more: Any) -> float:
+    result = lm.nll(tokens, *arguments, **more)
+    return float(result.nll.sum() / result.tokens.sum())
+
+
+def entropy(rows: list[list[int]]) -> float:
+    """Nats of the tokens of a text, mean over texts."""
+    shares = [[n / len(row) for n in Counter(row).values()] for row in rows]
+    return sum(-sum(p * math.log(p) for p in row) for row in shares) / len(rows)
+
+
+def test_errors_of_means_by_hand() -> None:
+    assert standard_error([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7 / 3)) and math.isnan(standard_error([1.0]))
+    assert plus_minus([1.0, 2.0, 6.0], 2) == "3.00 ± 1.53" and plus_minus([0.5], 1, "+") == "+0.5"
+
+
+def test_texts_are_judged_at_the_block_size_that_is_named(lm: LanguageModel, split: PackedTokens) -> None:
+    texts = split.rows(range(3)).tokens[:, :10]
+    subject = Subject(lm, 4, 10)
+    assert subject.nats(texts) == pytest.approx(per_token(lm, texts, 4, "bound", draws=8))
+    assert subject.exact_nats(texts) == pytest.approx(per_token(lm, texts, 1, "exact"))
+    assert subject.nats(texts) != pytest.approx(subject.exact_nats(texts), rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives
+
+
+def test_an_objective_is_judged_at_its_block_size_and_at_one(
+    lm: LanguageModel, split: PackedTokens, configure: Configure, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(config: Any, steps: int, rows: int) -> Trained:
+        asked.append((steps, rows))
+        return Trained(lm, split, steps, 2.5)
+
+    monkeypatch.setattr("hybrid.experiments.trained.trained", find)
+    arguments = options(rows=5, samples=3, new_tokens=12)
+    got = objectives.outcome(configure(tmp_path, "run.seed=7"), "elbo", 40, 0.1, None, arguments)
+    texts = lm.generate([[]] * 3, 12, stop_at_end=False).tokens
+    assert asked == [(40, 5)] and (got.name, got.seed, got.steps, got.nelbo) == ("elbo", 7, 40, 2.5)
+    assert got.at_one == pytest.approx(per_token(lm, split.rows(range(5)).tokens, 1, "exact"))
+    assert got.entropy == pytest.approx(entropy(texts)) and got.gen_ppl is None
+
+
+def test_the_elbo_of_a_run_is_that_of_its_first_rows(lm: LanguageModel, split: PackedTokens) -> None:
+    tokens = split.rows(range(6)).tokens
+    whole = per_token(lm, tokens, 4, "bound", draws="all")
+    assert elbo(lm, split, 4, 6, draws=400) == pytest.approx(whole, rel=0.01)  # 8,000 draws of a row: an error of 0.2%
+    assert elbo(lm, split, 1, 6, draws=1) == pytest.approx(per_token(lm, tokens, 1, "exact"))
+
+
+def test_columns_of_objectives() -> None:
+    def run(name: str, seed: int, nelbo: float, at_one: float, ppl: float | None) -> objectives.Outcome:
+        return objectives.Outcome(name, seed, 100 + seed, 0.2, nelbo, at_one, nelbo / 2, ppl)
+
+    outcomes = [run("elbo", 0, 3.0, 4.0, 10.0), run("cart", 0, 2.0, 5.0, None), run("bert", 0, 2.5, 6.0, 30.0)]
+    table = objectives.table(outcomes)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["objective"] for row in rows] == ["cart", "bert", "elbo"]
+    assert [row["at block size 1"] for row in rows] == ["5.0000", "6.0000", "4.0000"]
+    assert [row["less elbo"] for row in rows] == ["-1.0000", "-0.5000", "-"]
+    assert [row["gen-ppl"] for row in rows] == ["-", "30.0", "10.0"]
+    assert [row["entropy"] for row in rows] == ["1.00", "1.25", "1.50"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Likelihoods
+
+
+@pytest.mark.usefixtures("any_size_may_be_asked_for")
+def test_every_likelihood_stands_under_its_block_size(lm: LanguageModel, split: PackedTokens) -> None:
+    arguments = options(orders=["margin", "left_to_right"], rows=3, draws=2, block_size=[2, 4])
+    values = likelihoods.measure([lm, lm], arguments)
+    tokens = split.rows(range(3)).tokens
+    assert values["exact", 1] == pytest.approx([per_token(lm, tokens, 1, "exact")] * 2)
+    for size in (2, 4):
+        assert values["enumerate", size][0] == pytest.approx(per_token(lm, tokens, size, "enumerate"))
+        assert values["best_order", size][0] == pytest.approx(per_token(lm, tokens, size, "best_order"))
+        each = {name: lm.nll(tokens, size, "policy", decoder=name) for name in arguments.orders}
+        for name, result in each.items():
+            assert values[name, size][0] == pytest.approx(float(result.nll.sum()) / tokens.numel())
+        best = torch.stack([result.blocks for result in each.values()]).amin(0).sum()
+        assert values["tightest", size][0] == pytest.approx(float(best) / tokens.numel())
+    assert {size for _, size in values} == {1, 2, 4}
+
+
+def test_likelihoods_come_from_the_loosest_to_hindsight() -> None:
+    names = ("best_order", "margin", "tightest", "enumerate", "bound", "exact", "importance", "entropy")
+    values = {(name, 4): [i + 0.0, i + 0.2] for i, name in enumerate(names) if name != "exact"}
+    table = likelihoods.table({**values, ("exact", 1): [9.0, 9.0], ("bound", 2): [7.0, 7.0]})
+    assert list(table.columns) == ["nats per token", "block size 1", "block size 2", "block size 4"]
+    assert [row[0] for row in table.rows] == [
+        "exact", "<= the bound", "<= importance-weighted bound", "random order, exact", "order: margin",
+        "order: entropy", "best of these orders, in hindsight", "best of all one-token orders, in hindsight",
+    ]  # fmt: skip
+    assert table.rows[0][1:] == ["9.000 ± 0.000", None, None]
+    assert table.rows[1][1:] == [None, "7.000 ± 0.000", "4.100 ± 0.100"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+def test_the_best_order_of_a_puzzle_comes_first() -> None:
+    def answers(*solved: float, nfe: int = 12, right: float = 0.5) -> list[Answers]:
+        return [Answers(share, 0.1, right, 10, nfe, 100, 1.0) for share in solved]
+
+    found = {
+        ("margin", 1): answers(0.9, 0.9), ("margin", 8): answers(0.2, 0.4),
+        ("random", 1): answers(0.1, 0.1), ("random", 8): answers(0.5, 0.7, nfe=6, right=0.75),
+    }  # fmt: skip
+    group = solving.Group(load_config(None, []), [0, 1], [1, 8], 4, found)
+    table = solving.table(group)
+    assert list(table.columns[1:3]) == ["solved at 1, %", "solved at 8, %"]
+    assert [row[:3] for row in table.rows] == [
+        ("random", "10.0 ± 0.0", "60.0 ± 10.0"), ("margin", "90.0 ± 0.0", "30.0 ± 10.0"),
+    ]  # fmt: skip
+    assert [row[3:] for row in table.rows] == [("2.0", "75.0"), ("4.0", "50.0")]  # ten answers in three batches
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts
+
+
+def test_every_seed_writes_texts_of_its_own(lm: LanguageModel, split: PackedTokens) -> None:
+    """The figures of each seed are those of the texts that the model writes with it."""
+    arguments = options(decoders=["first_hitting", "margin"], block_size=4, new_tokens=16, samples=4, rows=2)
+    lines = decoders.compare(lm, None, split, options(**vars(arguments), seeds=[0, 3, 11]))
+    assert list(lines) == ["(real text)", "first_hitting", "margin"]
+    for name in ("first_hitting", "margin"):
+        texts = [lm.generate([[]] * 4, 16, 4, name, seed=seed, stop_at_end=False).tokens for seed in (0, 3, 11)]
+        assert [line["entropy"] for line in lines[name]] == pytest.approx([entropy(rows) for rows in texts])
+        pairs = [[pair for row in rows for pair in itertools.pairwise(row)] for rows in texts]
+        assert [line["distinct_2"] for line in lines[name]] == [len(set(p)) / len(p) for p in pairs]
+        assert len({line["entropy"] for line in lines[name]}) == 3
+    policy = per_token(lm, split.rows(range(2)).tokens, 4, "policy", decoder="margin")
+    assert [line["policy_nats_per_token"] for line in lines["margin"]] == pytest.approx([policy] * 3)
+
+
+def test_columns_of_decoders() -> None:
+    """Errors where seeds differ; of a speed none; a dash where nothing is known."""
+    made = {"nfe_per_token": 0.5, "entropy": 2.0, "distinct_2": 0.1, "repetition": 0.2, "self_bleu": 0.3}
+    one = [
+        {**made, "tokens_per_second": 1000.0, "gen_ppl": 10.0},
+        {**made, "tokens_per_second": 3000.0, "gen_ppl": 14.0},
+    ]
+    table = decoders.table({"b": one, "a": [made]})
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [row["decoder"] for row in rows] == ["b", "a"], "as they were asked for"
+    assert rows[0]["gen-ppl"] == "12.00 ± 2.00" and rows[0]["tokens/s"] == "2,000"
+    shown = [rows[0][name] for name in ("forwards per token", "entropy", "distinct-2", "repetition", "self-BLEU")]
+    assert shown == ["0.500", "2.000", "0.100", "0.200", "0.300"] and rows[1]["gen-ppl"] == rows[1]["policy NLL"] == "-"
+
+
+class Counting:
+    """A judge that says how many texts it has read."""
+
+    def read(self, texts: list[str]) -> Any:
+        return argparse.Namespace(gen_ppl=float(len(texts)))
+
+
+def test_texts_one_at_a_time_are_those_of_their_seed(lm: LanguageModel) -> None:
+    point = forwards.Point(4, "at random", "first_hitting", None)
+    for seed in (0, 5):
+        forwards.add(point, lm, {"name": "first_hitting", "per_step": 2}, Counting(), 3, 12, seed)  # type: ignore[arg-type]
+    expected = []
+    for seed in (0, 5):
+        engine = lm.engine(4, {"name": "first_hitting", "per_step": 2}, seed=seed, stop_at_end=False)
+        expected.append(entropy(engine.generate([[]] * 3, 12, keys=[0, 1, 2]).tokens))
+    assert point.entropy == pytest.approx(expected) and expected[0] != expected[1]
+    assert point.tokens_per_forward == [2.0, 2.0] and point.gen_ppl == [3.0, 3.0]
+
+
+def test_columns_of_forwards() -> None:
+    point = forwards.Point(8, "x", "entropy", 2.5, [1.0, 3.0], [100.0, 300.0], [2.0, 2.2], [10.0, 30.0])
+    other = forwards.Point(4, "x", "margin", None, [1.0], [5.0], [2.0], [3.0])
+    table = forwards.table([point, other])
+    assert [list(row) for row in table.rows] == [
+        [8, "entropy", "2.00 ± 1.00", "200", "2.100 ± 0.100", "20.00 ± 10.00", "2.500"],
+        [4, "margin", "1.00", "5", "2.000", "3.00", None],
+    ]
+
+
+def test_texts_of_a_grid_are_those_of_their_seeds(lm: LanguageModel) -> None:
+    """Row r of seed s has the seed s R + r, so that no two texts share one."""
+    arguments = options(seeds=[0, 2], rows=3, schedules=["linear"], steps=[2])
+    results = discretisation.text_results(Subject(lm, 4, 10), arguments)
+    for (schedule, steps), measured in results.items():
+        decoder = "first_hitting" if schedule is None else {"name": "ancestral", "steps": steps, "schedule": schedule}
+        texts = [
+            [lm.generate([[]], 10, 4, decoder, seed=3 * seed + r, stop_at_end=False) for r in range(3)]
+            for seed in (0, 2)
+        ]
+        rows = [[text.tokens[0] for text in of_seed] for of_seed in texts]
+        assert measured.entropy == pytest.approx([entropy(of_seed) for of_seed in rows])
+        assert measured.forwards == pytest.approx([sum(text.nfe for text in of_seed) / 30 for of_seed in texts])
+        bounds = [per_token(lm, torch.tensor(of_seed), 4, "bound", draws=8) for of_seed in rows]
+        assert measured.bound == pytest.approx(bounds)
+    assert list(results) == [("linear", 2), (None, None)]
