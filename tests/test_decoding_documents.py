@@ -1,5 +1,7 @@
 """End-of-text in generation: the documents of a prompt, against the pass of training, and where a text stops."""
 
+import itertools
+
 import pytest
 import torch
 from decoding_toy import Spy, engine
@@ -76,9 +78,10 @@ def test_an_end_of_text_of_the_prompt_does_not_stop_the_text(mode):
     """Wherever it stands in the live block: the first one of the new tokens does, and is the last of them."""
     model = toy_model(*mode, vocab=5)
     prompts = [[4, 0], [0, 4], [1, 2, 4], [0, 1, 1, 0, 4, 1], [4], [3, 2, 1, 4]]
-    stopped, whole = [], []
-    for seed in range(5):
-        stopped += engine(model, 4, seed=seed).generate(prompts, 8).tokens
-        whole += engine(model, 4, seed=seed, stop_at_end=False).generate(prompts, 8).tokens
-    assert stopped == [text[: text.index(4) + 1] if 4 in text else text for text in whole]
-    assert len({len(text) for text in stopped}) > 3, "texts of many lengths"
+    lengths = set()
+    for seed, new_tokens in itertools.product(range(5), (1, 3, 8)):
+        stopped = engine(model, 4, seed=seed).generate(prompts, new_tokens).tokens
+        whole = engine(model, 4, seed=seed, stop_at_end=False).generate(prompts, new_tokens).tokens
+        assert stopped == [text[: text.index(4) + 1] if 4 in text else text for text in whole]
+        lengths |= {len(text) for text in stopped}
+    assert len(lengths) > 3, "texts of many lengths"
