@@ -182,22 +182,29 @@ def test_columns_of_decoders() -> None:
     assert shown == ["0.500", "2.000", "0.100", "0.200", "0.300"] and rows[1]["gen-ppl"] == rows[1]["policy NLL"] == "-"
 
 
-class Counting:
-    """A judge that says how many texts it has read."""
+class Remembering:
+    """A judge that remembers what it has read, and finds it as good as it is many."""
+
+    def __init__(self) -> None:
+        self.texts: list[list[str]] = []
 
     def read(self, texts: list[str]) -> Any:
+        self.texts.append(texts)
         return argparse.Namespace(gen_ppl=float(len(texts)))
 
 
 def test_texts_one_at_a_time_are_those_of_their_seed(lm: LanguageModel) -> None:
+    judge, decoder = Remembering(), {"name": "first_hitting", "per_step": 2}
     point = forwards.Point(4, "at random", "first_hitting", None)
     for seed in (0, 5):
-        forwards.add(point, lm, {"name": "first_hitting", "per_step": 2}, Counting(), 3, 12, seed)  # type: ignore[arg-type]
-    expected = []
-    for seed in (0, 5):
-        engine = lm.engine(4, {"name": "first_hitting", "per_step": 2}, seed=seed, stop_at_end=False)
-        expected.append(entropy(engine.generate([[]] * 3, 12, keys=[0, 1, 2]).tokens))
-    assert point.entropy == pytest.approx(expected) and expected[0] != expected[1]
+        forwards.add(point, lm, decoder, judge, 3, 12, seed)  # type: ignore[arg-type]
+    together = [
+        lm.engine(4, decoder, seed=seed, stop_at_end=False).generate([[]] * 3, 12, keys=[0, 1, 2]).tokens
+        for seed in (0, 5)
+    ]
+    assert judge.texts == [[lm.tokenizer.decode(row) for row in rows] for rows in together]
+    assert len({text for texts in judge.texts for text in texts}) == 6
+    assert point.entropy == pytest.approx([entropy(rows) for rows in together])
     assert point.tokens_per_forward == [2.0, 2.0] and point.gen_ppl == [3.0, 3.0]
 
 
