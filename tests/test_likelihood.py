@@ -7,7 +7,9 @@ import pytest
 import torch
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.likelihood import mean_and_error, row_nll
+from hybrid.likelihood import mask_table, mean_and_error, monte_carlo, row_nll
+from hybrid.noise import Keys
+from hybrid.objective import Count
 from hybrid.streams import two_stream_hidden
 
 
@@ -69,6 +71,25 @@ def test_monte_carlo_agrees_with_all_masks_and_knows_its_error():
         z = (sampled.nll - row_nll(model, tokens, 4, draws="all").nll) / sampled.stderr
     assert z.abs().max() < 5
     assert 0.7 < z.std() < 1.4, "64 z-scores; beyond these ends with probability about 1e-4"
+
+
+def test_a_draw_of_the_bound_is_its_masks_times_their_weights():
+    """L m_n of each block, with the loss of exactly these masks from the table of all masks."""
+    model, tokens = toy_model(), random_tokens(3, 8)
+    everything, keys = torch.ones_like(tokens, dtype=torch.bool), torch.tensor([5, 6, 7])
+    masked = Count().draw(Keys.of_rows(9, keys), everything, 4, 6, True).masked  # (b, D, N)
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for block, (table, _) in enumerate(mask_table(model, tokens, 4, None, everything)):
+            here = masked[..., 4 * block : 4 * block + 4]
+            subset = (here.long() << torch.arange(4)).sum(-1)
+            losses = -table.gather(1, subset[..., None].expand(-1, -1, 4)).sum(-1)
+            expected += 4 * losses / here.sum(-1)
+        values, _ = monte_carlo(model, tokens, 4, 6, 9, None, everything, keys)
+        got = row_nll(model, tokens, 4, draws=6, seed=9, keys=keys)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(got.nll, expected.mean(1))
+    torch.testing.assert_close(got.stderr, expected.std(1) / math.sqrt(6))
 
 
 def test_the_error_of_a_mean_of_draws_by_hand():

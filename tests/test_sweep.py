@@ -15,7 +15,7 @@ from conftest import ROOT, Command, Configure
 from hybrid.checkpoint import list_checkpoints
 from hybrid.config import load_config, to_yaml
 from hybrid.sweep.plan import Plan, Planned, axis, plan, run_name
-from hybrid.sweep.state import State, state_of
+from hybrid.sweep.state import State, state_of, table
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
@@ -255,6 +255,24 @@ def test_a_run_is_finished_when_its_last_validation_is_written(copy_of_trained: 
         assert state_of(planned(copy_of_trained)) == State(8, False, seconds=kept[-1]["time"])
     metrics.unlink()
     assert state_of(planned(copy_of_trained)) == State(8, False)
+
+
+def test_a_run_with_a_cap_of_minutes_is_finished_when_it_has_used_them(copy_of_trained: Path) -> None:
+    minutes = json.loads((copy_of_trained / "metrics.jsonl").read_text().splitlines()[-1])["time"] / 60
+    for share, is_finished in ((0.9, True), (1.1, False), (50, False)):
+        run = planned(copy_of_trained, "trainer.steps=100", f"trainer.minutes={share * minutes}")
+        assert state_of(run).is_finished is is_finished
+
+
+def test_the_table_of_a_sweep(base: Path, tmp_path: Path) -> None:
+    runs = plan(sweep(base, "arms: {a: {}, b: {trainer.steps: 2000}, c: {}, d: {}}"), [], tmp_path).runs
+    states = {"a": State(8, True, 2.5, 3.25, 150.0), "b": State(1000, False, seconds=30.0), "c": State(0, False)}
+    lines = table(runs, {**states, "d": State(4, False, seconds=6.0)}, {"d": "error: no"}).splitlines()
+    assert [line.split() for line in lines[2:6]] == [
+        ["a", "finished", "8", "2.5000", "3.2500", "2.5"], ["b", "stopped", "at", "1,000", "2,000", "-", "-", "0.5"],
+        ["c", "new", "8", "-", "-", "-"], ["d", "FAILED", "8", "-", "-", "0.1"],
+    ]  # fmt: skip
+    assert lines[6:] == ["d: error: no"]
 
 
 @pytest.mark.parametrize(
