@@ -7,7 +7,7 @@ import torch
 from conftest import Command
 from toy import random_tokens, toy_model
 
-from hybrid.bench import generation, parts, training
+from hybrid.bench import cost, generation, parts, training
 from hybrid.bench.baselines import (
     Causal,
     Dense,
@@ -108,13 +108,39 @@ def test_ratios_of_training_are_speeds(setting: training.Setting) -> None:
     assert [row["of matmul rate"] for row in rows] == [round(f / t / 1e6, 3) for t, f in enumerate(flops, start=1)]
 
 
-def test_ratios_of_generation_are_speeds(setting: training.Setting) -> None:
+def test_rates_of_a_machine_are_those_of_the_best_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(variants, repeats, device):
+        return {name: Timing([4.0, 2.0, 3.0]) for name in variants}
+
+    monkeypatch.setattr(cost, "interleave", timed)
+    device = torch.device("cpu")
+    assert cost.matmul_rate(device, torch.float32, size=8) == 2 * 8**3 / 2
+    assert cost.bandwidth(device, n_bytes=4096) == 2048
+
+
+def test_flops_of_attention_backwards_are_five_products() -> None:
+    q, k = torch.randn(2, 3, 8, 16, requires_grad=True), torch.randn(2, 3, 20, 16, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    product = 2 * 2 * 3 * 8 * 20 * 16
+    assert count_flops(lambda: attention(q, k, k).sum().backward()) == (2 + 5) * product
+
+
+def test_ratios_of_generation_are_speeds(setting: training.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoTime(generation.Clock):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(generation, "Clock", NoTime)  # the network takes none of it
     rows = generation.measure(setting, 16, [3], 1, False)
     expected = ["autoregressive, cache", "1 a step", "4 a step"]
     assert [row["variant"] for row in rows] == [f"{name}, {p}" for p in ("fp32", "bf16") for name in expected]
     assert [row["of the best autoregressive"] for row in rows] == [1.0, 0.5, 0.33, 0.25, 0.2, 0.17]
     assert [row["tokens/s"] for row in rows] == [48, 24, 16, 12, 10, 8]
     assert [row["forwards"] for row in rows] == [16, 16, 4] * 2
+    assert [row["engine's share"] for row in rows] == [None, 1.0, 1.0] * 2
     assert [row["ms per forward"] for row in rows] == [62.5, 125.0, 750.0, 250.0, 312.5, 1500.0]
     model = setting.build("in_place", training=False)
     read = model.n_parameters() - model.embedding.weight.numel()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import shutil
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +18,21 @@ from conftest import Configure
 from hybrid.answers import Answers
 from hybrid.config import load_config
 from hybrid.data import PackedTokens
-from hybrid.experiments import decoders, discretisation, forwards, likelihoods, objectives, solving
+from hybrid.decoding.engine import Generation
+from hybrid.experiments import (
+    decoders,
+    discretisation,
+    forwards,
+    likelihoods,
+    numerics,
+    objectives,
+    reverse,
+    solving,
+    trained,
+)
+from hybrid.experiments.joint import SAMPLERS
 from hybrid.experiments.record import plus_minus, standard_error
-from hybrid.experiments.subject import Subject
+from hybrid.experiments.subject import Subject, load_runs
 from hybrid.experiments.trained import Trained, elbo
 from hybrid.lm import LanguageModel
 
@@ -50,6 +65,22 @@ def test_texts_are_judged_at_the_block_size_that_is_named(lm: LanguageModel, spl
     assert subject.nats(texts) != pytest.approx(subject.exact_nats(texts), rel=1e-3)
 
 
+def test_runs_of_one_setting_differ_in_their_seed_alone(copy_of_trained: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(copy_of_trained, tmp_path / "other")
+    text = (other / "config.yaml").read_text()
+    for old, new, key in (
+        ("  seed: 0", "  seed: 5", None), ("  steps: 8", "  steps: 9", "trainer.steps"),
+        ("  seq_len: 32", "  seq_len: 16", "data.seq_len"), ("  lr: 0.01", "  lr: 0.02", "optim.lr"),
+    ):  # fmt: skip
+        assert text.count(f"{old}\n") == 1, old
+        (other / "config.yaml").write_text(text.replace(f"{old}\n", f"{new}\n"))
+        if key is None:
+            assert [m.config.run.seed for m in load_runs([str(copy_of_trained), str(other)], "cpu")] == [0, 5]
+            continue
+        with pytest.raises(ValueError, match=f"differs from .* in {key}; leave it out"):
+            load_runs([str(copy_of_trained), str(other)], "cpu")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Objectives
 
@@ -77,6 +108,32 @@ def test_the_elbo_of_a_run_is_that_of_its_first_rows(lm: LanguageModel, split: P
     whole = per_token(lm, tokens, 4, "bound", draws="all")
     assert elbo(lm, split, 4, 6, draws=400) == pytest.approx(whole, rel=0.01)  # 8,000 draws of a row: an error of 0.2%
     assert elbo(lm, split, 1, 6, draws=1) == pytest.approx(per_token(lm, tokens, 1, "exact"))
+
+
+def test_a_trained_run_is_judged_at_the_first_of_its_block_sizes(
+    lm: LanguageModel, split: PackedTokens, configure: Configure, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "train", lambda config, folder, steps: steps + 1)
+    monkeypatch.setattr("hybrid.lm.load", lambda folder, device: lm)
+    got = trained.trained(configure(tmp_path), 7, rows=6)
+    assert got.steps == 8 and got.nelbo == elbo(lm, split, 4, 6, draws=8)
+
+
+def test_the_time_of_a_step_is_a_share_of_what_was_timed() -> None:
+    """The first stepper takes a second a step, the other one two; each step has a number of its own."""
+    now, steps = 0.0, {"a": [], "b": []}
+
+    def stepper(name: str, seconds: float) -> Any:
+        def run(step: int) -> None:
+            nonlocal now
+            steps[name].append(step)
+            now += seconds
+
+        return run
+
+    steppers = {"a": stepper("a", 1.0), "b": stepper("b", 2.0)}
+    found = trained.step_seconds(steppers, 3, torch.device("cpu"), clock=lambda: now)
+    assert found == {"a": 1.0, "b": 2.0} and steps["a"] == steps["b"] == list(range(20))
 
 
 def test_columns_of_objectives() -> None:
@@ -234,3 +291,54 @@ def test_texts_of_a_grid_are_those_of_their_seeds(lm: LanguageModel) -> None:
         bounds = [per_token(lm, torch.tensor(of_seed), 4, "bound", draws=8) for of_seed in rows]
         assert measured.bound == pytest.approx(bounds)
     assert list(results) == [("linear", 2), (None, None)]
+
+
+def test_times_of_texts_are_per_token(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three texts of ten tokens, written one by one: the median of 1, 2 and 5 seconds."""
+    seconds = itertools.cycle([1.0, 5.0, 2.0])
+
+    def generate(*arguments: Any, **more: Any) -> Generation:
+        return Generation([[1] * 10], nfe=5, seconds=next(seconds))
+
+    subject = Subject(SimpleNamespace(generate=generate, config=lm.config), 4, 10)  # type: ignore[arg-type]
+    monkeypatch.setattr(Subject, "nats", lambda self, tokens: 2.5)
+    lm.generate([[]], 1)
+    next(seconds), next(seconds)
+    arguments = options(seeds=[0], rows=3, schedules=["linear"], steps=[2])
+    for measured in discretisation.text_results(subject, arguments).values():
+        assert measured.milliseconds == [200.0] and measured.forwards == [0.5] and measured.bound == [2.5]
+    now = iter([10.0, 10.5])
+    monkeypatch.setattr(forwards.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(forwards, "write", lambda *arguments: ([[1, 2, 3], [4]], 8))
+    point = forwards.Point(4, "x", "y", None)
+    forwards.add(point, lm, None, Remembering(), 2, 3, 0)  # type: ignore[arg-type]
+    assert point.tokens_per_second == [8.0] and point.tokens_per_forward == [0.5]
+
+
+def test_texts_of_samplers_are_those_of_their_seeds(lm: LanguageModel) -> None:
+    """The bound is at the block size at which they were written, the exact likelihood at 1."""
+    subject = Subject(lm, 4, 10)
+    results = numerics.text_results(subject, options(seeds=[0, 3], rows=2, steps=[5]))
+    for name, sampler in SAMPLERS.items():
+        texts = [reverse.generate(lm.model, sampler, 2, 10, 4, 5, seed) for seed in (0, 3)]
+        found = results[name][5]
+        assert found["entropy"] == pytest.approx([entropy(t.tokens.tolist()) for t in texts])
+        assert found["bound"] == pytest.approx([per_token(lm, t.tokens, 4, "bound", draws=8) for t in texts])
+        assert found["exact"] == pytest.approx([per_token(lm, t.tokens, 1, "exact") for t in texts])
+        assert found["forwards"] == [t.forwards / 10 for t in texts] and found["bound"][0] != found["bound"][1]
+
+
+def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_for(
+    lm: LanguageModel, split: PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def score(engine: Any, split: Any, rows: int, batch_rows: int) -> Answers:
+        asked.append((engine.block_size, engine.sampling.temperature, engine.seed, rows, batch_rows))
+        return Answers(0.5, 0.1, 0.5, 10, 4, 100, 1.0)
+
+    monkeypatch.setattr("hybrid.answers.score", score)
+    monkeypatch.setattr("hybrid.experiments.subject.load_runs", lambda runs, device: [lm])
+    arguments = options(device="cpu", block_size=[4, 1], temperature=0.7, seed=5, rows=6, batch_rows=3)
+    group = solving.solve(["x"], {"margin": "margin"}, arguments)
+    assert asked == [(4, 0.7, 5, 6, 3), (1, 0.7, 5, 6, 3)] and list(group.answers) == [("margin", 4), ("margin", 1)]

@@ -113,6 +113,19 @@ def test_one_draw_has_no_error_and_rows_do_not_depend_on_their_company():
     assert len(set(repeated.tolist())) == 5, "copies of a row get noise of their own"
 
 
+@pytest.mark.parametrize("block_size, method, draws", [(1, "exact", 1), (4, "enumerate", 1), (4, "bound", "all")])
+def test_given_tokens_are_context_and_do_not_count(block_size, method, draws):
+    """The chain rule: a row is its first block, and the rest given that."""
+    model, tokens = toy_model(), random_tokens(3, 10)
+    first = (torch.arange(10) < 4).expand(3, -1)
+    with torch.no_grad():
+        whole, head, rest = (
+            row_nll(model, tokens, block_size, method, draws, is_target=target) for target in (None, first, ~first)
+        )
+    torch.testing.assert_close(head.nll + rest.nll, whole.nll)
+    assert (whole.tokens.tolist(), head.tokens.tolist(), rest.tokens.tolist()) == ([10] * 3, [4] * 3, [6] * 3)
+
+
 def test_methods_refuse_what_they_are_not():
     model, tokens = toy_model(), random_tokens(1, 14)
     with pytest.raises(ValueError, match=r"method: 'exact' is the likelihood at block size 1, not 2; .*'enumerate'"):

@@ -109,6 +109,21 @@ def test_state_is_what_a_step_of_training_keeps() -> None:
         assert rows[0][3] == f"{bytes_each * 10:,.1f}" and rows[1][3] == f"{bytes_each * 10 / 8 + whole / 1e9:,.1f}"
 
 
+def test_what_fits_beside_the_state() -> None:
+    """Nine tenths of the memory, less state and what is put together, in whole rows."""
+    config = load_config(None, ["model.dim=32", "model.n_heads=4", "model.n_kv_heads=2", "data.seq_len=64"])
+    shape, n = shape_of(config), 1000
+    whole = 4 * shape.layer_parameters + 16 * 257 * 32
+    each = shape.activation_bytes(False)
+    assert each == pytest.approx((64 - 8 + 64) / 64 * config.model.n_layers * kept_per_row(config.model, False))
+    for rows, extra in ((2, 1.0), (1, -1.0)):  # two rows of 64 tokens, and a byte less than that
+        room = 2 * 64 * each + extra
+        for mode, state in (("ddp", 16 * n), ("fsdp", 16 * n / 4 + whole)):
+            device = Device(1e12, 1e12, (room + state) / 0.9, 1.0)
+            found = {row[1]: row[4] for row in memory({"x": (config, shape, n)}, device, [4]).rows}
+            assert found[mode] == f"{64 * rows:,}"
+
+
 def test_a_cache_holds_the_bytes_of_a_token() -> None:
     cache = KVCache.empty(Frozen(Transformer(MODEL, 50, 49), torch.bfloat16), 1, 9)
     assert Shape(MODEL, 50, 16, 4).cache_bytes() == (cache.keys.nbytes + cache.values.nbytes) / cache.n_slots

@@ -36,6 +36,7 @@ def test_both_passes_have_the_same_gradient():
 def test_reaching_a_value_between_two_points():
     curve = [Point("", 0, 1.0, 3.0), Point("", 0, 4.0, 2.0), Point("", 0, 8.0, 2.0)]
     assert reach(curve, 2.5) == pytest.approx(2.0), "half of the way in log time"
+    assert reach(curve, 2.25) == pytest.approx(4**0.75), "three quarters of it"
     assert reach(curve, 2.0) == pytest.approx(4.0)
     assert reach(curve, 3.5) == 0 and math.isinf(reach(curve, 1.0))
 
