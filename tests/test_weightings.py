@@ -43,6 +43,7 @@ def test_weightings_are_those_of_their_papers():
     p = MaskGIT().probabilities(8, 8)
     assert ((drawn - p).abs() <= 5 * (p * (1 - p) / len(u)).sqrt()).all()
     assert torch.equal(MaskGIT().of_counts(8), 8 * p)
+    assert [int(Bert().of_counts(n).argmax()) for n in (1, 3, 4, 10, 11, 17)] == [1, 1, 1, 2, 2, 3], "rounded"
     assert Bert().of_counts(20).nonzero().tolist() == [[3]] and Bert().of_counts(4).tolist() == [0, 4, 0, 0, 0]
 
 
