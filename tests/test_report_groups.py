@@ -123,15 +123,16 @@ def test_which_runs_are_autoregressive(make: Make, tmp_path: Path) -> None:
 
 def test_a_group_is_compared_where_all_of_its_seeds_were_evaluated(make: Make, tmp_path: Path) -> None:
     """And in the list of models at the size that it was trained for, if it is one."""
-    make("b8-seed-0", "objective.block_size=8", nats={2: 5.0, 8: 2.0, 4: 4.0})
-    make("b8-seed-1", "objective.block_size=8", "run.seed=1", nats={2: 6.0, 8: 2.5})
+    make("b8-seed-0", "objective.block_size=8", nats={2: 5.0, 8: 2.0, 4: 4.0, 16: 7.0})
+    make("b8-seed-1", "objective.block_size=8", "run.seed=1", nats={2: 6.0, 8: 2.5, 16: 8.0})
     make("mixed", "objective.block_size=[8,2]", nats={2: 3.0, 8: 3.5})
     groups = groups_in(tmp_path / "runs")
-    assert {g.label: (g.evaluated, g.own) for g in groups} == {"b8": ([2, 8], 8), "mixed": ([2, 8], None)}
+    assert {g.label: (g.evaluated, g.own) for g in groups} == {"b8": ([2, 8, 16], 8), "mixed": ([2, 8], None)}
     first, *_, last = sections.sections(groups)
     assert first.table is not None and last.table is not None
     assert {(row[0], row[1]): row[2] for row in first.table.rows} == {
-        ("b8", 2): "no", ("b8", 8): "alone", ("mixed", 2): "among others", ("mixed", 8): "among others",
+        ("b8", 2): "no", ("b8", 8): "alone", ("b8", 16): "no",
+        ("mixed", 2): "among others", ("mixed", 8): "among others",
     }  # fmt: skip
     shown = {row[0]: row[list(last.table.columns).index("bits per byte")] for row in last.table.rows}
     assert shown == {"b8": "4.5000 ± 0.5000 (bound)", "mixed": "6.0000 ± 0.0400 (bound)"}
