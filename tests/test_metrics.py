@@ -14,9 +14,10 @@ from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Generation
 from hybrid.likelihood import row_nll
 from hybrid.lm import LanguageModel
+from hybrid.scores import Rows, Scores
 from hybrid.stepper import StepResult
 from hybrid.trainer import Window
-from hybrid.validation import Bound, EvalConfig, Sampler, Validator, bound
+from hybrid.validation import Bound, EvalConfig, Sampler, Validator, any_order, bound
 
 
 def step(number: int, loss: float, ar: float | None, norm: float, size: int) -> StepResult:
@@ -93,3 +94,12 @@ def test_losses_by_count_are_means_over_blocks_in_ranges_named_by_their_ends() -
     assert validation._ranges(sums, counts) == {n: n - 0.5 for n in range(2, 33, 2)}
     sums, counts = [0.0, *[2.0] * 17], [0.0, *[1.0] * 16, 3.0]
     assert validation._ranges(sums, counts) == {**dict.fromkeys(range(2, 17, 2), 2.0), 17: pytest.approx(2 / 3)}
+
+
+def test_a_line_over_rows_by_hand(lm: LanguageModel, split: PackedTokens) -> None:
+    """Sums over rows; errors of independent noise add in quadrature; target tokens are counted."""
+    columns = ([4.0, 6.0], [3.0, 4.0], [2, 3])
+    rows = Rows(*map(torch.tensor, columns), torch.zeros(2, 0))
+    line = Scores(lm, split, contextlib.nullcontext)._summary(4, "importance", rows)
+    assert (line["nats_per_token"], line["stderr"], line["tokens"]) == pytest.approx((2.0, 1.0, 5))
+    assert any_order(lm.model, split, 4, rows=2, precision=contextlib.nullcontext)[1] == 64
