@@ -52,11 +52,11 @@ def main() -> int:
         for result in cases(arguments, root):
             results.append(result)
             mark = "failed" if result.problems else "held"
-            print(f"{time.monotonic() - started:5.0f} s  {result.name:18} {mark:6} {result.story}", flush=True)
+            say(f"{time.monotonic() - started:5.0f} s  {result.name:18} {mark:6} {result.story}")
             for problem in result.problems[:SHOWN]:
-                print(f"           {problem}", flush=True)
+                say(f"           {problem}")
             if len(result.problems) > SHOWN:
-                print(f"           and {len(result.problems) - SHOWN} more", flush=True)
+                say(f"           and {len(result.problems) - SHOWN} more")
             if time.monotonic() - started > 60 * arguments.minutes:
                 print(f"--minutes: stopped after {arguments.minutes:g} minutes, not all was tried", flush=True)
                 break
@@ -121,8 +121,13 @@ def summary(results: list[Result], seed: int) -> int:
     for kind in tried:
         print(f"{kind:14} {tried[kind]:6} {failed[kind]:7}")
     for cause, names in sorted(causes.items(), key=lambda item: -len(item[1])):
-        print(f"\n{len(names)} x {cause}\n    python tests/campaign.py --seed {seed} --only {names[0]}")
+        say(f"{len(names)} x {cause}\n    python tests/campaign.py --seed {seed} --only {names[0]}")
     return 1 if any(failed.values()) else 0
+
+
+def say(text: str) -> None:
+    """Print what may hold anything, on any terminal."""
+    print("\n".join(line.encode("unicode_escape").decode("ascii") for line in text.split("\n")), flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -10,6 +10,7 @@ import importlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +18,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from conftest import ROOT
 
 from hybrid import cli
 
@@ -29,6 +32,7 @@ PROGRAMS = {
 }
 """What is written after `python`, and the module whose `main` it calls."""
 
+SECONDS = 12  # of the processor: a child that takes more is ended by SIGXCPU
 MEMORY = 6 * 2**30  # bytes of addresses beyond those of the parent: a guard for the machine, above any limit tested
 FILE = 2**30  # bytes of one file, likewise
 
@@ -49,8 +53,7 @@ class Child:
     """A running fork that calls `work` in `folder`, with files for its standard streams."""
 
     def __init__(self, work: Callable[[], int], folder: Path, stdin: bytes = b"") -> None:
-        self.streams = [folder.with_name(f"{folder.name}.{name}") for name in ("in", "out", "err")]
-        self.streams[0].write_bytes(stdin)
+        self.streams = streams_of(folder, stdin)
         sys.stdout.flush()
         sys.stderr.flush()
         ready, told = os.pipe()
@@ -73,6 +76,7 @@ class Child:
             ):
                 os.dup2(os.open(path, flags), number)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
             limit = _addresses() + MEMORY
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -108,6 +112,28 @@ class Child:
             path.unlink()
         code = os.waitstatus_to_exitcode(status)
         return Ended(code, out, err, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, is_late)
+
+
+class Process(Child):
+    """The same for `python program words` in a process of its own, which imports everything itself."""
+
+    def __init__(self, program: str, words: Sequence[str], folder: Path, environment: dict[str, str]) -> None:
+        self.streams = streams_of(folder, b"")
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        with open(self.streams[1], "wb") as out, open(self.streams[2], "wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, str(ROOT / program), *words], cwd=folder, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=err, env={**os.environ, **environment, "PYTHONPATH": path}, start_new_session=True,
+            )  # fmt: skip
+        self.pid, self.started = process.pid, time.monotonic()
+        process.returncode = 0  # it is `wait` that waits for it
+
+
+def streams_of(folder: Path, stdin: bytes) -> list[Path]:
+    """Files beside a folder for the standard streams of what runs in it."""
+    streams = [folder.with_name(f"{folder.name}.{name}") for name in ("in", "out", "err")]
+    streams[0].write_bytes(stdin)
+    return streams
 
 
 def command(program: str, words: Sequence[str], environment: dict[str, str]) -> Callable[[], int]:

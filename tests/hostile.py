@@ -1,6 +1,7 @@
 """Hostile inputs tried: a case is drawn, run in a fork, and judged by how it ended and by what it left.
 
-The grammars are in hostile_settings.py (what is typed) and hostile_files.py (what is read).
+The grammars are in hostile_settings.py (what is typed), hostile_corpora.py and
+hostile_checkpoints.py (what is read).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Protocol
 import kills
 from forked import Child, Ended, command
 from hostile_case import MINE, Case
-from hostile_files import checkpoint, corpus
+from hostile_checkpoints import checkpoint
+from hostile_corpora import corpus
 from hostile_settings import command_line, configuration, overrides
 
 KINDS: dict[str, Callable[[random.Random], Case]] = {
@@ -156,7 +158,7 @@ def traces(case: Case, code: int, before: dict[str, str], after: dict[str, str])
     problems = [f"changed {name!r}" for name in sorted(changed)[:3]]
     problems += [f"left {name!r}" for name in sorted(half)[:3]]
     kept = {name for name in new - half if name.split("/")[0] != "cache" and not (trains and name.startswith("runs/"))}
-    dry = case.program == "train.py" and not trains or "--dry-run" in case.words
+    dry = (case.program == "train.py" and not trains) or "--dry-run" in case.words
     if kept and (code != 0 or dry):
         problems.append(f"wrote {sorted(kept)[0]!r} with exit code {code}")
     return problems

@@ -52,11 +52,14 @@ PLAIN = {*TINY, *kills.TRAINED}
 """Settings that a line about a case leaves out."""
 
 INTEGERS = ["0", "-1", "1", "2", "3", "7", "1000000007", "2147483648", "9223372036854775807", "9223372036854775808",
-            "-9223372036854775809", "1e21", "1e11", "9" * 400, "9" * 5000, "1.5", "007", "0x10", "1_000", "٣"]  # fmt: skip
+            "-9223372036854775809", "1e21", "1e11", "9" * 400, "9" * 5000, "1.5", "007", "0x10", "1_000",
+            "٣"]  # fmt: skip
 FLOATS = ["0", "1", "-1", "0.5", "2", ".nan", ".inf", "-.inf", "nan", "inf", "-inf", "1e-320", "1e308", "1e309", "-0.0",
           "1e-45", "9" * 400, "1e999999"]  # fmt: skip
-TEXTS = ["", " ", "the value of a list", "é", "日本 x", "\u202e\u200d\ufeff", "👨‍👩‍👧", "\x1b[2J\x07", "a\nb", "\r", "-", "--",
-         "~nosuchuser/x", "~", "$HOME", "${run.name}", "???", "null", "[1", "x" * 5000, "../nothere", "/nothere/", ".", "a/b/c",
+TEXTS = ["", " ", "the value of a list", "é", "日本 x", "\u202e\u200d\ufeff", "👨‍👩‍👧", "\x1b[2J\x07", "a\nb", "\r",
+         "-", "--",
+         "~nosuchuser/x", "~", "$HOME", "${run.name}", "???", "null", "[1", "x" * 5000, "../nothere", "/nothere/",
+         ".", "a/b/c",
          "\udcff", "\u2028", "*", "[!", "a\tb", "%s{0}", "nothere", "texts", "mine.txt", "runs/tiny"]  # fmt: skip
 YAML = ["", "null", "~", "true", "no", "[]", "{}", "[1, 2]", "[4, 0]", "[[4]]", "{a: 1}", "{name: nothere}", "[null]",
         "{name: [1]}", "{name: margin, steps: x}", "{1: 2}", "{[1]: 2}", "? [a]\n    : b", "!!int ''", "!!int abc",

@@ -132,7 +132,8 @@ def _override(rng: random.Random) -> str:
     way = rng.random()
     if way < 0.08:
         return rng.choice(("", "=", "=1", "a", "a=", "trainer", ".=1", "trainer.=1", "a.b.c=1", "trainer.steps.x=1",
-                           "trainer..steps=1", "decoder.name.x=1", "é=1", " = ", "--", "-x", "@file", "a\nb=1"))  # fmt: skip
+                           "trainer..steps=1", "decoder.name.x=1", "é=1", " = ", "--", "-x", "@file",
+                           "a\nb=1"))  # fmt: skip
     if way < 0.2:
         name = rng.choice(list(DECODERS))
         option = rng.choice([f.name for f in dataclasses.fields(DECODERS[name])] or ["steps"])
@@ -153,10 +154,13 @@ def _override(rng: random.Random) -> str:
 # Command lines
 
 SMALL = ["0", "-1", "1", "2", "3", "5", "33", "1000000007", "1e11", "9" * 400, "9223372036854775808", "x", "", "1.5"]
-PATHS = ["runs/tiny", "runs", "runs/tiny/checkpoints", "runs/tiny/checkpoints/step-00000004", "nothere", "", ".", "/nothere",
-         "mine.txt", "texts", "~nosuchuser/x", "runs/tiny/config.yaml", "loop", "x" * 300, "\udcff", "a\nb", "/dev/null",
+PATHS = ["runs/tiny", "runs", "runs/tiny/checkpoints", "runs/tiny/checkpoints/step-00000004", "nothere", "", ".",
+         "/nothere",
+         "mine.txt", "texts", "~nosuchuser/x", "runs/tiny/config.yaml", "loop", "x" * 300, "\udcff", "a\nb",
+         "/dev/null",
          "/dev/zero", "runs/tiny/"]  # fmt: skip
-OUTPUTS = ["out.html", "out.json", "out.md", "out", *MINE, "nofolder/out.html", ".", "", "runs/tiny", "texts", "loop", "a\nb.html",
+OUTPUTS = ["out.html", "out.json", "out.md", "out", *MINE, "nofolder/out.html", ".", "", "runs/tiny", "texts", "loop",
+           "a\nb.html",
            "runs/tiny/config.yaml", "runs/tiny/metrics.jsonl", "x" * 300 + ".html", "\udcff.html", "link.html",
            "~nosuchuser/x.html", "texts/00.txt", "fifo"]  # fmt: skip
 DEVICES = ["cpu", "cpu:5", "cuda", "cuda:99", "meta", "mps", "auto", "", "gpu", "xla", "cpu:-1", "1"]
@@ -178,7 +182,8 @@ def _decoder(rng: random.Random, glue: str = " ") -> list[str]:
 OPTIONS = {
     "generate.py": {
         "--prompt": TEXTS, "--prompt-file": [*PATHS, "odd.txt"], "--max-new-tokens": SMALL, "--block-size": SMALL,
-        "--decoder": _decoder, "--planner": PATHS, "--guidance": FLOATS, "--num-samples": SMALL, "--temperature": FLOATS,
+        "--decoder": _decoder, "--planner": PATHS, "--guidance": FLOATS, "--num-samples": SMALL,
+        "--temperature": FLOATS,
         "--top-k": SMALL, "--top-p": FLOATS, "--stop": TEXTS, "--ignore-end-of-text": None, "--seed": INTEGERS,
         "--slide": None, "--no-cache": None, "--json": None, "--trace": OUTPUTS, "--device": DEVICES,
         "--precision": ["auto", "fp32", "bf16", "fp8"], "--nothere": None, "--checkpoint": PATHS,
@@ -238,6 +243,7 @@ def _sweep(rng: random.Random) -> str:
     if rng.random() < 0.8:
         name = rng.choice([*parts, "nothere"])
         inner = rng.choice((scalar(rng), f"{{{rng.choice(list(keys()))}: {rng.choice(YAML)}}}", f"{{a: {scalar(rng)}}}",
-                            f"{{run.seed: {rng.choice(YAML)}}}", f"{{'../x': {{}}}}", f"{{rows: {rng.choice(YAML)}}}"))  # fmt: skip
+                            f"{{run.seed: {rng.choice(YAML)}}}", "{'../x': {}}",
+                            f"{{rows: {rng.choice(YAML)}}}"))  # fmt: skip
         parts[name] = inner
     return "".join(f"{name}: {value}\n" for name, value in parts.items())

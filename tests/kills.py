@@ -22,7 +22,7 @@ from typing import Any
 
 import same_run
 from conftest import WORDS
-from forked import Child, Ended, command
+from forked import Child, Ended, Process, command
 
 COMMON = [
     *("run.name=tiny", "run.device=cpu", "data.seq_len=32", "data.validation_fraction=0.2"),
@@ -116,17 +116,31 @@ class Calls:
 
 @dataclass(frozen=True)
 class Moment:
-    """When and how: before a call, after a time (seconds), or when a file appears."""
+    """When and how: before a call, after a time (seconds), when a file appears, or when a library is loaded.
+
+    `library` is for processes of their own, `call` for forks.
+    """
 
     kind: signal.Signals = signal.SIGKILL
     call: int | None = None
     seconds: float | None = None
     file: str | None = None
+    library: str | None = None
 
     def __str__(self) -> str:
         if self.call is not None:
             return f"{self.kind.name} before call {self.call}"
+        if self.library is not None:
+            return f"{self.kind.name} when {self.library} is loaded"
         return f"{self.kind.name} " + (f"when {self.file} appears" if self.file else f"after {self.seconds:.3f} s")
+
+    def has_come(self, child: Child, place: Path, names: set[Path]) -> bool:
+        """Whether it is time; `names` are the files that were there at the start."""
+        if self.file is not None:
+            return bool(set(place.glob(self.file)) - names)
+        if self.library is not None:
+            return self.library in Path(f"/proc/{child.pid}/maps").read_text(errors="replace")
+        return time.monotonic() - child.started >= (self.seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -174,12 +188,18 @@ def train(place: Path, words: list[str], moment: Moment | None = None, calls: Pa
     return child.wait()
 
 
+def start(place: Path, words: list[str], moment: Moment) -> Ended:
+    """Train in a process of its own, up to a moment."""
+    child = Process("train.py", words, place, environment_of(place))
+    hit(child, moment, place)
+    return child.wait()
+
+
 def hit(child: Child, moment: Moment, place: Path) -> None:
     """Send the signal at its moment, or not at all if the child ends before."""
     names = set(place.glob(moment.file)) if moment.file else set()
     while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        late = time.monotonic() - child.started >= (moment.seconds or 0.0)
-        if late if moment.file is None else set(place.glob(moment.file)) - names:
+        if moment.has_come(child, place, names):
             child.kill(moment.kind)
             return
         time.sleep(0.0005)
@@ -215,6 +235,13 @@ def moments(rng: random.Random, reference: Reference, number: int) -> Iterator[M
         yield reference.draw(rng, rng.choice(PHASES))
 
 
+def moments_of_a_process(rng: random.Random) -> Iterator[Moment]:
+    """While it is still importing (a tool of Linux tells), and when something appears."""
+    if Path("/proc/self/maps").is_file():
+        yield Moment(rng.choice((signal.SIGTERM, signal.SIGINT)), library="libtorch_cpu")
+    yield Moment(file=rng.choice(WATCHED))
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One case
 
@@ -235,8 +262,9 @@ def survive(reference: Reference, place: Path, seed: int, number: int) -> Case:
     rng = random.Random(f"kill {seed} {number}")
     write_corpora(place)
     words, case = words_of(reference.variant), Case(number, reference.variant, [], 0, [])
-    for moment in moments(rng, reference, number):
-        ended = train(place, words, moment)
+    is_own_process = number % 10 == 9
+    for moment in moments_of_a_process(rng) if is_own_process else moments(rng, reference, number):
+        ended = (start if is_own_process else train)(place, words, moment)
         was_hit = ended.code == -signal.SIGKILL or moment.kind != signal.SIGKILL
         case.kills += was_hit
         case.moments.append(f"{moment} -> {ended.code}")

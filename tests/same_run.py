@@ -15,7 +15,6 @@ from hybrid.atomic import verify_folder
 from hybrid.tracking import read_metrics
 
 
-
 def of_the_clock(tag: str) -> bool:
     return tag == "time" or tag.endswith("tokens_per_second")
 
