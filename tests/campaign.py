@@ -115,7 +115,7 @@ def summary(results: list[Result], seed: int) -> int:
     for result in results:
         tried[result.kind] += result.tried
         failed[result.kind] += bool(result.problems)
-        for cause in dict.fromkeys(re.sub(r"[\d.,]+", "N", problem)[:120] for problem in result.problems):
+        for cause in dict.fromkeys(re.sub(r"[\d.,]+", "N", problem)[:120] for problem in result.problems[:2]):
             causes.setdefault(f"{result.kind}: {cause}", []).append(result.name)
     print("\nkind            tried  failed")
     for kind in tried:
