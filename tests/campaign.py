@@ -2,6 +2,7 @@
 
     python tests/campaign.py                                  # 40 kills and 300 inputs, some five minutes on two cores
     python tests/campaign.py --kills 0 --inputs 1000 --seed 7
+    python tests/campaign.py --only corpus --inputs 100       # inputs of one kind
     python tests/campaign.py --only kill:17                   # one case again, by the name that a failure is told with
     python tests/campaign.py --only checkpoint:4 --keep       # ... and leave its folder, to look at
 
@@ -69,17 +70,16 @@ def main() -> int:
 
 
 def cases(arguments: argparse.Namespace, root: Path) -> Iterator[Result]:
-    """The kills, then the inputs; or the one that was asked for."""
+    """The kills, then the inputs, of all kinds in turn; of one kind, or one case, if that was asked for."""
     kind, _, number = arguments.only.partition(":")
     if kind in ("", "kill"):
-        yield from killed(arguments, root / "kills", int(number) if kind else None)
-    if kind != "kill" and (kind or arguments.inputs):
-        stage = hostile.Stage.built(root / "stage")
-        if kind:
-            yield tried(kind, int(number), arguments, stage, root)
-        for index in range(0 if kind else arguments.inputs):
-            name = list(hostile.KINDS)[index % len(hostile.KINDS)]
-            yield tried(name, index // len(hostile.KINDS), arguments, stage, root)
+        yield from killed(arguments, root / "kills", int(number) if number else None)
+    kinds = [kind] if kind else list(hostile.KINDS)
+    if kind == "kill" or not arguments.inputs:
+        return
+    stage = hostile.Stage.built(root / "stage")
+    for index in range(arguments.inputs) if not number else [int(number)]:
+        yield tried(kinds[index % len(kinds)], index // len(kinds), arguments, stage, root)
 
 
 def killed(arguments: argparse.Namespace, root: Path, only: int | None) -> Iterator[Result]:
@@ -136,9 +136,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--inputs", type=int, default=300, metavar="N", help="how many inputs (default: 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all that is drawn (default: 0)")
     parser.add_argument("--minutes", type=float, default=10, metavar="M", help="stop after so many (default: 10)")
-    parser.add_argument("--only", default="", metavar="KIND:N", help="one case alone")
+    parser.add_argument("--only", default="", metavar="KIND[:N]", help="one kind, or one case")
     parser.add_argument("--keep", action="store_true", help="keep the folders of the cases")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.only.partition(":")[0] not in ("", "kill", *hostile.KINDS):
+        parser.error(f"--only: {arguments.only} is not one of kill, {', '.join(hostile.KINDS)}, perhaps with :N")
+    return arguments
 
 
 if __name__ == "__main__":
