@@ -3,9 +3,17 @@
     python generate.py --checkpoint runs/quickstart --prompt "Return the "
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
+    python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
     echo "The default is" | python generate.py --checkpoint runs/quickstart --prompt - --num-samples 3 --json
 
-Text goes to stdout, statistics to stderr. On a terminal the blocks fill in live.
+Text goes to stdout, statistics to stderr. On a terminal the blocks fill in live. Texts that --ignore-end-of-text joins
+have <|endoftext|> between them.
+
+Prompts are UTF-8. Of a file or of standard input a byte order mark at the start is dropped, as in training, and one
+line end at the end (LF or CRLF), which editors and shells add; everything else stays as it is.
+
+JSON: prompt, texts (behind the prompt; with --infill the whole, and `filled` has the gaps of each), finish_reasons of
+each text (length, end_of_text, stop), tokens (those of the texts), forwards, seconds, seed.
 """
 
 from __future__ import annotations
@@ -13,17 +21,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.options import shown
 
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.console import Texts
+    from hybrid.console import Console, Texts
     from hybrid.decoding.engine import Engine
+    from hybrid.lm import LanguageModel
     from hybrid.ranks import Ranks
+
+MAX_SAMPLES = 1_000_000
+"""Of one command; their keys are all made before the first text."""
 
 
 def main() -> int:
@@ -40,9 +54,8 @@ def main() -> int:
 
 def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, ranks: Ranks) -> None:
     """Each rank writes a share of the samples; the first prints them."""
-    from hybrid import counter
-    from hybrid.config import parse_options
-    from hybrid.console import Console
+    from hybrid.console import Console, Texts
+    from hybrid.infill import gaps_of
     from hybrid.lm import load
     from hybrid.options import title
     from hybrid.trace import Trace, check_path, write_page
@@ -53,43 +66,94 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
             raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
         check_path(page)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
-    decoder = lm.config.decoder
-    if arguments.decoder:
-        decoder = {"name": arguments.decoder[0], **parse_options(arguments.decoder[1:])}
-    engine = lm.engine(
-        block_size=arguments.block_size, decoder=decoder, temperature=arguments.temperature, top_k=arguments.top_k,
-        top_p=arguments.top_p, seed=arguments.seed, cache=not arguments.no_cache,
-        stop_at_end=not arguments.ignore_end_of_text, guidance=arguments.guidance, planner=arguments.planner,
-        slide=arguments.slide,
-    )  # fmt: skip
-    ids = lm.tokenizer.encode(prompt)
-    room = lm.config.data.seq_len - len(ids)
-    new = arguments.max_new_tokens
-    if new is None:
-        if arguments.slide:
-            raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
-        if room <= 0:
-            raise ValueError(
-                f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
-            )
-        new = room
+    ids = prompt_ids(arguments, lm, prompt)
+    decoder = decoder_of(arguments, lm)
+    engine = engine_of(arguments, lm, decoder, ids)
+    new = n_new_tokens(arguments, lm, ids)
     live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
-    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live)
+    gaps = gaps_of(ids, lm.mask_token_id)
+    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live, gaps=gaps)
+    trace = Trace(engine)
+    parts: list[Texts] = []
+    try:
+        for keys in batches_of_keys(arguments, ids, ranks):
+            steps = (engine if page is None else trace).stream([ids] * len(keys), new, keys)
+            parts.append(console.follow(steps, len(keys)))
+        generation = Texts.one_after_another(parts).of_all(ranks)
+        if ranks.is_main:
+            show(generation, arguments, prompt, console, engine.seed)
+    finally:  # whatever stdout says: it may be full, or nobody reads it any more
+        if page is not None and trace.texts:
+            facts = facts_of(arguments, engine, title(decoder), Texts.one_after_another(parts))
+            write_page(page, trace, lm.tokenizer, facts)
+            print(f"wrote {page}", file=sys.stderr)
+
+
+def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console: Console, seed: int) -> None:
+    """Texts on stdout, unless they stand there already; figures on stderr."""
+    from hybrid.console import BETWEEN
+
+    if arguments.json:
+        told: dict[str, object] = {"prompt": prompt, "texts": generation.texts}
+        if console.gaps:
+            told["filled"] = generation.filled
+        told |= {"finish_reasons": generation.finish_reasons, **generation.statistics(), "seed": seed}
+        print(json.dumps(told), flush=True)
+    elif not console.live:
+        print(BETWEEN.join(console.prompt + text for text in generation.texts), flush=True)
+    print(generation.summary(), file=sys.stderr)
+
+
+def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) -> list[int]:
+    """The prompt's tokens, MASK where it has gaps."""
+    from hybrid.infill import ids_with_gaps
+
+    if not arguments.infill:
+        return lm.tokenizer.encode(prompt)
+    return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
+
+
+def decoder_of(arguments: argparse.Namespace, lm: LanguageModel) -> Any:
+    from hybrid.config import parse_options
+
+    if not arguments.decoder:
+        return lm.config.decoder
+    return {"name": arguments.decoder[0], **parse_options(arguments.decoder[1:])}
+
+
+def engine_of(arguments: argparse.Namespace, lm: LanguageModel, decoder: Any, ids: list[int]) -> Engine:
+    return lm.engine(
+        block_size=lm.infilling_size([ids], arguments.block_size), decoder=decoder,
+        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
+        cache=not arguments.no_cache, stop_at_end=not arguments.ignore_end_of_text, guidance=arguments.guidance,
+        planner=arguments.planner, slide=arguments.slide,
+    )  # fmt: skip
+
+
+def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) -> int:
+    """Tokens behind the prompt: as asked for, else all that the context holds, or none where gaps are to be filled."""
+    room = lm.config.data.seq_len - len(ids)
+    if arguments.max_new_tokens is not None:
+        return arguments.max_new_tokens
+    if arguments.infill:
+        return 0
+    if arguments.slide:
+        raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
+    if room <= 0:
+        raise ValueError(
+            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
+        )
+    return room
+
+
+def batches_of_keys(arguments: argparse.Namespace, ids: list[int], ranks: Ranks) -> Iterator[list[int]]:
+    """What the randomness of this rank's texts is keyed by, a list per batch. No text depends on its batch."""
+    from hybrid import counter
+
     keys = counter.row_keys([ids] * arguments.num_samples)
     mine = [keys[i] for i in ranks.share(len(keys))]
-    trace = Trace(engine)
-    steps = (engine if page is None else trace).stream([ids] * len(mine), new, mine)
-    generation = console.follow(steps, len(mine)).of_all(ranks)
-    if not ranks.is_main:
-        return
-    if arguments.json:
-        print(json.dumps({"prompt": prompt, "texts": generation.texts, **generation.statistics(), "seed": engine.seed}))
-    elif not console.live:
-        print("\n---\n".join(prompt + text for text in generation.texts))
-    print(generation.summary(), file=sys.stderr)
-    if page is not None:
-        write_page(page, trace, lm.tokenizer, facts_of(arguments, engine, title(decoder), generation))
-        print(f"wrote {page}", file=sys.stderr)
+    for start in range(0, len(mine), arguments.batch_size):
+        yield mine[start : start + arguments.batch_size]
 
 
 def facts_of(arguments: argparse.Namespace, engine: Engine, decoder: str, generation: Texts) -> dict[str, object]:
@@ -108,24 +172,17 @@ def facts_of(arguments: argparse.Namespace, engine: Engine, decoder: str, genera
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
-    """From --prompt (`-`: standard input) or --prompt-file."""
-    if arguments.prompt_file is not None:
-        if arguments.prompt_file == "-":
-            return read_stdin()
-        try:
-            return Path(arguments.prompt_file).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"--prompt-file: {arguments.prompt_file} is not UTF-8 (byte {error.start}); convert it"
-            ) from None
-    return read_stdin() if arguments.prompt == "-" else arguments.prompt
+    """From --prompt (`-`: standard input) or --prompt-file, by the rule above."""
+    source = arguments.prompt_file
+    if source is None and arguments.prompt != "-":
+        return arguments.prompt
+    from hybrid.reading import decoded, read_text
 
-
-def read_stdin() -> str:
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompt: standard input is not UTF-8 (byte {error.start}); convert it") from None
+    if source in (None, "-"):
+        text = decoded(sys.stdin.buffer.read(), "standard input", "--prompt")
+    else:
+        text = read_text(Path(source), "--prompt-file")
+    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def parse() -> argparse.Namespace:
@@ -135,6 +192,12 @@ def parse() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
     source.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
+    parser.add_argument(
+        "--infill", action="store_true",
+        help="fill gaps in the prompt, written <gap:N> for N tokens (a backslash before it makes it plain text); a gap "
+        "and what is behind it must stand in one block; the default block size is the first trained one with which "
+        "they do, and that of --max-new-tokens is 0",
+    )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: until the context is full")
     parser.add_argument(
         "--decoder", nargs="+", metavar=("NAME", "key=value"),
@@ -147,6 +210,10 @@ def parse() -> argparse.Namespace:
         help="move away from what would be written without the prompt, at a second forward (default: 0, off)",
     )  # fmt: skip
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="how many texts (default: 1)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N",
+        help="texts written at a time, which bounds the memory and changes no text (default: 64)",
+    )  # fmt: skip
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
@@ -166,6 +233,13 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         raise ValueError(f"--num-samples: {arguments.num_samples} must be at least 1")
+    if arguments.num_samples > MAX_SAMPLES:
+        raise ValueError(
+            f"--num-samples: {shown(arguments.num_samples)} are too many for one command; ask for at most "
+            f"{MAX_SAMPLES}, then for more with another --seed"
+        )
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size: {shown(arguments.batch_size)} must be at least 1")
     if "" in arguments.stop:
         raise ValueError("--stop: '' would stop every text before it starts; give a text")
     return arguments

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hybrid.answers import score
 from hybrid.config import parse_options
+from hybrid.continuation import continuation
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.shared import generate_shared
@@ -140,9 +141,9 @@ class Comparison:
         first, second = (index[::2], index[1::2]) if wanted == 2 * n else (index, [])
         if len(first) < n:
             log.warning("--samples: the split has %d rows, so the real text is %d pieces", n_rows, n_rows)
-        self.prompts, self.pieces = self._cut(first)
-        self.others = self._cut(second)[1]
-        self.prompts = [self.prompts[i % len(first)] for i in range(n)]
+        self.own_prompts, self.pieces = self._cut(first)
+        self.other_prompts, self.others = self._cut(second)
+        self.prompts = [self.own_prompts[i % len(first)] for i in range(n)]
         self.has_answers = self.split.is_target is not None
 
     def _cut(self, index: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
@@ -162,12 +163,12 @@ class Comparison:
     def real_text(self) -> dict[str, Any]:
         """Its `mauve_like` is that of two disjoint samples of it: the best that can be hoped for."""
         log.info("%s: %d pieces of %d tokens", REAL, len(self.pieces), self.setting.new_tokens)
-        line: dict[str, Any] = {"decoder": REAL, **self._diversity(self.pieces)}
+        line: dict[str, Any] = {"decoder": REAL, **self._diversity(self.own_prompts, self.pieces)}
         if self.judge is not None:
-            self.real = self.judge.read(self._texts(self.pieces))
+            self.real = self.judge.read(self._texts(self.own_prompts, self.pieces))
             line |= self._verdict(self.real)
             if self.others:
-                other = self.judge.read(self._texts(self.others))
+                other = self.judge.read(self._texts(self.other_prompts, self.others))
                 line["mauve_like"] = mauve_like(other.features, self.real.features)
         return line
 
@@ -178,9 +179,9 @@ class Comparison:
         result = generate_shared(engine, self.prompts, new, self.ranks)
         line: dict[str, Any] = {"decoder": label, "block_size": size}
         line |= {"nfe_per_token": result.nfe / new, "tokens_per_second": n * new / result.seconds}
-        line |= self._diversity(result.tokens)
+        line |= self._diversity(self.prompts, result.tokens)
         if self.judge is not None:
-            reading = self.judge.read(self._texts(result.tokens))
+            reading = self.judge.read(self._texts(self.prompts, result.tokens))
             line |= self._verdict(reading)
             if self.real is not None:
                 line["mauve_like"] = mauve_like(reading.features, self.real.features)
@@ -196,11 +197,12 @@ class Comparison:
         """One forward per row, so that nobody's time has in it what is done only once."""
         self._engine(size, {"name": "left_to_right", "steps": 1}).generate(self.prompts, 1)
 
-    def _texts(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        return [self.lm.tokenizer.decode(row) for row in rows]
+    def _texts(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> list[str]:
+        pairs = zip(prompts, rows, strict=True)
+        return [continuation(self.lm.tokenizer, prompt, row, between="") for prompt, row in pairs]
 
-    def _diversity(self, rows: Sequence[Sequence[int]]) -> dict[str, float]:
-        return dataclasses.asdict(measure(rows, self._texts(rows)))
+    def _diversity(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> dict[str, float]:
+        return dataclasses.asdict(measure(rows, self._texts(prompts, rows)))
 
     def _verdict(self, reading: Reading) -> dict[str, Any]:
         return {

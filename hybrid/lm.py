@@ -2,7 +2,7 @@
 
 lm = hybrid.load("runs/quickstart")
 lm.nll(torch.tensor([lm.tokenizer.encode("Return the ")]), draws=8).nll
-lm.generate([lm.tokenizer.encode("Return the ")], max_new_tokens=64).tokens
+lm.generate("Return the ", max_new_tokens=64).sequences
 """
 
 from __future__ import annotations
@@ -17,31 +17,46 @@ import torch
 from torch import Tensor
 
 from hybrid import checkpoint, orders
+from hybrid.arguments import SEEDS, integer, prompt_ids
 from hybrid.atomic import new_folder, write_json_atomic
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
-from hybrid.decoding.engine import Engine, Generation, Progress
-from hybrid.device import precision_context, resolve_device
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.prompts import infilling_size
+from hybrid.decoding.results import Generation, Progress
+from hybrid.device import PRECISIONS, precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
+from hybrid.memory import check_weights
 from hybrid.model import Transformer
 from hybrid.model.attention import select_backend
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, pick, title
+from hybrid.options import build, path_of, pick, shown, title
 from hybrid.states import load_state, module_tensors
 from hybrid.tensorfiles import has_group, load_group, save_tensors
 from hybrid.tokenizer import Tokenizer, load_tokenizer
 
+MAX_DRAWS = 1 << 16
+"""Of `nll`: all of them are held at once."""
+
 
 def build_model(
     config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
-    spread: Callable[[Transformer], None] | None = None,
+    spread: Callable[[Transformer], None] | None = None, ranks: int = 1,
 ) -> Transformer:  # fmt: skip
     """A freshly initialised model on `device`; the initialisation is a function of `run.seed`.
 
     Args:
         spread: is given the model before it has any storage, to spread it over ranks.
+        ranks: their number.
+
+    Raises:
+        ValueError: the device cannot hold it.
     """
+    if device.type != "meta":
+        # With the gradient, and a moment or two.
+        kept = (4 if config.optim.name == "adamw" else 3) + bool(config.optim.ema_decay) if training else 1
+        check_weights(config.model, tokenizer.vocab_size, device, kept, 1 if spread is None else ranks)
     # On meta only where it must be: initialising there costs the import of torch's compiler, a second.
     with torch.device("cpu" if spread is None and device.type != "meta" else "meta"):
         model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
@@ -55,6 +70,9 @@ def build_model(
         model.reset_parameters()
         model.attend = select_backend(config.model.attention, device, training)
     return model
+
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
 
 @dataclass
@@ -98,14 +116,19 @@ class LanguageModel:
         tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
         pick("method", method, [*METHODS, *orders.METHODS])
+        seed = integer("seed", seed, *SEEDS)
+        if draws != "all" or method in orders.METHODS:
+            allowed = f" for method={method!r}" if method in orders.METHODS else ", or 'all'"
+            draws = integer("draws", draws, 1, also=allowed)
+            if draws > MAX_DRAWS:
+                raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
         if decoder is not None and method != "policy":
             raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
         documents = self._documents(tokens)
         with torch.no_grad(), precision_context(self.precision, self.device)():
             if method not in orders.METHODS:
                 return row_nll(self.model, tokens, size, method, draws, seed, documents)
-            if not isinstance(draws, int) or draws < 1:
-                raise ValueError(f"draws: {draws!r} must be an integer of at least 1 for method={method!r}")
+            assert isinstance(draws, int)
             return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
@@ -142,14 +165,19 @@ class LanguageModel:
         )
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
+        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None,
         decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
         seed: int = 0, cache: bool = True, stop_at_end: bool = True, guidance: float = 0.0,
         planner: LanguageModel | str | Path | None = None, slide: bool = False,
     ) -> Generation:  # fmt: skip
-        """Continue each prompt (token ids; may be empty, of different lengths) by at most `max_new_tokens`.
+        """Continue each prompt by at most `max_new_tokens`, and fill its gaps.
 
         Args:
+            prompts: a list of prompts, each a list of token ids or a string; they may be empty and of different
+                lengths. Also a tensor of ids (prompts, length), or a single string. `mask_token_id` among the ids is a
+                gap: a token to be written in view of what stands before and behind it.
+            block_size: None: the first that it was trained with; where prompts have gaps, the first of these with
+                which they see what stands behind them.
             decoder: a name, a mapping with its options, or an instance.
             cache: False recomputes everything: the same tokens under the same seed, slowly.
             stop_at_end: a row ends with its first end-of-text, which is its last token.
@@ -160,22 +188,41 @@ class LanguageModel:
             slide: a text may grow beyond `data.seq_len`; a block then sees the last tokens that fit into it.
 
         Returns:
-            new tokens only, a list per prompt; the number of forwards; seconds.
+            the new tokens only, a list per prompt; the whole texts, their gaps filled (`sequences`); why each ended;
+            the number of forwards; seconds.
 
         Raises:
-            ValueError: a prompt that does not fit into the context, or an option out of range.
+            ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
+                behind it, or an option out of range.
         """
+        prompts = prompt_ids(prompts, self.tokenizer.encode)
+        block_size = self.infilling_size(prompts, block_size)
         engine = self.engine(
             block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner, slide
         )
         return engine.generate(prompts, max_new_tokens)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, block_size: int | None = None,
-        decoder: Any = "first_hitting", **options: Any,
+        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None, decoder: Any = "first_hitting",
+        **options: Any,
     ) -> Iterator[Progress]:  # fmt: skip
         """Like `generate`, whose other options it takes, step by step; unknown tokens are `mask_token_id`."""
+        prompts = prompt_ids(prompts, self.tokenizer.encode)
+        block_size = self.infilling_size(prompts, block_size)
         return self.engine(block_size, decoder, **options).stream(prompts, max_new_tokens)
+
+    def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
+        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.
+
+        Raises:
+            ValueError: there is none, or it is not `block_size`; the message says which would do.
+        """
+        if not any(self.mask_token_id in prompt for prompt in prompts):
+            return block_size
+        trained = self.block_sizes
+        sizes = trained if block_size is None else [self._block_size(block_size, self.config.data.seq_len)]
+        limits = (self.mask_token_id, self.config.model.prediction, sizes, self.config.data.seq_len)
+        return infilling_size(prompts, *limits, others=trained)
 
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
@@ -209,7 +256,7 @@ class LanguageModel:
         return (
             f"# {self.config.run.name}\n\nA semi-autoregressive hybrid language model, trained with `hybrid` on "
             f"{title(self.config.data.corpus)}.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
-            'lm = hybrid.load("this/folder")\nids = lm.generate([lm.tokenizer.encode("The ")], 64).tokens[0]\n'
+            'lm = hybrid.load("this/folder")\nids = lm.generate("The ", 64).sequences[0]\n'
             "print(lm.tokenizer.decode(ids))\n```\n"
         )
 
@@ -217,7 +264,9 @@ class LanguageModel:
         trained = self.block_sizes
         if value is None:
             return min(trained[0], length)
-        resolve_block_sizes(value, self.config.data.seq_len, "block_size")
+        if not isinstance(value, str):
+            value = integer("block_size", value, *SEEDS)  # no list, and no bool
+        (value,) = resolve_block_sizes(value, self.config.data.seq_len, "block_size")
         if value not in trained:
             known = ", ".join(map(str, trained))
             warnings.warn(f"block_size: {value} was not trained (trained: {known})", stacklevel=3)
@@ -225,7 +274,11 @@ class LanguageModel:
 
     def _planner(self, planner: LanguageModel | str | Path, block_size: int) -> Transformer:
         if not isinstance(planner, LanguageModel):
-            planner = load(planner, str(self.device), self.precision)
+            try:
+                planner = load(path_of("planner", planner), str(self.device), self.precision)
+            except ValueError as error:
+                reason = str(error).removeprefix("planner: ").removeprefix("checkpoint: ")
+                raise ValueError(f"planner: {reason}") from None
         theirs, ours = (f"{lm.tokenizer.name} {lm.tokenizer.fingerprint}" for lm in (planner, self))
         if theirs != ours:
             raise ValueError(
@@ -269,13 +322,14 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    found = checkpoint.find_checkpoint(path).absolute()
+    found = checkpoint.find_checkpoint(path_of("path", path)).absolute()
+    where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
+    pick("precision", precision, PRECISIONS)
     home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
     config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
     tokenizer = load_tokenizer(home / "tokenizer")
-    where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     load_state(model, load_group(found, weights))

@@ -49,8 +49,8 @@ class Polynomial:
     power: float = option(2.0, "exponent; above 0")
 
     def __post_init__(self) -> None:
-        if not self.power > 0:
-            raise ValueError(f"power: {self.power} is not above 0")
+        if not 0 < self.power < math.inf:
+            raise ValueError(f"power: {self.power} is not a finite number above 0")
 
     def masked(self, t: Tensor) -> Tensor:
         return t**self.power

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.atomic import has_mark, to_json, write_text_atomic
-from hybrid.decoding.engine import Change, Engine, Progress
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.results import Change, Progress
 from hybrid.tokenizer import Tokenizer
 
 _MARK = "<!-- The unmasking of a text, step by step; edits are lost when the command runs again. -->"
@@ -41,7 +42,7 @@ class TracedText:
 
 
 class Trace:
-    """Records what an engine generates: `texts`."""
+    """Records what an engine generates, in one batch or several: `texts`."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
@@ -51,15 +52,17 @@ class Trace:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
     ) -> Iterator[Progress]:
         """`Engine.stream`, recorded as far as it is followed."""
-        self.texts = [TracedText(list(prompt), len(prompt)) for prompt in prompts]
-        for progress in self.engine.stream(prompts, max_new_tokens, keys, watch=self._note):
-            for text, (_, end) in zip(self.texts, progress.spans, strict=True):
+        texts = [TracedText(list(prompt), len(prompt)) for prompt in prompts]
+        self.texts += texts
+
+        def note(text: int, change: Change) -> None:
+            if change.revealed or change.remasked:
+                texts[text].steps.append(change)
+
+        for progress in self.engine.stream(prompts, max_new_tokens, keys, watch=note):
+            for text, (_, end) in zip(texts, progress.spans, strict=True):
                 text.end = end
             yield progress
-
-    def _note(self, text: int, change: Change) -> None:
-        if change.revealed or change.remasked:
-            self.texts[text].steps.append(change)
 
 
 def check_path(path: Path) -> None:
@@ -90,7 +93,7 @@ def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[st
 
 def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> dict[str, Any]:
     """What the page shows, small: tokens are spelled once, and steps are what they changed."""
-    ids = {token for text in trace.texts for token in text.prompt}
+    ids = {token for text in trace.texts for token in text.prompt} - {trace.engine.model.mask_token_id}
     ids |= {token for text in trace.texts for step in text.steps for _, token, _ in step.revealed}
     return {
         "facts": facts,
@@ -99,7 +102,7 @@ def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> di
         "vocabulary": {token: _spelled(tokenizer.piece(token)) for token in sorted(ids)},
         "texts": [
             {
-                "prompt": text.prompt,
+                "prompt": [-1 if token == trace.engine.model.mask_token_id else token for token in text.prompt],
                 "end": text.end,
                 "steps": [
                     [step.nfe, [[position, token, round(p, 4)] for position, token, p in step.revealed], step.remasked]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hybrid.continuation import continuation
 from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.shared import generate_shared
@@ -222,8 +223,8 @@ class Sampler:
         result = generate_shared(self.engine, ids, min(self.max_new_tokens, room), self.ranks)
         n = sum(len(tokens) for tokens in result.tokens)
         texts = [
-            f"--- {prompt!r}\n{prompt}{self.tokenizer.decode(new)}\n"
-            for prompt, new in zip(self.prompts, result.tokens, strict=True)
+            f"--- {prompt!r}\n{prompt}{continuation(self.tokenizer, before, new)}\n"
+            for prompt, before, new in zip(self.prompts, ids, result.tokens, strict=True)
         ]
         figures = {"gen/tokens_per_second": n / result.seconds, "gen/tokens_per_forward": n / max(result.nfe, 1)}
         return "\n".join(texts), figures

@@ -11,6 +11,8 @@ import pytest
 from conftest import Configure
 
 from hybrid.config import to_yaml
+from hybrid.report.groups import Group, gather
+from hybrid.report.record import find_runs
 
 Make = Callable[..., Path]
 AUTOREGRESSIVE = ("objective.block_size=1", "model.context=causal", "model.prediction=next_token")
@@ -78,3 +80,18 @@ def make_run(tmp_path: Path, configure: Configure) -> Make:
 def sizes_of(config: Any) -> list[int]:
     sizes = config.objective.block_size
     return sizes if isinstance(sizes, list) else [sizes]
+
+
+def groups_in(folder: Path) -> list[Group]:
+    """Of all runs below a folder."""
+    return gather(find_runs([folder])[0])
+
+
+def lines_of(figure: Any) -> dict[str, list[tuple[float, float]]]:
+    """Label -> the points of the lines of a figure that are in its legend."""
+    (axes,) = figure.axes
+    return {
+        line.get_label(): list(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
+        for line in axes.get_lines()
+        if not line.get_label().startswith("_") and len(line.get_xdata())
+    }

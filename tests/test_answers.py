@@ -12,7 +12,8 @@ from toy import toy_model
 from hybrid.answers import score
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS
-from hybrid.decoding.engine import Engine, Generation
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.results import Generation
 from hybrid.options import build
 from hybrid.packing import Counts
 

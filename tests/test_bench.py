@@ -7,6 +7,7 @@ import torch
 from conftest import Command
 from toy import random_tokens, toy_model
 
+from hybrid.bench import cost, generation, parts, training
 from hybrid.bench.baselines import (
     Causal,
     Dense,
@@ -17,11 +18,13 @@ from hybrid.bench.baselines import (
     straightforward_loss,
 )
 from hybrid.bench.cost import count_flops
+from hybrid.config import load_config
 from hybrid.decoding import FirstHitting
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.network import Network
 from hybrid.noise import Keys
 from hybrid.objective import Count, masked_loss
+from hybrid.timing import Timing
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 12])
@@ -75,6 +78,85 @@ def test_flops_of_a_product_and_of_attention():
     assert count_flops(lambda: torch.randn(5, 7) @ torch.randn(7, 11)) == 2 * 5 * 7 * 11
     attention = torch.nn.functional.scaled_dot_product_attention
     assert count_flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 3 * 8 * 20 * 16
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> training.Setting:
+    """Variants are not run, but take 1, 2, 3, ... seconds in the order of their names in the table."""
+
+    def timed(variants, repeats, device):
+        return {name: Timing([float(i), 99.0, 0.5]) for i, name in enumerate(variants, start=1)}
+
+    for module in (training, generation, parts):
+        monkeypatch.setattr(module, "interleave", timed)
+    monkeypatch.setattr(training, "matmul_rate", lambda device, dtype: 1e6)
+    monkeypatch.setattr(generation, "bandwidth", lambda device: 1e6)
+    config = load_config(None, SMALL)
+    return training.Setting(config.model, 11, 16, 2, 4, "fp32", "cpu")
+
+
+def test_ratios_of_training_are_speeds(setting: training.Setting) -> None:
+    """Above 1 is faster; of a variant that takes t seconds, where the first takes 1 and the last one 5."""
+    rows = training.measure(setting, 1, False)
+    assert [row["variant"] for row in rows[:1] + rows[-1:]] == [training.AUTOREGRESSIVE, training.STRAIGHTFORWARD]
+    assert [row["of autoregressive"] for row in rows] == [1.0, 0.5, 0.333, 0.25, 0.2]
+    assert [row["of straightforward"] for row in rows] == [5.0, 2.5, 1.667, 1.25, 1.0]
+    assert [row["tokens/s"] for row in rows] == [32, 16, 11, 8, 6]
+    assert [row["ms"] for row in rows] == [1000.0, 2000.0, 3000.0, 4000.0, 5000.0]
+    flops = [count_flops(training.make_step(setting, row["variant"])) for row in rows]
+    assert [row["of matmul rate"] for row in rows] == [round(f / t / 1e6, 3) for t, f in enumerate(flops, start=1)]
+
+
+def test_rates_of_a_machine_are_those_of_the_best_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(variants, repeats, device):
+        return {name: Timing([4.0, 2.0, 3.0]) for name in variants}
+
+    monkeypatch.setattr(cost, "interleave", timed)
+    device = torch.device("cpu")
+    assert cost.matmul_rate(device, torch.float32, size=8) == 2 * 8**3 / 2
+    assert cost.bandwidth(device, n_bytes=4096) == 2048
+
+
+def test_flops_of_attention_backwards_are_five_products() -> None:
+    q, k = torch.randn(2, 3, 8, 16, requires_grad=True), torch.randn(2, 3, 20, 16, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    product = 2 * 2 * 3 * 8 * 20 * 16
+    assert count_flops(lambda: attention(q, k, k).sum().backward()) == (2 + 5) * product
+
+
+def test_ratios_of_generation_are_speeds(setting: training.Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoTime(generation.Clock):
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(generation, "Clock", NoTime)  # the network takes none of it
+    rows = generation.measure(setting, 16, [3], 1, False)
+    expected = ["autoregressive, cache", "1 a step", "4 a step"]
+    assert [row["variant"] for row in rows] == [f"{name}, {p}" for p in ("fp32", "bf16") for name in expected]
+    assert [row["of the best autoregressive"] for row in rows] == [1.0, 0.5, 0.33, 0.25, 0.2, 0.17]
+    assert [row["tokens/s"] for row in rows] == [48, 24, 16, 12, 10, 8]
+    assert [row["forwards"] for row in rows] == [16, 16, 4] * 2
+    assert [row["engine's share"] for row in rows] == [None, 1.0, 1.0] * 2
+    assert [row["ms per forward"] for row in rows] == [62.5, 125.0, 750.0, 250.0, 312.5, 1500.0]
+    model = setting.build("in_place", training=False)
+    read = model.n_parameters() - model.embedding.weight.numel()
+    cache = 3 * 8 * 2 * model.config.kv_heads * model.config.head_width  # three texts, on average half written
+    n_bytes = [4, 4, 4, 2, 2, 2]
+    shares = [n * (read + cache) * row["forwards"] / t for t, (n, row) in enumerate(zip(n_bytes, rows, strict=True), 1)]
+    assert [row["of bandwidth"] for row in rows] == [round(share / 1e6, 3) for share in shares]
+
+
+def test_ratios_of_parts_are_speeds(setting: training.Setting) -> None:
+    rows = parts.attention(setting, 1)
+    assert [row["times as fast as dense"] for row in rows] == [2.0, 1.0, 0.67], "the second one is dense"
+    rows = parts.head(setting, 1)
+    assert [(row["head"], row["of plain"]) for row in rows[:2]] == [("ours, in chunks", 2.0), ("plain", 1.0)]
+    rows = parts.growth(setting, 1)
+    assert {(row["ms"], row["autoregressive, ms"], row["of autoregressive"]) for row in rows} == {(2000.0, 1000.0, 0.5)}
+    assert [row["tokens/s"] for row in parts.data(setting, 1)] == [32, 16, 11]
 
 
 SMALL = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "data.seq_len=16", "trainer.batch_tokens=32"]

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import Configure
 
-from hybrid.console import UNKNOWN, Console
-from hybrid.decoding.engine import Progress
+from hybrid.console import UNKNOWN, Console, Texts
+from hybrid.decoding.results import Progress
+from hybrid.terminal import printable, wrapped
 from hybrid.tokenizer import ByteTokenizer, CharTokenizer
 
 MASK = 257
@@ -43,10 +44,10 @@ class Terminal(io.StringIO):
         return lines
 
 
-def progress_of(rows: list[list[int]], nfe: int, done: bool) -> Progress:
+def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) -> Progress:
     width = max(map(len, rows))
     text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return Progress(nfe, done, text, [(0, len(row)) for row in rows])
+    return Progress(nfe, done, text, [(n_prompt, len(row)) for row in rows])
 
 
 def follow(steps: list[list[list[int]]], prompt: str, stops: list[str] | None = None, live: bool = True):
@@ -122,3 +123,48 @@ def test_the_console_works_with_other_tokenizers(configure: Configure) -> None:
     texts = console.follow(iter([progress_of([[0, 1, tokenizer.end_of_text]], 3, True)]), 1)
     assert texts.texts == ["ab"] and texts.statistics()["tokens"] == 3
     assert torch.tensor(texts.statistics()["tokens_per_forward"]).item() == 1.0
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_only_control_characters_are_replaced() -> None:
+    """Joiners, ideographic spaces, variation selectors and marks of direction are part of a text."""
+    family, persian = "\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    text = f"{family} \u4e00\u3000\u4e8c {persian} \u2764\ufe0f \u200f\U000e0100\ue000"
+    assert printable(text) == text
+    assert printable("a\x1b[2J\x07\x9b\x7f\0\r\tb\n\ud800") == "a [2J     \tb\n "
+    _, terminal = follow([[list(text.encode())]], "")
+    assert terminal.getvalue().endswith(f"\x1b[J{text}\n")
+
+
+def test_what_is_joined_counts_once_and_stays_together() -> None:
+    family, dark = "\U0001f468\u200d\U0001f469\u200d\U0001f467\ufe0f", "\U0001f44d\U0001f3ff"
+    assert wrapped(family * 3, 4) == [family * 2, family]
+    assert wrapped(dark * 3, 4) == [dark * 2, dark]
+    assert wrapped("\u2764\ufe0f" * 3, 4) == ["\u2764\ufe0f" * 2, "\u2764\ufe0f"]
+    assert wrapped("\u0645\u200c\u062e" * 2, 2) == ["\u0645\u200c\u062e"] * 2
+    assert wrapped("e\u0301" * 3, 2) == ["e\u0301" * 2, "e\u0301"]
+    assert wrapped("\u1112\u1161\u11ab" * 2, 2) == ["\u1112\u1161\u11ab"] * 2
+    assert wrapped("", 4) == [""] and wrapped("\u4e00", 1) == ["\u4e00"]
+    assert wrapped("a\u3000b", 3) == ["a\u3000", "b"]
+
+
+def test_tokens_behind_a_stop_are_not_counted_and_each_end_has_its_reason() -> None:
+    text = torch.tensor([[*b"abENDx"], [*b"abcdef"], [*b"ab", 256, 0, 0, 0]])
+    done = Progress(6, True, text, [(0, 6), (0, 6), (0, 3)], ["length", "length", "end_of_text"])
+    texts = Console(ByteTokenizer(), MASK, "", ["END"]).follow(iter([done]), 3)
+    assert texts.texts == ["ab", "abcdef", "ab"] and texts.finish_reasons == ["stop", "length", "end_of_text"]
+    assert texts.n_tokens == texts.statistics()["tokens"] == 2 + 6 + 3
+    nothing = Console(ByteTokenizer(), MASK, "").follow(iter(()), 2)
+    assert nothing.texts == ["", ""] and nothing.finish_reasons == ["length"] * 2 and nothing.n_tokens == 0
+
+
+@pytest.mark.usefixtures("small_terminal")
+def test_batches_follow_each_other_on_the_screen() -> None:
+    terminal = Terminal()
+    console = Console(ByteTokenizer(), MASK, "> ", [], True, terminal)
+    parts = [console.follow(iter([progress_of([[MASK], [MASK]], 1, False), progress_of(rows, 2, True)]), 2)
+             for rows in ([[*b"a"], [*b"b"]], [[*b"c"], [*b"d"]])]  # fmt: skip
+    assert terminal.screen(20) == ["> a", "---", "> b", "---", "> c", "---", "> d", ""]
+    both = Texts.one_after_another(parts)
+    assert both.texts == ["a", "b", "c", "d"] and (both.n_tokens, both.nfe) == (4, 4)
+    assert both.finish_reasons == ["length"] * 4

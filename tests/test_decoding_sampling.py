@@ -26,6 +26,30 @@ def test_proposals_follow_the_distribution():
         assert chi_square_alarm(counts[keep], probabilities[keep]) > 1e-5
 
 
+def by_hand(probabilities: list[float], temperature: float, top_k: int | None, top_p: float | None) -> list[float]:
+    """Temperature, then the k most probable, then the fewest of these whose share is at least p."""
+    left = {token: p ** (1 / temperature) for token, p in enumerate(probabilities)}
+    best = sorted(left, key=lambda token: -left[token])[:top_k]
+    total, mass, kept = sum(left[token] for token in best), 0.0, []
+    for token in best:
+        if top_p is None or mass < top_p * total:
+            kept.append(token)
+        mass += left[token]
+    total = sum(left[token] for token in kept)
+    return [left[token] / total if token in kept else 0.0 for token in range(len(probabilities))]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 6, 20])
+@pytest.mark.parametrize("top_p", [None, 0.3, 0.75, 1.0])
+def test_temperature_top_k_and_top_p_act_one_after_the_other(temperature, top_k, top_p):
+    """top_p is a share of what temperature and top_k leave: 7 random distributions of 8 tokens."""
+    log_probs = (2 * torch.randn(7, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).log_softmax(-1)
+    got = Sampling(temperature, top_k, top_p).truncate(log_probs).softmax(-1)
+    expected = [by_hand(row, temperature, top_k, top_p) for row in log_probs.exp().tolist()]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
 def test_the_token_that_crosses_top_p_is_in():
     log_probs = torch.tensor([[0.5, 0.3, 0.2]]).log()
     assert Sampling(top_p=0.6).truncate(log_probs).isfinite().tolist() == [[True, True, False]]

@@ -1,13 +1,26 @@
 """The experiment that measures estimators: what it reports is what enumeration says."""
 
+import itertools
+
 import pytest
 import torch
 from toy import random_tokens, toy_model
 
 from hybrid.data import Batch
-from hybrid.experiments.estimators import contenders, figure, gradient_norms, measure_all, repeat, table
+from hybrid.experiments.estimators import (
+    REFERENCE,
+    Measured,
+    _summary,
+    contenders,
+    figure,
+    gradient_norms,
+    measure_all,
+    repeat,
+    table,
+)
 from hybrid.likelihood import enumerated_bound, mask_table
-from hybrid.objective import Count, Masking, masked_loss
+from hybrid.noise import Keys
+from hybrid.objective import Count, Masking, Objective, masked_loss
 
 
 def batch_of(rows: int, length: int, seed: int = 0) -> Batch:
@@ -30,6 +43,45 @@ def test_mean_and_variance_are_the_enumerated_ones():
     variance = (second - bound**2) / 2
     assert 0.75 < float(losses.var()) / variance < 1.25
     assert signal > 0 and (squares > 0).all()
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_the_signal_is_that_of_the_expected_gradient_without_the_noise_of_its_mean(repeats):
+    """The mean of g_i g_j over pairs of different repeats has that expectation, |E g|^2; and it is the same number."""
+    model, batch = toy_model(), batch_of(2, 6)
+    losses, squares, signal = repeat(model, batch, Count(), True, 3, repeats, seed=5)
+    gradients = []
+    for step in range(repeats):
+        loss = Objective(Count(), draws=2).loss(model, batch, Keys(5, step, torch.arange(2), 0, 2), 3).total / 12
+        assert float(losses[step]) == pytest.approx(float(loss.detach()))
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    pairs = [float(a @ b) for a, b in itertools.permutations(gradients, 2)]
+    assert signal == pytest.approx(sum(pairs) / len(pairs), rel=1e-6)
+    mean = sum(gradients) / repeats
+    assert squares.tolist() == pytest.approx([float((g - mean) @ (g - mean)) for g in gradients])
+
+
+def test_a_summary_by_hand():
+    """Losses 1, 2, 3, 6: mean 3, squared distances 4, 1, 0, 9."""
+    losses = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    squares = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    got = _summary("count", 4, False, losses, squares, 0.5, 2.0)
+    variance = 14 / 3
+    assert (got.mean, got.loss_variance, got.gradient_variance) == pytest.approx((3.0, variance, 10 / 3))
+    assert got.stderr == pytest.approx((variance / 4) ** 0.5)
+    assert got.deviation == pytest.approx((3.0 - 2.0) / got.stderr)
+    assert got.loss_variance_error == pytest.approx((sum((s - 3.5) ** 2 for s in (4, 1, 0, 9)) / 3 / 4) ** 0.5)
+    assert got.gradient_variance_error == pytest.approx((5 / 3 / 4) ** 0.5)
+
+
+def test_the_least_gradient_variance_comes_first():
+    def measured(name, variance, loss_variance=1.0, size=4, signal=2.0):
+        return Measured(name, size, "clipped" in name, 1.0, 0.1, 0.5, loss_variance, 0.2, variance, 0.4, signal)
+
+    results = [measured(REFERENCE, 8.0, 2.0), measured("count", 2.0), measured("clipped", 4.0, signal=-1.0)]
+    rows = table([*results, measured("count", 9.0, size=8)], 4).rows
+    assert [row[0] for row in rows] == ["count", "clipped (biased)", REFERENCE]
+    assert rows[0][3:] == ("1", "0.500 ± 0.100", "0.250 ± 0.050", "1") and rows[1][-1] == "-"
 
 
 def test_gradient_norms_are_those_of_the_losses_by_count():

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, Command, Configure, _module
 
 import hybrid
+from hybrid import counter
 from hybrid.console import Console
 from hybrid.decoding import DECODERS
 from hybrid.ranks import Ranks
@@ -77,6 +78,84 @@ def test_prompts_from_a_file_and_from_standard_input(command: Command, trained: 
     assert text_of(command, trained, "--prompt-file", tmp_path / "prompt.txt") == direct
     assert text_of(command, trained, "--prompt", "-", stdin=b"The list\n") == direct
     assert text_of(command, trained, "--prompt-file", "-", stdin=b"The list\n") == direct
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--prompt-file"])
+def test_one_rule_for_the_text_of_prompts(flag: str, command: Command, trained: Path, tmp_path: Path) -> None:
+    """A byte order mark at the start and one line end at the end are dropped, as in training; nothing else is."""
+    for content, prompt in (
+        (b"\xef\xbb\xbfThe list\r\n", "The list"),
+        (b"The\nlist\n\n", "The\nlist\n"),
+        (b"The list ", "The list "),
+        (b"\n", ""),
+        (b"", ""),
+    ):
+        (tmp_path / "prompt.txt").write_bytes(content)
+        word = "-" if flag == "--prompt" else tmp_path / "prompt.txt"
+        told = json.loads(text_of(command, trained, flag, word, "--max-new-tokens", 1, "--json", stdin=content))
+        assert told["prompt"] == prompt
+    # Line ends inside are kept too: this vocabulary has no carriage return to encode.
+    (tmp_path / "prompt.txt").write_bytes(b"The\r\nlist\r\n")
+    word = "-" if flag == "--prompt" else tmp_path / "prompt.txt"
+    error = command("generate.py", "--checkpoint", trained, flag, word, stdin=b"The\r\nlist\r\n").error
+    assert "U+000D) at position 3" in error
+
+
+def test_the_batch_size_changes_no_text(command: Command, trained: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "The", "--num-samples", 5, "--max-new-tokens", 9, "--stop", "e", "--json"]
+    whole = json.loads(text_of(command, trained, *words))
+    for size in (1, 2, 5):
+        page = tmp_path / "page.html"
+        told = json.loads(text_of(command, trained, *words, "--batch-size", size, "--trace", page))
+        for key in ("texts", "finish_reasons", "tokens"):
+            assert told[key] == whole[key]
+        assert told["forwards"] >= whole["forwards"] and (size < 5 or told["forwards"] == whole["forwards"])
+        data = json.loads(re.findall(r'id="data">(.*?)</script>', page.read_text("utf-8"), re.S)[0])
+        assert len(data["texts"]) == 5 and all(text["steps"] for text in data["texts"])
+        assert data["facts"]["forwards"] == told["forwards"] and data["facts"]["tokens"] == told["tokens"]
+
+
+def test_batches_of_all_ranks_are_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = _module("generate.py")
+    words = ["generate.py", "--checkpoint", "x", "--num-samples", "11", "--batch-size", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    arguments = module.parse()
+    alone = [key for keys in module.batches_of_keys(arguments, [1, 2], Ranks()) for key in keys]
+    assert len(set(alone)) == 11 and alone == counter.row_keys([[1, 2]] * 11)
+    for world in (2, 3, 20):
+        shares = [list(module.batches_of_keys(arguments, [1, 2], Ranks(rank, world))) for rank in range(world)]
+        assert all(len(keys) <= 2 for share in shares for keys in share)
+        assert sorted(key for share in shares for keys in share for key in keys) == sorted(alone)
+
+
+def test_why_each_text_ended_and_what_was_counted(command: Command, trained: Path) -> None:
+    words = ["--seed", 3, "--num-samples", 4, "--json"]
+    lm = hybrid.load(trained)
+    whole = lm.generate([[]] * 4, 32, seed=3, decoder=lm.config.decoder)
+    told = json.loads(text_of(command, trained, *words))
+    assert told["finish_reasons"] == whole.finish_reasons and told["tokens"] == sum(map(len, whole.tokens))
+    stop = told["texts"][0][3:5]
+    cut = json.loads(text_of(command, trained, *words, "--stop", stop))
+    assert cut["finish_reasons"] == [
+        "stop" if stop in text else reason for text, reason in zip(told["texts"], whole.finish_reasons, strict=True)
+    ]
+    n = [len(new) if stop not in text else len(kept)  # a token is a character here
+         for new, text, kept in zip(whole.tokens, told["texts"], cut["texts"], strict=True)]  # fmt: skip
+    assert cut["tokens"] == sum(n)
+
+
+def test_documents_that_are_joined_are_told_apart(command: Command, trained: Path) -> None:
+    lm = hybrid.load(trained)
+    end = lm.tokenizer.end_of_text
+    options = {"decoder": lm.config.decoder, "stop_at_end": False, "temperature": 2.0}
+    rows = lm.generate([[]] * 20, 32, **options).tokens
+    words = ["--num-samples", 20, "--ignore-end-of-text", "--temperature", 2]
+    texts = json.loads(text_of(command, trained, *words, "--json"))["texts"]
+    assert sum(end in row[:-1] for row in rows) > 3
+    for row, text in zip(rows, texts, strict=True):
+        spelled = "".join("<|endoftext|>" if token == end else lm.tokenizer.decode([token]) for token in row)
+        assert text == (spelled if row[-1] != end else spelled.removesuffix("<|endoftext|>"))
+    assert text_of(command, trained, *words) == "\n---\n".join(texts) + "\n"
 
 
 def test_by_default_the_context_is_filled(command: Command, trained: Path) -> None:
@@ -228,7 +307,21 @@ BAD = [
     ("--top-p 0", r"top_p: 0.0 must be in \(0, 1\]"),
     ("--top-p 1.5", r"top_p: 1.5 must be in \(0, 1\]"),
     ("--guidance -1", "guidance: -1.0 must be a finite number of at least 0"),
-    ("--planner no/such/run", "no/such/run does not exist"),
+    ("--planner no/such/run", "^error: planner: no/such/run does not exist"),
+    ("--temperature 1e-320", "temperature: 1e-320 must be a finite number of at least 0"),
+    ("--guidance 1e300", "guidance: 1e[+]300 must be"),
+    ("--seed 9223372036854775808", "seed: 9223372036854775808 must be an integer of 64 bits"),
+    ("--decoder margin name=p2", "decoder: 'name=p2' is no option; the name stands before the options"),
+    ("--decoder margin threshold=.nan", "decoder.threshold: nan must be from 0 to 1"),
+    ("--decoder margin threshold=-1", "decoder.threshold: -1.0 must be from 0 to 1"),
+    ("--decoder confidence threshold=2", "decoder.threshold: 2.0 must be from 0 to 1"),
+    ("--num-samples 100000000000", "--num-samples: 100000000000 are too many for one command; ask for at most 1000000"),
+    ("--num-samples 1e11", "--num-samples: invalid int value: '1e11'"),
+    ("--batch-size 0", "--batch-size: 0 must be at least 1"),
+    ("--slide --max-new-tokens 100000000000", "max_new_tokens: 100000000000 new tokens .* exceed 1048576"),
+    ("--infill --prompt the", "--infill: the prompt has no gap"),
+    ("--infill --prompt the<gap:0>", "--infill: '<gap:0>' is no gap of 1 to 32 tokens"),
+    ("--infill --prompt the<gap:2>the", r"gap at token 3 of prompt 0 .* block_size=8 would do \(it was not trained\)"),
     ("--num-samples 0", "--num-samples: 0 must be at least 1"),
     ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
     ("--max-new-tokens 33", "exceed the context of 32"),

@@ -13,6 +13,7 @@ import torch
 
 import hybrid
 from hybrid.judge import HuggingFaceJudge, HybridJudge, Reading, load_judge
+from hybrid.model.two_stream import two_stream_hidden
 
 TEXTS = ["The value of a list is set.", "And when no key exists", "", "The name"]
 LONG = "When no key exists by its name returns the value of a list."  # more than the context of either judge
@@ -93,9 +94,38 @@ def test_features_see_the_whole_text(judge: HybridJudge, kind: str) -> None:
         assert np.abs(judge.read([other]).features[0] - base).max() > 1e-6, i
 
 
+def test_features_are_means_of_the_states_that_predict_each_token(judge: HybridJudge) -> None:
+    """With every other token masked, the even ones first; at block size 1 each is predicted from those before it."""
+    ids = torch.tensor([judge.lm.tokenizer.encode("The name of a")])
+    for one, size in ((judge, 1), (masked_only(judge), 4)):
+        states = torch.zeros(ids.shape[1], judge.lm.config.model.dim)
+        for first in range(2):
+            masked = (torch.arange(ids.shape[1]) % 2 == first)[None, None]
+            with torch.no_grad():
+                states[masked[0, 0]] = two_stream_hidden(judge.lm.model, ids, masked, size)
+        got = one.read(["The name of a"]).features[0]
+        np.testing.assert_allclose(got, states.mean(0).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_bound_is_that_of_eight_draws(judge: HybridJudge) -> None:
+    other, ids = masked_only(judge), torch.tensor([judge.lm.tokenizer.encode(TEXTS[0])])
+    expected, reading = judge.lm.nll(ids, 4, "bound", draws=8), other.read([TEXTS[0]])
+    assert reading.nats[0] == pytest.approx(float(expected.nll)) and reading.tokens[0] == ids.numel()
+    assert reading.stderr[0] == pytest.approx(float(expected.stderr))
+
+
 def test_nothing_to_read(judge: HybridJudge) -> None:
     reading = judge.read(["", ""])
     assert math.isnan(reading.gen_ppl) and math.isnan(reading.nats_per_byte) and not reading.features.any()
+
+
+def test_figures_over_several_texts_by_hand() -> None:
+    """Sums over all texts, not means of theirs; errors of independent noise add in quadrature."""
+    nats, stderr, tokens, n_bytes = map(np.array, ([4.0, 6.0, 0.0], [0.3, 0.4, 0.0], [2, 3, 0], [8, 12, 0]))
+    reading = Reading(nats, stderr, tokens, n_bytes, np.zeros((3, 2)), tokens > 9)
+    assert reading.nats_per_token == pytest.approx(10 / 5) and reading.nats_per_byte == pytest.approx(10 / 20)
+    assert reading.stderr_per_token == pytest.approx(0.5 / 5)  # the root of 0.09 + 0.16
+    assert reading.gen_ppl == pytest.approx(math.exp(2))
 
 
 def test_a_judge_that_finds_a_text_impossible() -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.likelihood import row_nll
+from hybrid.likelihood import mask_table, mean_and_error, monte_carlo, row_nll
 from hybrid.model.two_stream import two_stream_hidden
+from hybrid.noise import Keys
+from hybrid.objective import Count
 
 
 def conditional(model, tokens, known, position, block_size):
@@ -71,6 +73,33 @@ def test_monte_carlo_agrees_with_all_masks_and_knows_its_error():
     assert 0.7 < z.std() < 1.4, "64 z-scores; beyond these ends with probability about 1e-4"
 
 
+def test_a_draw_of_the_bound_is_its_masks_times_their_weights():
+    """L m_n of each block, with the loss of exactly these masks from the table of all masks."""
+    model, tokens = toy_model(), random_tokens(3, 8)
+    everything, keys = torch.ones_like(tokens, dtype=torch.bool), torch.tensor([5, 6, 7])
+    masked = Count().draw(Keys.of_rows(9, keys), everything, 4, 6, True).masked  # (b, D, N)
+    expected = torch.zeros(3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for block, (table, _) in enumerate(mask_table(model, tokens, 4, None, everything)):
+            here = masked[..., 4 * block : 4 * block + 4]
+            subset = (here.long() << torch.arange(4)).sum(-1)
+            losses = -table.gather(1, subset[..., None].expand(-1, -1, 4)).sum(-1)
+            expected += 4 * losses / here.sum(-1)
+        values, _ = monte_carlo(model, tokens, 4, 6, 9, None, everything, keys)
+        got = row_nll(model, tokens, 4, draws=6, seed=9, keys=keys)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(got.nll, expected.mean(1))
+    torch.testing.assert_close(got.stderr, expected.std(1) / math.sqrt(6))
+
+
+def test_the_error_of_a_mean_of_draws_by_hand():
+    """The unbiased variance of the draws over their number: of 1 and 3, sqrt(2 / 2)."""
+    values = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 5.0]], dtype=torch.float64)
+    mean, error = mean_and_error(values[:, :2])
+    assert mean.tolist() == [2.0, 5.0] and error.tolist() == pytest.approx([1.0, 0.0])
+    assert mean_and_error(values)[1].tolist() == pytest.approx([math.sqrt(1 / 3), 0.0])
+
+
 def test_one_draw_has_no_error_and_rows_do_not_depend_on_their_company():
     model, tokens = toy_model(), random_tokens(6, 8)
     with torch.no_grad():
@@ -82,6 +111,19 @@ def test_one_draw_has_no_error_and_rows_do_not_depend_on_their_company():
     assert row_nll(model, tokens, 4).stderr.isnan().all()
     repeated = row_nll(model, tokens[:1].repeat(5, 1), 4).nll
     assert len(set(repeated.tolist())) == 5, "copies of a row get noise of their own"
+
+
+@pytest.mark.parametrize("block_size, method, draws", [(1, "exact", 1), (4, "enumerate", 1), (4, "bound", "all")])
+def test_given_tokens_are_context_and_do_not_count(block_size, method, draws):
+    """The chain rule: a row is its first block, and the rest given that."""
+    model, tokens = toy_model(), random_tokens(3, 10)
+    first = (torch.arange(10) < 4).expand(3, -1)
+    with torch.no_grad():
+        whole, head, rest = (
+            row_nll(model, tokens, block_size, method, draws, is_target=target) for target in (None, first, ~first)
+        )
+    torch.testing.assert_close(head.nll + rest.nll, whole.nll)
+    assert (whole.tokens.tolist(), head.tokens.tolist(), rest.tokens.tolist()) == ([10] * 3, [4] * 3, [6] * 3)
 
 
 def test_methods_refuse_what_they_are_not():

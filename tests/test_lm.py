@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -154,7 +156,7 @@ def test_what_nll_refuses(arguments: dict, message: str, lm: hybrid.LanguageMode
 
 def test_what_generate_refuses(lm: hybrid.LanguageModel) -> None:
     for prompts, new, options, message in (
-        ([[1], [lm.mask_token_id]], 4, {}, r"token \d+ of prompt 1 is not in the vocabulary"),
+        ([[1], [lm.mask_token_id + 1]], 4, {}, r"token \d+ of prompt 1 is not in the vocabulary"),
         ([[1] * 30], 3, {}, "exceed the context of 32"),
         ([[1]], -1, {}, "must be an integer of at least 0"),
         ([[1]], 4, {"block_size": 33}, "block_size: 33 is larger"),
@@ -194,6 +196,45 @@ def test_logits_give_the_likelihood_of_block_size_1(lm: hybrid.LanguageModel, to
     torch.testing.assert_close(lm.nll(tokens, 1, "exact").nll, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.fixture
+def joined_and_apart(lm: hybrid.LanguageModel) -> tuple[hybrid.LanguageModel, hybrid.LanguageModel]:
+    """A model whose predictions depend much on what it sees, without and with data.document_mask."""
+    joined = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
+    with torch.no_grad():
+        joined.model.embedding.weight.mul_(20)
+        joined.model.head_matrix().mul_(20)
+    data = dataclasses.replace(lm.config.data, document_mask=True)
+    return joined, dataclasses.replace(joined, config=dataclasses.replace(lm.config, data=data))
+
+
+def test_with_document_mask_each_document_has_the_likelihood_that_it_has_alone(
+    joined_and_apart: tuple[hybrid.LanguageModel, hybrid.LanguageModel], tokens: Tensor
+) -> None:
+    """Positions are relative and the first document ends where a block does, so its end changes nothing else."""
+    (joined, apart), end = joined_and_apart, joined_and_apart[0].tokenizer.end_of_text
+    rows = tokens.masked_fill(tokens == end, 1)
+    rows[:, 7] = end
+    ways = [(1, "exact", {}), (4, "bound", {"draws": "all"}), (4, "enumerate", {}), (4, "best_order", {})]
+    for size, method, options in [*ways, (4, "policy", {"decoder": "margin"})]:
+        expected = sum(joined.nll(part, size, method, **options).nll for part in (rows[:, :8], rows[:, 8:]))
+        torch.testing.assert_close(apart.nll(rows, size, method, **options).nll, expected, rtol=1e-5, atol=1e-5)
+        seen = joined.nll(rows, size, method, **options).nll
+        assert ((seen - expected).abs() > 0.1).all(), "the first document would have mattered"
+    torch.testing.assert_close(apart.logits(rows)[:, 8:], joined.logits(rows[:, 8:]), rtol=1e-4, atol=1e-4)
+
+
+def test_with_document_mask_only_the_last_document_of_a_prompt_is_continued(
+    joined_and_apart: tuple[hybrid.LanguageModel, hybrid.LanguageModel],
+) -> None:
+    (joined, apart), prompts = joined_and_apart, [[4, 2], [], [3, 1, 1, 5, 2]]
+    longer = [[1, 2, 3, joined.tokenizer.end_of_text, *prompt] for prompt in prompts]
+    options = {"decoder": "left_to_right", "temperature": 0, "stop_at_end": False}
+    alone = joined.generate(prompts, 12, **options).tokens
+    assert apart.generate(longer, 12, **options).tokens == alone
+    assert [step.tokens for step in apart.stream(longer, 12, **options)][-1] == alone
+    assert joined.generate(longer, 12, **options).tokens != alone, "the first document would have mattered"
+
+
 def test_stream_ends_where_generate_does(lm: hybrid.LanguageModel) -> None:
     prompts = [[1, 2], []]
     steps = list(lm.stream(prompts, 10, seed=2))
@@ -214,3 +255,27 @@ def test_what_only_training_on_many_devices_needs_is_not_imported(trained):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        *(({"path": value}, "path") for value in (None, 3, True, "", b"runs", ["runs"], {}, "a\0b")),
+        *(({"device": value}, "device") for value in (None, 3, "", "meta", "mps", "cpu:7", "cuda:99", "gpu", "a\0b")),
+        *(({"precision": value}, "precision") for value in (None, 3, "", "fp64", ["fp32"])),
+    ],
+)
+def test_what_cannot_be_loaded_names_the_argument(arguments: dict, name: str, trained: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: ") as caught:
+        hybrid.load(**{"path": trained, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [300, 5000, 70_000])
+def test_a_path_that_no_file_system_takes_is_one_line(length: int) -> None:
+    with pytest.raises(ValueError, match=r"does not exist|is not a path"):
+        hybrid.load("x" * length)
+
+
+def test_a_device_object_is_a_device(trained: Path) -> None:
+    assert hybrid.load(trained, device=torch.device("cpu")).device.type == "cpu"

@@ -15,11 +15,12 @@ from toy import MODES, random_tokens, toy_model
 from hybrid.data import Batch
 from hybrid.likelihood import mask_table, row_nll
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.noise import SCHEDULES, Keys
+from hybrid.noise import SCHEDULES, Keys, block_uniforms, position_uniforms, target_ranks
 from hybrid.objective import (
     OBJECTIVES,
     Clipped,
     Count,
+    Loss,
     Masking,
     Objective,
     ObjectiveConfig,
@@ -28,7 +29,7 @@ from hybrid.objective import (
     masked_loss,
 )
 from hybrid.options import build
-from hybrid.weightings import MaskGIT
+from hybrid.weightings import MaskGIT, PlainCrossEntropy
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -243,3 +244,54 @@ def test_cross_entropy_is_torchs():
         model.head(two_stream_hidden(model, tokens, masked, 5)), tokens.flatten(), reduction="sum"
     )
     torch.testing.assert_close(loss.total, expected)
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_counts_and_times_are_those_of_the_uniforms_of_their_blocks(stratified):
+    """n = 1 + floor(4 u) of four tokens, those of least rank; a time t = 1 - u, and every token below it on its own."""
+    noise, everything = keys(6), torch.ones(6, 8, dtype=torch.bool)
+    u = block_uniforms(noise, 2, 3, stratified)  # (b, D, g)
+    ranks = target_ranks(noise, everything, 4, 3)
+    masking = Count().draw(noise, everything, 4, 3, stratified)
+    n = 1 + (4 * u).floor()
+    assert torch.equal(masking.masked, (ranks < n[..., None]).flatten(2))
+    assert torch.equal(masking.weight.unflatten(-1, (2, 4)), (4 / n)[..., None].expand(6, 3, 2, 4))
+    timed = Time().draw(noise, everything, 4, 3, stratified)
+    t = (1 - u).repeat_interleave(4, -1)
+    assert torch.equal(timed.masked, position_uniforms(noise, 8, 3) < t)
+    torch.testing.assert_close(timed.weight, 1 / t)
+    assert not torch.equal(u, block_uniforms(noise, 2, 3, not stratified))
+
+
+def test_losses_by_block_and_by_count_by_hand():
+    """Two draws of one row of five tokens in blocks of three; the last block is short."""
+    masked = torch.tensor([[[True, False, True, False, True], [False, False, False, True, True]]])
+    loss = Loss(torch.tensor(0.0), torch.tensor([1.0, 3.0, 5.0, 2.0, 8.0]), Masking(masked, masked.double()))
+    n, mean = loss.by_block(3)
+    assert n.tolist() == [[[2, 1], [0, 2]]] and mean.tolist() == [[[2.0, 5.0], [0.0, 5.0]]]
+    sums, counts = loss.by_count(3)
+    assert sums.tolist() == [0.0, 5.0, 7.0, 0.0] and counts.tolist() == [1, 1, 2, 0]
+    is_target = torch.tensor([[True, True, True, True, True]])
+    targets, n, weighted = Objective(Count(), PlainCrossEntropy()).observed(loss, is_target, 3)
+    assert targets.tolist() == [[[3, 2], [3, 2]]]  # omega of 3 targets: 1/2, 1, 3/2; of 2: 2/3, 4/3
+    assert weighted.flatten().tolist() == pytest.approx([2.0, 5 * 2 / 3, 0.0, 5 * 4 / 3])
+    assert Objective(Count()).observed(loss, is_target, 3)[2].tolist() == mean.tolist()
+
+
+def test_a_loss_is_a_mean_over_draws_and_documents_are_kept_apart():
+    """At block size 1 nothing is random; draws of a longer block are those that `row_nll` averages."""
+    model, tokens = toy_model(), random_tokens(3, 8)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    documents = (torch.arange(8) >= 4).long().expand(3, -1)
+    for of in (None, documents):
+        batch = Batch(tokens, everything, of)
+        noise = Keys.of_rows(0, torch.arange(3))
+        got = Objective(Count(), draws=5).loss(model, batch, noise, 4).total
+        expected = row_nll(model, tokens, 4, draws=5, keys=torch.arange(3), documents=of).nll.sum()
+        torch.testing.assert_close(got, expected)
+    apart, joined = (
+        Objective(Count()).loss(model, Batch(tokens, everything, of), keys(3), 1) for of in (documents, None)
+    )
+    halves = [row_nll(model, part, 1, "exact").nll.sum() for part in (tokens[:, :4], tokens[:, 4:])]
+    torch.testing.assert_close(apart.total, sum(halves))
+    assert abs(float((joined.total - apart.total).detach())) > 0.1

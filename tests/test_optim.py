@@ -24,6 +24,25 @@ def test_schedules_rise_hold_and_fall():
     assert lr_factor(0, 1, OptimConfig(warmup_steps=0)) == 1, "one step is no division by zero"
 
 
+def test_schedules_by_hand():
+    """Of 14 steps 4 warm up; the cosine falls over the other ten, from step 4 to step 13; wsd over the last 7 of 14."""
+    cosine = OptimConfig(warmup_steps=4, final_lr_ratio=0.2)
+    assert [lr_factor(s, 14, cosine) for s in (0, 3, 4, 7, 13)] == pytest.approx([0.25, 1, 1, 0.2 + 0.8 * 0.75, 0.2])
+    wsd = OptimConfig(warmup_steps=4, schedule="wsd", decay_fraction=0.5, final_lr_ratio=0.2)
+    expected = [1.0, *(0.2 + 0.8 * left / 8 for left in range(7, 0, -1))]
+    assert [lr_factor(s, 14, wsd) for s in range(6, 14)] == pytest.approx(expected)
+    late = OptimConfig(warmup_steps=12, schedule="wsd", decay_fraction=0.5, final_lr_ratio=0.0)
+    assert [lr_factor(s, 14, late) for s in (11, 12, 13)] == pytest.approx([1.0, 2 / 3, 1 / 3])
+
+
+def test_optimizers_have_the_decays_of_the_configuration():
+    config = OptimConfig(name="muon", beta1=0.8, beta2=0.7, momentum=0.6, weight_decay=0.3)
+    parts = Optimizer(toy_model(), config).parts
+    assert {group["betas"] for group in parts["adamw"].param_groups} == {(0.8, 0.7)}
+    assert [(g["momentum"], g["weight_decay"]) for g in parts["muon"].param_groups] == [(0.6, 0.3)]
+    assert {group["weight_decay"] for group in parts["adamw"].param_groups} == {0.0}
+
+
 def test_muon_has_the_matrices_of_the_blocks_and_adamw_the_rest():
     model = toy_model()
     parts = Optimizer(model, OptimConfig(name="muon")).parts

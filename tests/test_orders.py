@@ -132,6 +132,36 @@ def test_importance_approaches_the_any_order_likelihood_and_knows_its_error():
     assert one.stderr.isnan().all()
 
 
+def test_the_best_of_several_policies_is_chosen_for_each_block():
+    model, tokens = toy_model(), random_tokens(6, 12)
+    with torch.no_grad():
+        each = [policy_nll(model, tokens, 4, spec) for spec in POLICIES[:3]]
+        several = policy_nll(model, tokens, 4, POLICIES[:3])
+    for one in each:
+        torch.testing.assert_close(one.blocks.sum(1), one.nll)
+    blocks = torch.stack([one.blocks for one in each]).amin(0)
+    torch.testing.assert_close(several.blocks, blocks)
+    torch.testing.assert_close(several.nll, blocks.sum(1))
+    assert (several.nll < torch.stack([one.nll for one in each]).amin(0) - 1e-3).any(), "no one is best everywhere"
+
+
+def test_the_error_of_two_orders_by_hand():
+    """-log of the mean of p and q has the error |p - q| / (p + q), to first order; blocks add in quadrature."""
+    model, tokens = toy_model(seed=1), random_tokens(3, 8)
+    first = (torch.arange(8) < 4).expand(3, -1)
+    with torch.no_grad():
+        variance = torch.zeros(3, dtype=torch.float64)
+        for block in (first, ~first):  # the other one is given, and the orders are the same
+            both = order_nll(model, tokens, 4, "importance", draws=2, is_target=block)
+            p = (-order_nll(model, tokens, 4, "importance", draws=1, is_target=block).nll).exp()
+            q = 2 * (-both.nll).exp() - p  # (p + q) / 2 is what both say
+            torch.testing.assert_close(both.stderr, (p - q).abs() / (p + q))
+            variance += both.stderr**2
+        whole = order_nll(model, tokens, 4, "importance", draws=2).stderr
+    torch.testing.assert_close(whole, variance.sqrt())
+    assert (whole > 0.01).all()
+
+
 def test_prompts_documents_and_batches():
     """Only targets count, documents keep apart, and a row does not depend on its company."""
     model, tokens = toy_model(), random_tokens(5, 8)

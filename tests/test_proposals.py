@@ -9,7 +9,7 @@ import torch
 from estimates import adaptive, keys
 
 from hybrid.objective import Count
-from hybrid.proposals import Adaptive, Uniform
+from hybrid.proposals import Adaptive, Explicit, Power, Uniform
 
 
 @pytest.mark.parametrize("complementary", [False, True])
@@ -62,3 +62,39 @@ def test_adaptive_keeps_its_state_and_forgets():
         other.learn(4, torch.full((1,), 4), n, torch.tensor([7.0]))
     squares, weight = other.moments[4]
     assert float((squares / weight)[other.bins(n, 4)]) == pytest.approx(49, rel=1e-4)
+
+
+def test_an_observation_counts_half_after_the_half_life():
+    """Losses 3 and 4 at n = 1 in the first step, 2 at n = 2 two steps later; 32 bins are steps of 8 of n / 4."""
+    proposal = Adaptive(half_life=2.0, uniform=0.25)
+    one = torch.tensor([1, 1])
+    proposal.learn(4, torch.tensor([4, 4]), one, torch.tensor([3.0, 4.0]))
+    proposal.learn(4, torch.tensor([4]), torch.tensor([3]), torch.tensor([5.0]))
+    proposal.learn(4, torch.tensor([4]), torch.tensor([2]), torch.tensor([2.0]))
+    squares, weight = proposal.moments[4]
+    assert {n: float(squares[8 * n]) for n in (1, 2, 3)} == pytest.approx({1: 25 / 2, 2: 4.0, 3: 25 / 2**0.5})
+    assert {n: float(weight[8 * n]) for n in (1, 2, 3)} == pytest.approx({1: 1.0, 2: 1.0, 3: 0.5**0.5})
+    assert float(weight.sum()) == pytest.approx(2 + 0.5**0.5)
+    rms = [12.5**0.5, 2.0, 5.0, 5.0]  # the last one is as far as is known
+    expected = [0.0, *(0.75 * value / sum(rms) + 0.25 / 4 for value in rms)]
+    assert proposal.probabilities(4, 4).tolist() == pytest.approx(expected)
+
+
+def test_proposals_by_hand():
+    assert Uniform().probabilities(4, 8).tolist() == [0, 0.25, 0.25, 0.25, 0.25]
+    assert Power(2.0).probabilities(3, 3).tolist() == pytest.approx([0, 1 / 14, 4 / 14, 9 / 14])
+    weights = Explicit([1.0, 5.0, 2.0, 8.0])
+    assert weights.probabilities(4, 4).tolist() == pytest.approx([0, 1 / 16, 5 / 16, 2 / 16, 8 / 16])
+    assert weights.probabilities(2, 4).tolist() == pytest.approx([0, 1 / 6, 5 / 6]), "the first of them"
+    assert Uniform().probabilities(0, 4).tolist() == [1], "nothing to mask"
+
+
+def test_a_pair_teaches_what_it_contributes():
+    """Sets of 1 and 3 of four tokens: their sum, for both. Of all and none: that counts twice, for all."""
+    learner = Count({"name": "adaptive", "half_life": 1e9}, complementary=True)
+    n = torch.tensor([[[1, 4], [3, 0]]])
+    losses = torch.tensor([[[0.5, 3.0], [2.0, 0.0]]], dtype=torch.float64)
+    learner.learn(4, torch.full((1, 2, 2), 4), n, losses)
+    squares, weight = learner.source.moments[4]
+    assert {b: float(squares[8 * b]) for b in range(5)} == {0: 0.0, 1: 6.25, 2: 0.0, 3: 6.25, 4: 36.0}
+    assert float(weight.sum()) == 3, "a half that masks nothing teaches nothing"

@@ -112,6 +112,56 @@ def test_two_samples_of_the_same_and_of_different_texts() -> None:
     assert mauve_like(real, features(200, 5.0, 2)) == pytest.approx(mauve_like(features(200, 5.0, 2), real), abs=0.02)
 
 
+@pytest.mark.parametrize("generated, reference, clusters", [(100, 140, 10), (150, 96, 10), (14, 300, 2), (5, 4, 2)])
+def test_there_is_a_cluster_for_every_tenth_text_of_the_smaller_set(generated, reference, clusters) -> None:
+    rng = np.random.default_rng(0)
+    one, two = rng.standard_normal((generated, 6)), rng.standard_normal((reference, 6)) + 0.5
+    assert mauve_like(one, two) == mauve_like(one, two, clusters=clusters)
+    assert mauve_like(one, two) != mauve_like(one, two, clusters=clusters - 1 or 1)
+    if min(generated, reference) > 2 * clusters:
+        assert mauve_like(one, two) != mauve_like(one, two, clusters=2 * clusters)
+
+
+def test_it_is_the_area_of_histograms_over_the_clusters_of_both_sets() -> None:
+    """Two tight groups of directions, so that the two clusters are known: 8 and 2 of the texts against 3 and 9."""
+    rng = np.random.default_rng(0)
+
+    def texts(first: int, second: int) -> np.ndarray:
+        return np.array([[1.0, 0, 0]] * first + [[0, 1.0, 0]] * second) + 0.01 * rng.standard_normal(
+            (first + second, 3)
+        )
+
+    p, q = np.array([8.5, 2.5]) / 11, np.array([3.5, 9.5]) / 13
+    assert mauve_like(texts(8, 2), texts(3, 9)) == pytest.approx(frontier_area(p, q))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_the_published_pipeline_step_by_step(seed: int) -> None:
+    """Unit length; the fewest principal components with nine tenths of the variance; the best of five k-means; half a
+    count for every cell; 25 mixtures, exp(-5 KL) of each."""
+    rng = np.random.default_rng(1)
+    one, two = (rng.standard_normal((60, 6)) * [3, 2, 1, 1, 0.5, 0.2] + shift for shift in (0.0, 0.6))
+    unit = np.concatenate([one, two])
+    unit = unit / np.sqrt((unit**2).sum(1))[:, None]
+    centred = unit - unit.mean(0)
+    _, s, axes = np.linalg.svd(centred, full_matrices=False)
+    share = np.cumsum(s**2) / (s**2).sum()
+    kept = int((share <= 0.9).sum()) + 1
+    assert 1 < kept < 6 and (share <= 0.5).sum() + 1 < kept
+    kmeans, _ = divergence.load_sklearn()
+    cells = kmeans(6, n_init=5, max_iter=500, random_state=seed).fit_predict(centred @ axes[:kept].T)
+    p, q = ([(list(part).count(k) + 0.5) / (60 + 6 / 2) for k in range(6)] for part in (cells[:60], cells[60:]))
+    points = [(0.0, 1.0)]
+    for i in reversed(range(25)):
+        r = [i / 24 * a + (1 - i / 24) * b for a, b in zip(p, q, strict=True)]
+        points.append(
+            tuple(math.exp(-5 * sum(a * math.log(a / m) for a, m in zip(of, r, strict=True))) for of in (q, p))
+        )
+    points.append((1.0, 0.0))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+    assert mauve_like(one, two, seed=seed) == pytest.approx(area, rel=1e-9)
+
+
 def test_it_falls_as_more_texts_are_of_another_kind() -> None:
     real, good, bad = features(200, 0.0, 0), features(200, 0.0, 1), features(200, 5.0, 2)
     values = [mauve_like(np.concatenate([good[: 200 - k], bad[:k]]), real) for k in (0, 50, 100, 150, 200)]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
-from run_folders import AUTOREGRESSIVE, Make, make_run  # noqa: F401 (a fixture)
+from run_folders import AUTOREGRESSIVE, Make, groups_in, lines_of, make_run  # noqa: F401 (a fixture)
 
 from hybrid.report import figures, sections
 from hybrid.report.generated import front, written
-from hybrid.report.groups import Group, differences, gather
+from hybrid.report.groups import differences
 from hybrid.report.record import find_runs, refuse_different_data
-
-
-def groups_in(folder: Path) -> list[Group]:
-    return gather(find_runs([folder])[0])
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs and groups
@@ -90,16 +85,6 @@ def test_other_data_and_tokenizers_are_refused_unless_forced(make: Make, tmp_pat
 # Figures
 
 
-def lines_of(figure: Any) -> dict[str, list[tuple[float, float]]]:
-    """Label -> the points of the lines of a figure that are in its legend."""
-    (axes,) = figure.axes
-    return {
-        line.get_label(): list(zip(map(float, line.get_xdata()), map(float, line.get_ydata()), strict=True))
-        for line in axes.get_lines()
-        if not line.get_label().startswith("_") and len(line.get_xdata())
-    }
-
-
 def test_the_curve_over_block_sizes(make: Make, tmp_path: Path) -> None:
     """Models trained for one size make one curve, a mixed one has its own, the autoregressive one is a level."""
     make("ar", *AUTOREGRESSIVE, nats=1.0)
@@ -155,15 +140,19 @@ def test_means_over_seeds_of_what_was_written(make: Make, tmp_path: Path) -> Non
     make("a-seed-1", "run.seed=1", decoders={"margin": (30.0, 2.0, 2.0)})
     (one,) = written(groups_in(tmp_path / "runs"))  # `random` was not tried with all seeds
     assert (one.tokens_per_second, one.nats_per_byte, one.entropy) == (20.0, 1.5, 2.5)
+    assert (one.real_nats_per_byte, one.real_entropy) == (1.0, 3.0)
 
 
 def test_curves_are_means_at_the_steps_that_all_seeds_have(make: Make, tmp_path: Path) -> None:
     make("a-seed-0")
-    make("a-seed-1", "run.seed=1")
+    other = make("a-seed-1", "run.seed=1")
+    records = [json.loads(line) for line in (other / "metrics.jsonl").read_text().splitlines()]
+    records[-1] |= {"val/nelbo": 11.0, "time": 20.0}  # of the other seed they are 9 and 16
+    (other / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     groups = groups_in(tmp_path / "runs")
     figure = figures.curves(groups, figures.colours(groups), "tokens")
-    assert lines_of(figure)["a"] == [(8 * 128, 9.0)]
-    assert lines_of(figures.curves(groups, figures.colours(groups), "seconds"))["a"] == [(16.0, 9.0)]
+    assert lines_of(figure)["a"] == [(8 * 128, 10.0)]
+    assert lines_of(figures.curves(groups, figures.colours(groups), "seconds"))["a"] == [(18.0, 10.0)]
 
 
 def test_every_group_has_a_colour_of_its_own(make: Make, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor
 from toy import random_tokens, toy_model
 from training import break_steps
 
-from hybrid.data import PackedTokens
+from hybrid import counter
+from hybrid.data import PackedTokens, batch_rows
+from hybrid.likelihood import row_nll
 from hybrid.model.attention import BACKENDS
 from hybrid.noise import Keys
 from hybrid.objective import Count, Masking, Objective, Time
@@ -125,6 +127,63 @@ def test_ranks_see_other_data_and_other_noise(monkeypatch: pytest.MonkeyPatch) -
     assert len({tuple(row.flatten().tolist()) for row in noise[2]}) == ROWS  # nor do two rows share theirs
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_data_noise_and_block_sizes_are_those_of_the_seed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, read, keyed = packed(), [], []
+    rows = PackedTokens.rows
+    monkeypatch.setattr(PackedTokens, "rows", lambda self, index: read.append(list(index)) or rows(self, index))
+
+    class Keyed:
+        def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+            keyed.append((keys.seed, keys.step, keys.row.tolist(), keys.first, keys.total))
+            return Count().draw(keys, is_target, block_size, draws, stratified)
+
+    one = dataclasses.replace(stepper(split, estimator=Keyed(), micro=4 * SEQ_LEN), seed=seed)
+    one.accumulate(7)
+    batch = list(batch_rows(40, ROWS, seed, 7))
+    assert read == [batch, batch[:4], batch[4:]]  # the targets of the batch are counted first
+    assert keyed == [(seed, 8, [0, 1, 2, 3], 0, ROWS), (seed, 8, [4, 5, 6, 7], 4, ROWS)]
+    expected = [[4, 3][int(2 * float(counter.uniform(seed, counter.DECIDE, step)))] for step in range(40)]
+    assert [one.block_size_of(step) for step in range(40)] == expected
+    assert batch != list(batch_rows(40, ROWS, seed + 1, 7))
+
+
+@pytest.mark.parametrize("micro", [None, SEQ_LEN])
+def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | None) -> None:
+    """That of block size 1, where nothing is random, against `row_nll`; the autoregressive part is weighted."""
+    split = packed()
+    model = toy_model("causal")
+    index = batch_rows(40, ROWS, 0, 3)
+    batch = split.rows(index)
+    with torch.no_grad():
+        exact = float(row_nll(model, batch.tokens, 1, "exact", is_target=batch.is_target).nll.sum())
+    exact /= int(batch.is_target.sum())
+    assert int(batch.is_target.sum()) < 0.9 * batch.tokens.numel()
+    one = stepper(split, model=model, objective=Objective(Count(), ar_weight=0.25), micro=micro)
+    one.block_sizes = [1]
+    assert float(one.accumulate(3).losses[0]) == pytest.approx(exact)
+    one.block_sizes = [4]
+    plain = stepper(split, model=toy_model("causal"), objective=Objective(Count()), micro=micro)
+    plain.block_sizes = [4]
+    alone = stepper(split, model=toy_model("causal"), objective=Objective(Count()), micro=micro)
+    alone.block_sizes = [1]
+    whole, elbo, left_to_right = (gradient(one)[0], gradient(plain)[0], gradient(alone)[0])
+    assert one.accumulate(3).losses[1] == pytest.approx(exact)
+    torch.testing.assert_close(whole, elbo + 0.25 * left_to_right, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_has_its_own_rate_and_its_own_decay_of_the_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rates and decays are those of steps 0, 1, 2: warm-up over four steps, and decays 0.1, 2/11, 0.25."""
+    optim = OptimConfig(lr=0.5, warmup_steps=4)
+    one = stepper(packed(), optim=optim, ema=True)
+    average = one.model.final_norm.weight.detach().clone()
+    for number, (rate, decay) in enumerate(((0.125, 0.1), (0.25, 2 / 11), (0.375, 0.25))):
+        result = one(number)
+        assert result.rates == {"lr": pytest.approx(rate)}
+        average = decay * average + (1 - decay) * one.model.final_norm.weight.detach()
+        torch.testing.assert_close(one.ema.shadow["final_norm.weight"], average)
+
+
 def test_every_step_has_its_own_noise_and_data() -> None:
     split, spy = packed(), Spy()
     one = stepper(split, estimator=spy)
@@ -132,6 +191,21 @@ def test_every_step_has_its_own_noise_and_data() -> None:
     for step in range(3):
         one.accumulate(step)
     assert not torch.equal(spy.masks[0], spy.masks[1]) and not torch.equal(spy.masks[1], spy.masks[2])
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.05, 1e6])
+def test_the_gradient_is_clipped_to_its_norm_and_0_does_not_clip(grad_clip: float) -> None:
+    """What the optimizer is handed, and the norm before that, which is logged."""
+    whole, _ = gradient(stepper(packed()))
+    norm = float(whole.norm())
+    assert norm > 0.1
+    one = stepper(packed(), optim=OptimConfig(grad_clip=grad_clip))
+    handed: list[Tensor] = []
+    one.optimizer.step = lambda skip: handed.append(torch.cat([p.grad.flatten() for p in one.model.parameters()]))
+    result = one(3)
+    expected = whole * (grad_clip / norm if 0 < grad_clip < norm else 1.0)
+    torch.testing.assert_close(handed[0], expected, rtol=1e-4, atol=0)
+    assert result.grad_norm == pytest.approx(norm)
 
 
 def test_of_a_list_of_block_sizes_each_is_drawn_as_often() -> None:

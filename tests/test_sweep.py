@@ -80,6 +80,21 @@ def test_the_command_line_is_over_the_file(base: Path, tmp_path: Path) -> None:
     assert {(run.config.trainer.steps, run.config.run.seed) for run in found.runs} == {(6, 7)}
 
 
+def test_an_arm_is_over_what_all_runs_have_and_the_grid_and_the_command_line_over_both(
+    base: Path, tmp_path: Path
+) -> None:
+    text = "set: {model.dim: 8, trainer.steps: 4}\narms: {a: {model.dim: 32, trainer.steps: 6}, b: {}}"
+
+    def sizes(*overrides: str, grid: str = "") -> list[tuple[str, int, int]]:
+        runs = plan(sweep(base, f"{text}\n{grid}"), overrides, tmp_path).runs
+        return [(run.name, run.config.model.dim, run.config.trainer.steps) for run in runs]
+
+    assert sizes() == [("a", 32, 6), ("b", 8, 4)]
+    assert sizes(grid="grid: {model.dim: [16]}") == [("a-dim-16", 16, 6), ("b-dim-16", 16, 4)]
+    assert sizes("trainer.steps=9") == [("a", 32, 9), ("b", 8, 9)]
+    assert sizes("model.dim=8,16")[::2] == [("a-dim-8", 8, 6), ("a-dim-16", 16, 6)]
+
+
 def test_the_configuration_of_a_run_is_a_sweep_of_what_the_command_line_says(base: Path, tmp_path: Path) -> None:
     assert names(plan(base, ["objective.block_size=1,4", "run.seed=0,1"], tmp_path)) == [
         "block_size-1-seed-0", "block_size-1-seed-1", "block_size-4-seed-0", "block_size-4-seed-1",

@@ -45,6 +45,8 @@ def test_a_failure_stops_no_other_and_is_told(tmp_path: Path) -> None:
     assert outcomes["bad"].code == 2 and not outcomes["bad"].is_done
     assert last_line(tmp_path / "bad.log") == "error: no" and last_line(tmp_path / "good.log") == "done"
     assert last_line(tmp_path / "none.log") == ""
+    (tmp_path / "two.log").write_text("error: of an earlier sweep\nstep 1\nerror: of this one\n")
+    assert last_line(tmp_path / "two.log") == "error: of this one"
 
 
 def test_a_log_is_continued_and_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:

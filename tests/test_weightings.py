@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from estimates import assert_mean, expected_weighted_loss, values_of
+from estimates import assert_mean, expected_weighted_loss, keys, values_of
 from toy import random_tokens, toy_model
 
-from hybrid.objective import Count, ObjectiveConfig, Time, build_estimator
+from hybrid.data import Batch
+from hybrid.objective import Count, Objective, ObjectiveConfig, Time, build_estimator
 from hybrid.weightings import WEIGHTINGS, Bert, Cart, MaskGIT, PlainCrossEntropy
 
 
@@ -43,6 +44,7 @@ def test_weightings_are_those_of_their_papers():
     p = MaskGIT().probabilities(8, 8)
     assert ((drawn - p).abs() <= 5 * (p * (1 - p) / len(u)).sqrt()).all()
     assert torch.equal(MaskGIT().of_counts(8), 8 * p)
+    assert [int(Bert().of_counts(n).argmax()) for n in (1, 3, 4, 10, 11, 17)] == [1, 1, 1, 2, 2, 3], "rounded"
     assert Bert().of_counts(20).nonzero().tolist() == [[3]] and Bert().of_counts(4).tolist() == [0, 4, 0, 0, 0]
 
 
@@ -60,3 +62,23 @@ def test_cart_weighs_by_the_distance_to_what_is_known():
     assert float(got[3]) == pytest.approx(sum(map(geometric, (1, 2, 3))) + geometric(2))
     assert float(got[4]) == pytest.approx(sum(map(geometric, (2, 3, 4))) + geometric(1))
     assert (Cart().of_tokens(torch.ones(1, 1, 3, dtype=torch.bool), 3) == 0).all(), "nothing is known"
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTINGS))
+def test_what_is_trained_has_the_weights(name):
+    """Two draws of blocks of four, n from the weighting's own proposal: omega_n / pi(n) times the mean loss of the n
+    masked tokens of a block; of CART each token by itself."""
+    objective = Objective.of(ObjectiveConfig(weighting=name, draws=2))
+    model, tokens = toy_model(), random_tokens(3, 8)
+    everything = torch.ones_like(tokens, dtype=torch.bool)
+    got = objective.loss(model, Batch(tokens, everything), keys(3), 4)
+    masked = got.masking.masked
+    factors = torch.zeros(masked.shape, dtype=torch.float64)
+    omega, pi = WEIGHTINGS[name]().of_counts(4), objective.estimator.source.probabilities(4, 4)
+    for place in masked.nonzero().tolist():
+        row, draw, position = place
+        n = int(masked[row, draw, position // 4 * 4 :][:4].sum())
+        factors[row, draw, position] = omega[n] / pi[n] / n
+    if name == "cart":
+        factors = factors * Cart().of_tokens(masked, 4)
+    assert float(got.total.detach()) == pytest.approx(float((factors[masked] * got.cross_entropy).sum()) / 2)

@@ -19,15 +19,27 @@ def toy_model(
     **sizes,
 ) -> Transformer:  # fmt: skip
     """A model with weights large enough that its predictions are far from uniform; end of text is the last id."""
-    torch.manual_seed(seed)
     options = {"dim": 16, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, **sizes}
-    model = Transformer(ModelConfig(context=context, prediction=prediction, **options), vocab, vocab - 1).to(dtype)
+    model = Transformer(ModelConfig(context=context, prediction=prediction, **options), vocab, vocab - 1, False)
+    torch.manual_seed(seed)
+    spend_draws(model)
+    model.reset_parameters()
+    model = model.to(dtype)
     model.attend = SDPA()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name in ("embedding.weight", "head_weight"):
                 p.mul_(40)
     return model.eval()
+
+
+def spend_draws(model: Transformer) -> None:
+    """Draw once as torch's modules do when they are made. Many tests are about these very weights."""
+    torch.empty_like(model.embedding.weight).normal_()
+    for layer in model.layers:
+        for module in layer.modules():
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.kaiming_uniform_(torch.empty_like(module.weight), a=5**0.5)
 
 
 def random_tokens(*shape: int, vocab: int = 7, seed: int = 0) -> Tensor:

@@ -110,5 +110,6 @@ class SeparateCommit(Network):
     def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
         pending = self.unread(text, live)
         if any(map(len, pending)):
+            self.nfe += 1
             self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid).without_live(), live)
         return super().read(text, live, tokens)

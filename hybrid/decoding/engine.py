@@ -11,20 +11,21 @@ Shape legend: r active rows, B block size.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hybrid import counter
+from hybrid.arguments import SEEDS, flag, integer, number, prompt_ids
 from hybrid.decoding.network import Live, Network, Row, document_of_slots
+from hybrid.decoding.prompts import check_prompts, unknown_from
+from hybrid.decoding.results import Change, Generation, Progress
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
@@ -37,42 +38,8 @@ from hybrid.model.fused import for_inference
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
 
-
-@dataclass(frozen=True, eq=False)
-class Progress:
-    """The state after a step."""
-
-    nfe: int
-    done: bool
-    text: Tensor  # (rows, width) prompts and what is behind them
-    spans: list[tuple[int, int]]  # of each row, where its new tokens stand
-
-    @cached_property
-    def tokens(self) -> list[list[int]]:
-        """The new tokens of each prompt so far, mask_token_id where still unknown."""
-        return [row[first:end] for row, (first, end) in zip(self.text.tolist(), self.spans, strict=True)]
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a step did to one text: it revealed tokens, and then took some back, of these or of earlier ones."""
-
-    nfe: int  # of the batch so far
-    revealed: list[tuple[int, int, float]]  # position, token, and its `View.confidence`
-    remasked: list[int]  # positions
-
-
-@dataclass
-class Generation:
-    """Finished texts.
-
-    `tokens[i]` are the new tokens of prompt i only, an end-of-text that stopped it included; `nfe` counts every forward
-    of the batch by any network (the prompt's pass rides in the first).
-    """
-
-    tokens: list[list[int]]
-    nfe: int
-    seconds: float
+MAX_GUIDANCE = 1000
+"""Far beyond what makes sense; much larger ones lose all digits of the logits."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +52,15 @@ class Engine:
         stop_at_end: rows end at an end-of-text token.
         document_mask: tokens before the last end-of-text of a prompt are another document and unseen.
         precision: makes the context in which the networks run, e.g. an autocast.
-        guidance: w of (1 + w) log p(x | prompt) - w log p(x | prompt masked), normalised; above 0 a step has two
-            forwards (while a row with a prompt is written), and rows without a prompt stay as they are.
+        guidance: w (at most 1000) of (1 + w) log p(x | prompt) - w log p(x | prompt masked), normalised; above 0 a
+            step has two forwards (while a row with a prompt is written); rows without a prompt stay as they are.
         planner: judges tokens for decoders that ask (`p2`); None: the model itself does. Of the same vocabulary.
         slide: texts may be longer than `seq_len`; a block then sees the last tokens before it that fit into `seq_len`
             with it. Farther ones still act through what was computed from them, as in any sliding-window attention.
         network: how a model reads the texts; another class only to compare it (hybrid/bench).
 
     Raises:
-        ValueError: guidance out of range, or a planner of another vocabulary.
+        ValueError: an argument of the wrong kind or out of range, or a planner of another vocabulary.
     """
 
     model: Transformer
@@ -112,8 +79,13 @@ class Engine:
     network: type[Network] = Network
 
     def __post_init__(self) -> None:
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: {self.guidance!r} must be a finite number of at least 0 (0: no guidance)")
+        # An integer of numpy or torch becomes one of Python.
+        object.__setattr__(self, "seed", integer("seed", self.seed, *SEEDS))
+        object.__setattr__(self, "block_size", integer("block_size", self.block_size, 1))
+        for name in ("cache", "stop_at_end", "document_mask", "slide"):
+            flag(name, getattr(self, name))
+        allowed = f"a finite number of at least 0 (no guidance) and at most {MAX_GUIDANCE}"
+        number("guidance", self.guidance, lambda w: 0 <= w <= MAX_GUIDANCE, allowed)
         if self.planner is not None:
             sizes = [(m.vocab_size, m.end_of_text) for m in (self.model, self.planner)]
             if sizes[0] != sizes[1]:
@@ -132,8 +104,12 @@ class Engine:
         """
         started = time.perf_counter()
         steps = deque(self.stream(prompts, max_new_tokens, keys), maxlen=1)
-        tokens, nfe = (steps[0].tokens, steps[0].nfe) if steps else ([[] for _ in prompts], 0)
-        return Generation(tokens, nfe, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if not steps:
+            rows = prompt_ids(prompts)
+            return Generation([[] for _ in rows], 0, seconds, ["length"] * len(rows), rows)
+        (last,) = steps
+        return Generation(last.tokens, last.nfe, seconds, list(map(str, last.finish_reasons)), last.sequences)
 
     def stream(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None,
@@ -142,52 +118,42 @@ class Engine:
         """An iterator that yields after every step that revealed something.
 
         Args:
+            prompts: token ids. MASK among them is a gap to be filled, see `prompts.py`.
             keys: of the prompts' randomness, for a part of a larger batch; None: `counter.row_keys(prompts)`.
             watch: is told after every step, for each unfinished prompt, its number and what changed.
 
         Raises:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
-        self._check(prompts, max_new_tokens)
-        if not prompts or not max_new_tokens:
+        rows, n = check_prompts(self.model, prompts, max_new_tokens, self.block_size, self.seq_len, self.slide)
+        keys = counter.row_keys(rows) if keys is None else [integer("keys", key, *SEEDS) for key in keys]
+        if len(keys) != len(rows):
+            raise ValueError(f"keys: {len(keys)} keys for {len(rows)} prompts; give one for each")
+        if not any(n or self.model.mask_token_id in row for row in rows):
             return iter(())
-        return _Session(self, prompts, max_new_tokens, keys or counter.row_keys(prompts), watch).run()
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens: {max_new_tokens!r} must be an integer of at least 0")
-        vocab = self.model.vocab_size
-        for i, prompt in enumerate(prompts):
-            if len(prompt) + max_new_tokens > self.seq_len and not self.slide:
-                raise ValueError(
-                    f"max_new_tokens: {max_new_tokens} new tokens behind prompt {i} of {len(prompt)} tokens exceed the "
-                    f"context of {self.seq_len} (data.seq_len); shorten the prompt, ask for at most "
-                    f"{max(self.seq_len - len(prompt), 0)} tokens, or let the context slide (slide)"
-                )
-            bad = next((t for t in prompt if not 0 <= t < vocab), None)
-            if bad is not None:
-                raise ValueError(f"prompts: token {bad} of prompt {i} is not in the vocabulary (0 to {vocab - 1})")
+        return _Session(self, rows, n, keys, watch).run()
 
 
 class _Session:
     """One generation: the texts, the networks that read them, and the loop over blocks."""
 
     def __init__(
-        self, engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int],
+        self, engine: Engine, prompts: list[list[int]], max_new_tokens: int, keys: Sequence[int],
         watch: Callable[[int, Change], None] | None,
     ):  # fmt: skip
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
         self.watch = watch
         B = engine.block_size
         pairs = enumerate(zip(prompts, keys, strict=True))
-        self.rows = [Row(i, list(prompt), key, len(prompt) // B * B) for i, (prompt, key) in pairs]
-        self.active = self.rows
+        self.rows = [Row(i, prompt, key, unknown_from(prompt, self.mask) // B * B) for i, (prompt, key) in pairs]
+        self.active = [row for row in self.rows if max_new_tokens or self.mask in row.prompt]
         longest = max(len(row.prompt) for row in self.rows) + max_new_tokens
         width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
         text = torch.full((len(self.rows), width), self.mask, dtype=torch.long)
         for row in self.rows:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(engine.model.embedding.weight.device)
+        self.is_given = self.text != self.mask
         self.end = width if engine.slide else min(width, engine.seq_len)  # the last block ends here
         denoiser = self._fused(engine.model)
         self.networks = Networks(
@@ -207,7 +173,7 @@ class _Session:
     def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine
         n_slots = model.config.begin + self.end
-        cache = KVCache.empty(model, len(self.rows), n_slots)
+        cache = KVCache.empty(model, len(self.active), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.slide else None
         sight = Sight(engine.block_size, documents, window)
@@ -216,7 +182,7 @@ class _Session:
     def run(self) -> Iterator[Progress]:
         engine = self.engine
         while self.active:
-            live = Live(self.active, self.text, engine.block_size, self.end, self.mask)
+            live = Live(self.active, self.text, self.is_given, engine.block_size, self.end, self.mask)
             yield from self._denoise(live)
             self._advance(live)
             yield self._progress()
@@ -278,12 +244,14 @@ class _Session:
             first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.end)
             new = tokens[first - row.start : end - row.start]
             row.start += self.engine.block_size
-            row.n_new = min(end - len(row.prompt), self.max_new_tokens)
-            row.is_done = row.n_new >= self.max_new_tokens
+            row.n_new = max(min(end - len(row.prompt), self.max_new_tokens), 0)
+            if end - len(row.prompt) >= self.max_new_tokens:
+                row.finish_reason = "length"
             if self.engine.stop_at_end and end_of_text in new:
                 stop = first + new.index(end_of_text) + 1 - len(row.prompt)
-                row.n_new, row.is_done = min(stop, self.max_new_tokens), True
-        going = [k for k, row in enumerate(self.active) if not row.is_done]
+                row.n_new = min(stop, self.max_new_tokens)
+                row.finish_reason = "end_of_text" if stop <= self.max_new_tokens else "length"
+        going = [k for k, row in enumerate(self.active) if row.finish_reason is None]
         if going and len(going) < len(self.active):
             for network in self.networks.all:
                 network.cache.keep(going)
@@ -293,7 +261,8 @@ class _Session:
         spans = []
         for row in self.rows:
             n = row.n_new
-            if not row.is_done:  # the live block too
-                n = min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens)
+            if row.finish_reason is None:  # the live block too
+                n = max(min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens), 0)
             spans.append((len(row.prompt), len(row.prompt) + n))
-        return Progress(self.networks.nfe, not self.active, self.text.clone(), spans)
+        reasons = [row.finish_reason for row in self.rows]
+        return Progress(self.networks.nfe, not self.active, self.text.clone(), spans, reasons)

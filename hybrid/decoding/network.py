@@ -8,6 +8,7 @@ Shape legend: r active rows, B block size, V vocabulary, m positions that are re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,31 +18,41 @@ from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 from hybrid.model.cache import KVCache
 
+MAX_SCORES = 1 << 24
+"""Attention scores of a head in one forward, about; long prompts are read in pieces, which bounds the memory."""
+
 
 @dataclass(eq=False)
 class Row:
     """One text being generated."""
 
     index: int  # of the row in the batch
-    prompt: list[int]
+    prompt: list[int]  # MASK where it has gaps
     key: int  # what its randomness is keyed by
     start: int  # first position of its live block
     n_new: int = 0  # new tokens that are final and wanted
-    is_done: bool = False
+    finish_reason: str | None = None  # of a row that is done
 
 
 class Live:
-    """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised."""
+    """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised.
 
-    def __init__(self, rows: list[Row], text: Tensor, block_size: int, seq_len: int, mask_token_id: int):
+    Args:
+        text: (rows, width) of the whole batch.
+        is_given: (rows, width), the tokens of prompts.
+    """
+
+    def __init__(
+        self, rows: list[Row], text: Tensor, is_given: Tensor, block_size: int, seq_len: int, mask_token_id: int
+    ):
         device = text.device
-        self.rows, self.mask = rows, mask_token_id
+        self.rows, self.is_given, self.mask = rows, is_given, mask_token_id
         self.index = torch.tensor([row.index for row in rows], device=device)[:, None]
         self.n_valid = [min(block_size, seq_len - row.start) for row in rows]
         offset = torch.arange(block_size, device=device)
         self.position = torch.tensor([row.start for row in rows], device=device)[:, None] + offset  # (r, B)
         self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
-        self.is_fixed = self.position < torch.tensor([len(row.prompt) for row in rows], device=device)[:, None]
+        self.is_fixed = is_given[self.index, self.position]
         self.places = [(row.key, row.start) for row in rows]
         self.update(text[self.index, self.position])
 
@@ -79,30 +90,45 @@ class Network:
             self.cache.reset()
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
-        rows = BlockRows(self.cache.lengths, self.unread(text, live), tokens, live.n_valid)
-        return self.forward(rows, live)
+        self.nfe += 1
+        for pieces in self._pieces(self.unread(text, live)):
+            self.forward(BlockRows(self.cache.lengths, pieces, tokens, live.n_valid).without_live(), live)
+        return self.forward(BlockRows(self.cache.lengths, self.unread(text, live), tokens, live.n_valid), live)
 
     def forward(self, rows: BlockRows, live: Live) -> Tensor:
-        """One forward of the active texts."""
+        """One pass of the active texts through the network."""
         sight = self.sight
         if sight.documents is not None:
             sight = replace(sight, documents=sight.documents[live.index[:, 0]])
-        self.nfe += 1
         with torch.no_grad():
             return block_hidden(self.model, self.cache, rows, sight)
 
+    def _pieces(self, pending: list[Tensor]) -> Iterator[list[Tensor]]:
+        """All but the last piece of long prompts, in whole blocks: attention is quadratic in what is read at once."""
+        B, window, read = self.sight.block_size, self.sight.window, self.cache.lengths
+        longest = max(len(p) for p in pending)
+        span = longest + max(read) + B if window is None else 2 * window
+        piece = MAX_SCORES // (len(pending) * span)
+        if window is not None:
+            piece = min(piece, window)
+        piece = max(piece // B, 1) * B
+        first = [piece + self.model.config.begin * (n == 0) for n in read]
+        while any(len(p) > n for p, n in zip(pending, first, strict=True)):
+            yield [p[:n] if len(p) > n else p[:0] for p, n in zip(pending, first, strict=True)]
+            pending = [p[n:] if len(p) > n else p for p, n in zip(pending, first, strict=True)]
+            first = [piece if before else n for before, n in zip(self.cache.lengths, first, strict=True)]
+
     def unread(self, text: Tensor, live: Live) -> list[Tensor]:
         """What stands before the live block of each row and is not in the cache."""
-        return [self._unread(text, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
+        return [self._unread(text, live, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
 
-    def _unread(self, text: Tensor, row: Row, length: int) -> Tensor:
+    def _unread(self, text: Tensor, live: Live, row: Row, length: int) -> Tensor:
         """What stands between the `length` slots that the cache holds and the live block of the row."""
         begin = self.model.config.begin
         first = max(length - begin, 0)
         unread = text[row.index, first : row.start]
         if not self.sees_prompts and first < len(row.prompt):
-            unread = unread.clone()
-            unread[: len(row.prompt) - first] = self.model.mask_token_id
+            unread = unread.masked_fill(live.is_given[row.index, first : row.start], self.model.mask_token_id)
         if begin and length == 0:
             unread = torch.cat([unread.new_tensor([self.model.end_of_text]), unread])
         return unread

@@ -12,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid.arguments import integer, number
 from hybrid.options import at_least, option, pick
 
 PLANS = ("linear", "cosine")
+
+MAX_COUNT = 1_000_000
+"""Largest number of steps, or of tokens a step. Some decoders run through all steps at every block."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Paced:
     def __post_init__(self) -> None:
         for name in ("steps", "per_step"):
             if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+                check_count(name, getattr(self, name))
         pick("plan", self.plan, PLANS)
         only_one(steps=self.steps, per_step=self.per_step)
         if self.plan != "linear" and self.steps is None:
@@ -37,6 +41,19 @@ class Paced:
     def quota(self, is_masked: Tensor) -> Tensor:
         """(r, S) how many positions each row reveals at each step."""
         return quota(is_masked, self.steps, self.per_step, self.plan)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise a ValueError unless this is an integer from 1 to MAX_COUNT."""
+    if isinstance(value, int):
+        at_least(name, value, 1)
+    integer(name, value, 1, MAX_COUNT)
+
+
+def check_number(name: str, value: Any, least: float) -> None:
+    """Raise a ValueError unless this is a finite number of at least `least`."""
+    number(name, value, lambda _: True, f"a finite number of at least {least}")
+    at_least(name, value, least)
 
 
 def only_one(**given: Any) -> None:

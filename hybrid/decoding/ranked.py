@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from hybrid import counter
-from hybrid.decoding.pace import Paced
+from hybrid.arguments import SEEDS, integer
+from hybrid.decoding.pace import Paced, check_count
 from hybrid.decoding.view import View
 from hybrid.noise import SCHEDULES, Schedule
-from hybrid.options import at_least, build, option
+from hybrid.options import build, option
 
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
@@ -69,6 +70,10 @@ class Random(Ordered):
 
     order_seed: int = option(0, "which permutation; other than the seed of the text")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("order_seed", self.order_seed, *SEEDS)
+
     def scores(self, view: View) -> Tensor:
         position = torch.arange(view.is_masked.shape[1], device=view.is_masked.device)
         return counter.uniform(self.order_seed, counter.ORDER, position)
@@ -96,7 +101,7 @@ class Ancestral(Scheduled):
     schedule: Any = option("linear", "an entry of SCHEDULES; decides how the grid's cells divide the masked fraction")
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
+        check_count("steps", self.steps)
         build(SCHEDULES, self.schedule, "schedule")
 
     def start(self, view: View) -> Tensor:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid.arguments import number
+from hybrid.decoding.pace import check_count, check_number
 from hybrid.decoding.scored import surest_first
 from hybrid.decoding.view import View
 from hybrid.noise import SCHEDULES, Schedule
-from hybrid.options import at_least, build, option, pick
+from hybrid.options import build, option, pick
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class MaskPredict:
     steps: int = option(10, "rounds T per block, each one forward")
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
+        check_count("steps", self.steps)
 
     def start(self, view: View) -> Tensor:
         """(r, B) the confidence that each token had when it was predicted."""
@@ -57,8 +59,8 @@ class PathPlanning:
     kappa: Any = option("linear", "an entry of SCHEDULES; how many are masked after each step")
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
-        at_least("eta", self.eta, 0)
+        check_count("steps", self.steps)
+        check_number("eta", self.eta, least=0)
         build(SCHEDULES, self.kappa, "kappa")
 
     def start(self, view: View) -> list[float]:
@@ -103,11 +105,10 @@ class ReMDM:
     eta: float = option(0.1, "strength of re-masking, from 0 (none: ancestral decoding) to 1")
 
     def __post_init__(self) -> None:
-        at_least("steps", self.steps, 1)
+        check_count("steps", self.steps)
         build(SCHEDULES, self.schedule, "schedule")
         pick("sigma", self.sigma, ("cap", "rescale", "confidence"))
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta: {self.eta!r} must be from 0 (no re-masking) to 1")
+        number("eta", self.eta, lambda eta: 0 <= eta <= 1, "from 0 (no re-masking) to 1")
 
     @property
     def min_steps(self) -> int:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybrid.arguments import integer, number
+
+TEMPERATURES = (1e-6, 1e6)
+"""Beyond them logits overflow or lose their digits: smaller ones are 0, larger ones a uniform distribution."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -21,12 +26,16 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: {self.temperature!r} must be a finite number of at least 0")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ValueError(f"top_k: {self.top_k!r} must be an integer of at least 1, or null to keep every token")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p!r} must be in (0, 1], or null to keep every token")
+        least, most = TEMPERATURES
+        number(
+            "temperature", self.temperature, lambda t: t == 0 or least <= t <= most,
+            f"a finite number of at least 0: from {least} to {most:.0f}, or 0 for the most probable token",
+        )  # fmt: skip
+        every = "or null to keep every token"
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", integer("top_k", self.top_k, 1, also=f", {every}"))
+        if self.top_p is not None:
+            number("top_p", self.top_p, lambda p: 0 < p <= 1, f"in (0, 1], {every}")
 
     def truncate(self, log_probs: Tensor) -> Tensor:
         """(m, vocab) log-probabilities -> (m, vocab) float64 logits, -inf where a token is ruled out."""

@@ -6,14 +6,16 @@ The score comes from the distribution at temperature 1, whatever the sampling se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from hybrid.decoding.pace import Paced, only_one
+from hybrid.arguments import number
+from hybrid.decoding.pace import Paced, check_number, only_one
 from hybrid.decoding.ranked import ranks
 from hybrid.decoding.view import View
-from hybrid.options import at_least, option, pick
+from hybrid.options import option, pick
 
 RESOLUTION = 2.0**-16
 """Scores closer than this are a tie, and the leftmost position wins. Positions of a block without any context have the
@@ -44,9 +46,14 @@ class Scored(Paced):
     """Reveal the positions of highest score; subclasses say what the score is."""
 
     threshold: float | None = option(None, "reveal every position whose score reaches it, and at least one")
+    largest_score: ClassVar[float | None] = None  # where scores are probabilities: 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.threshold is not None:
+            most = self.largest_score
+            allowed = "a finite number" if most is None else f"from 0 to {most}, as the score is"
+            number("threshold", self.threshold, lambda score: most is None or 0 <= score <= most, allowed)
         only_one(steps=self.steps, per_step=self.per_step, threshold=self.threshold)
 
     def score(self, view: View) -> Tensor:
@@ -79,6 +86,7 @@ class Confidence(Scored):
     `factor` reveals the n surest, for the largest n with (n + 1) (1 - c_n) < factor, c_n the n-th largest confidence.
     """
 
+    largest_score = 1
     factor: float | None = option(None, "reveal as many as keep (n + 1) (1 - c_n) below it, and at least one")
     token: str = option(
         "drawn",
@@ -90,8 +98,9 @@ class Confidence(Scored):
         super().__post_init__()
         pick("token", self.token, ("drawn", "best"))
         only_one(steps=self.steps, per_step=self.per_step, threshold=self.threshold, factor=self.factor)
-        if self.factor is not None and not self.factor > 0:
-            raise ValueError(f"factor: {self.factor} must be above 0; e.g. 1.0, larger reveals more at once")
+        if self.factor is not None:
+            allowed = "above 0 and finite; e.g. 1.0, larger reveals more at once"
+            number("factor", self.factor, lambda factor: factor > 0, allowed)
 
     def score(self, view: View) -> Tensor:
         if self.token == "drawn":
@@ -113,6 +122,8 @@ class Confidence(Scored):
 @dataclass(frozen=True)
 class Margin(Scored):
     """Largest difference of the two largest probabilities (Kim et al., 'Train for the worst, plan for the best')."""
+
+    largest_score = 1
 
     def score(self, view: View) -> Tensor:
         two = view.prediction.log_probs.topk(2, dim=-1).values.exp()
@@ -143,7 +154,7 @@ class EntropyBounded:
     gamma: float = option(0.1, "bound in nats, at least 0; 0 reveals one token at a time, and all that are certain")
 
     def __post_init__(self) -> None:
-        at_least("gamma", self.gamma, 0)
+        check_number("gamma", self.gamma, least=0)
 
     def start(self, view: View) -> None:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hybrid import counter
-from hybrid.decoding.engine import Engine, Generation
+from hybrid.decoding.engine import Engine
+from hybrid.decoding.results import Generation
 from hybrid.ranks import Ranks
 
 
@@ -19,6 +20,8 @@ def generate_shared(engine: Engine, prompts: Sequence[Sequence[int]], max_new_to
     # A rank without a prompt of its own helps to put a model together that is spread over the ranks.
     mine = share or range(min(1, len(prompts)))
     done = engine.generate([prompts[i] for i in mine], max_new_tokens, [keys[i] for i in mine])
-    tokens = ranks.interleave(done.tokens[: len(share)])
+    tokens, reasons, sequences = (
+        ranks.interleave(values[: len(share)]) for values in (done.tokens, done.finish_reasons, done.sequences)
+    )
     costs = ranks.gather((done.nfe, done.seconds))
-    return Generation(tokens, max(nfe for nfe, _ in costs), max(seconds for _, seconds in costs))
+    return Generation(tokens, max(nfe for nfe, _ in costs), max(seconds for _, seconds in costs), reasons, sequences)

@@ -162,6 +162,7 @@ def block_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sig
         return hidden
     _remember_last(cache, hidden, rows.counts)
     cache.commit(rows.counts)
+    assert all(cache.has_last) or not rows.live.shape[1], "the last token of a text that was cut has to be read again"
     first = cache.last_hidden[:, None]
     return torch.cat([first, hidden[:, run.n_pending :][:, : rows.live.shape[1] - 1]], dim=1) if run is rows else first
 
@@ -169,7 +170,6 @@ def block_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sig
 def _remember_last(cache: KVCache, hidden: Tensor, counts: list[int]) -> None:
     """Keep the hidden state of each text's last pending token, off which the first of its live block is read."""
     cache.has_last = [has or count > 0 for has, count in zip(cache.has_last, counts, strict=True)]
-    assert all(cache.has_last), "the last token of a text that was cut has to be read again"
     if not any(counts):
         return
     last = torch.tensor([max(count - 1, 0) for count in counts], device=hidden.device)

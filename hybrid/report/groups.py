@@ -128,8 +128,8 @@ def gather(runs: Sequence[RunRecord]) -> list[Group]:
     labels = [_label(group) for group in groups]
     for i, group in enumerate(groups):
         unique = labels.count(labels[i]) == 1
-        label = labels[i] if unique else ", ".join(f"{k} = {v}" for k, v in group.settings.items()) or group.first.name
-        groups[i] = replace(group, label=label)
+        label = labels[i] if unique else ", ".join(f"{k} = {v}" for k, v in group.settings.items())
+        groups[i] = replace(group, label=label or group.first.name)
     families = list(dict.fromkeys(group.family for group in groups))
     return sorted(
         groups, key=lambda g: (not g.is_autoregressive, families.index(g.family), max(g.first.block_sizes), g.label)
@@ -137,6 +137,16 @@ def gather(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def _label(group: Group) -> str:
-    """The name of its runs without the seed."""
-    names = {re.sub(r"[-_]?(seed[-_]?|s)\d+$", "", run.name) for run in group.runs}
+    """The name of its runs without the seed; empty if they have no name in common and nothing tells them apart."""
+    names = {_without_seed(run) for run in group.runs}
     return names.pop() if len(names) == 1 else ", ".join(str(v) for v in group.settings.values())
+
+
+def _without_seed(run: RunRecord) -> str:
+    """`b4-seed-0`, `b4_s0` or `b4/seed0` of a run whose seed is 0 -> `b4`.
+
+    A number is only taken for the seed if it is that of the run, and its word only if no letter stands before it:
+    `bs16` and `steps300` end in something else.
+    """
+    ending = rf"[-_./]?(?<![^\W\d_])(seed[-_=]?|s)0*{run.config.run.seed}$"
+    return re.sub(ending, "", run.name, flags=re.IGNORECASE)

@@ -55,22 +55,23 @@ def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
     """
     sweep = read(file)
     axes = {str(key): values for key, values in sweep.get("grid", {}).items()}
-    common = dict(sweep.get("set", {}))
+    common, fixed = sweep.get("set", {}), {}
     for key, values in map(axis, overrides):
         axes.pop(key, None)
-        common.pop(key, None)
+        fixed.pop(key, None)
         if len(values) == 1:  # it keeps its place in the order of names only if it tells runs apart
-            common[key] = values[0]
+            fixed[key] = values[0]
         else:
             axes[key] = values
     arms = sweep.get("arms", {"": {}})
-    _check(axes, [common, *arms.values()], file)
+    _check(axes, [common, *arms.values(), fixed], file)
     runs = []
     for values in itertools.product(*axes.values()):  # all arms of a seed before the next, to compare early
         for arm, settings in arms.items():
             point = dict(zip(axes, values, strict=True))
             name = run_name(str(arm), point)
-            own = {**common, **settings, **point, "run.name": name, "run.folder": str(folder), "trainer.resume": "auto"}
+            own = {**common, **settings, **fixed, **point}
+            own |= {"run.name": name, "run.folder": str(folder), "trainer.resume": "auto"}
             try:
                 config = load_config(sweep["config"], [f"{key}={inline(value)}" for key, value in own.items()])
             except ValueError as error:

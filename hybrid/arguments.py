@@ -1,0 +1,122 @@
+"""Checks of what a Python caller passes: numbers of the right kind and range, and prompts as lists of token ids.
+
+Every error is a ValueError that names the argument. Integers of numpy and of torch are taken as what they are.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+from hybrid.options import shown
+
+SEEDS = (-(1 << 63), (1 << 63) - 1)
+"""Seeds and keys are 64 bits; beyond them two would mean the same."""
+
+
+def integer(name: str, value: Any, least: int, most: int | None = None, also: str = "") -> int:
+    """`value` as an int.
+
+    Args:
+        also: what else the caller takes, for the message (", or None for all").
+
+    Raises:
+        ValueError: no integer (a bool is none), or out of range.
+    """
+    number = _index(value)
+    if number is None or number < least or (most is not None and number > most):
+        if most is None:
+            allowed = f"an integer of at least {least}"
+        else:
+            allowed = "an integer of 64 bits" if (least, most) == SEEDS else f"an integer from {least} to {most}"
+        raise ValueError(f"{name}: {shown(value)} must be {allowed}{also}")
+    return number
+
+
+def number(name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str) -> float:
+    """`value` as a finite float.
+
+    Args:
+        allowed: the range in words, for the message.
+
+    Raises:
+        ValueError: no number (a bool or a string is none), not finite, or out of range.
+    """
+    result = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
+    if not math.isfinite(result) or not is_allowed(result):
+        raise ValueError(f"{name}: {shown(value)} must be {allowed}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` if it is True or False; raises a ValueError if not."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {shown(value)} must be True or False")
+    return value
+
+
+def prompt_ids(prompts: Any, encode: Callable[[str], list[int]] | None = None) -> list[list[int]]:
+    """Prompts as lists of token ids.
+
+    Args:
+        prompts: a list of prompts, each a list or a tensor of ids or, with `encode`, a string; or a tensor of ids
+            [prompts, length]; or a single string.
+
+    Raises:
+        ValueError: anything else, named `prompts`.
+    """
+    if isinstance(prompts, str) and encode is not None:
+        return [encode(prompts)]
+    if _is_array(prompts):
+        return _rows_of(prompts, 2, "prompts")
+    texts = "" if encode is None else ", or strings"
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+        raise ValueError(f"prompts: {shown(prompts)} is no list of prompts; give lists of token ids{texts}")
+    return [_prompt(i, prompt, encode, texts) for i, prompt in enumerate(prompts)]
+
+
+def _prompt(i: int, prompt: Any, encode: Callable[[str], list[int]] | None, texts: str) -> list[int]:
+    if isinstance(prompt, str) and encode is not None:
+        return encode(prompt)
+    if _is_array(prompt):
+        return _rows_of(prompt, 1, f"prompts: prompt {i}")
+    if isinstance(prompt, (str, bytes)) or not isinstance(prompt, Sequence):
+        raise ValueError(
+            f"prompts: prompt {i} is {shown(prompt)}, no list of token ids; give a list of prompts, e.g. [[1, 2, 3]]"
+            f"{texts}"
+        )
+    ids = [token if type(token) is int else _index(token) for token in prompt]
+    if None in ids:
+        raise ValueError(f"prompts: token {shown(prompt[ids.index(None)])} of prompt {i} is no integer")
+    return ids  # type: ignore[return-value]
+
+
+def _index(value: Any) -> int | None:
+    """The integer that `value` is, or None: neither bools nor numbers with a fraction are integers."""
+    if isinstance(value, bool) or (_is_array(value) and "bool" in str(value.dtype)):
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_array(value: Any) -> bool:
+    """A tensor of torch or an array of numpy."""
+    return hasattr(value, "dtype") and hasattr(value, "tolist") and hasattr(value, "ndim")
+
+
+def _rows_of(array: Any, n_axes: int, name: str) -> Any:
+    kind = str(array.dtype).removeprefix("torch.")
+    if array.ndim != n_axes or not kind.startswith(("int", "uint")):
+        axes = "[prompts, length]" if n_axes == 2 else "[length]"
+        raise ValueError(f"{name}: {list(array.shape)} of {kind} must be integers {axes}")
+    return array.tolist()
