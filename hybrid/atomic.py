@@ -164,7 +164,7 @@ def verify_folder(folder: Path) -> None:
             raise ValueError(f"{path}: is missing")
         if path.stat().st_size != size:
             raise ValueError(f"{path}: has {path.stat().st_size} bytes instead of {size} (truncated?)")
-        if _sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise ValueError(f"{path}: its content is not what was saved (SHA-256 differs)")
 
 
@@ -194,7 +194,7 @@ def _temporary(path: Path) -> Path:
 def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
     manifest = {"format": 1, "saved_ns": time.time_ns(), "files": entries}
     (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
@@ -221,7 +221,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of the content of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

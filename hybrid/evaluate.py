@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.comparison import Setting
-    from hybrid.data import Data, PackedTokens
+    from hybrid.data import Data, DataConfig, PackedTokens
     from hybrid.judge import Judge
     from hybrid.lm import LanguageModel
     from hybrid.ranks import Ranks
@@ -79,6 +80,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         results["judge"] = None if judge is None else judge.about
     if ranks.is_main:
         output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
+        results["checkpoint"] = lm.origin.checkpoint
         write(output, results, data.description, arguments)
         print(f"wrote {output}", file=sys.stderr)
 
@@ -99,13 +101,20 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
     from hybrid.data import prepare
+    from hybrid.origin import located, prepare_again
 
-    data = dataclasses.replace(lm.config.data)
-    if arguments.data is not None:
-        data.corpus, data.format, data.revision = arguments.data, "auto", arguments.revision
-    prepared = prepare(data, tokenizer=lm.tokenizer)
+    if arguments.data is None:
+        way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
+        prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
+    else:
+        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer))
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
+
+
+def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
+    """The data of a run with the corpus of --data."""
+    return dataclasses.replace(config, corpus=arguments.data, format="auto", revision=arguments.revision)
 
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
