@@ -81,7 +81,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     if ranks.is_main:
         output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
         results["checkpoint"] = lm.origin.checkpoint
-        write(output, results, data.description, arguments)
+        write(output, results, data.description, arguments, device)
         print(f"wrote {output}", file=sys.stderr)
 
 
@@ -156,11 +156,14 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(arguments).items() if key != "output"}
 
 
-def write(path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace) -> None:
+def write(
+    path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace, device: torch.device
+) -> None:
     from hybrid.atomic import write_json_atomic
     from hybrid.tracking import environment
 
-    write_json_atomic(path, {**results, "settings": settings_of(arguments), "data": data, "environment": environment()})
+    facts = {"settings": settings_of(arguments), "data": data, "environment": environment(device)}
+    write_json_atomic(path, {**results, **facts})
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -60,7 +60,8 @@ def identity_of(folder: Path) -> dict[str, Any] | None:
 
 def latest_identity(path: Path) -> dict[str, Any] | None:
     """`identity_of` what `hybrid.load` takes of a run, or of a saved model; None if there is nothing that tells."""
-    saved = checkpoint.list_checkpoints(path / "checkpoints")
+    folder = path / "checkpoints"
+    saved = checkpoint.list_checkpoints(folder if folder.is_dir() else path)
     return identity_of(saved[-1] if saved else path)
 
 
@@ -146,8 +147,9 @@ def refuse_other_data(run: Path, now: Mapping[str, Any], config: DataConfig) -> 
         log.warning("%s: does not record on which data it was trained; whether it is still the same is not known", run)
     elif recorded["corpus_sha256"] != now["corpus_sha256"]:
         raise ValueError(
-            f"data.corpus: {title(config.corpus)} is not the text that {run} was trained on ({_hashes(recorded, now)}); "
-            "put that text back, or start a new run under another run.name (trainer.init_from takes its weights)"
+            f"data.corpus: {title(config.corpus)} is not the text that {run} was trained on "
+            f"({_hashes(recorded, now)}); put that text back, or start a new run under another run.name "
+            "(trainer.init_from takes its weights)"
         )
     fingerprint = _fingerprint(run, recorded)
     if fingerprint not in (None, now["tokenizer_fingerprint"]):

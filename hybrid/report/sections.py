@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     if values is None:
         return None
     factor = runs[0].likelihoods[0].bits_per_nat
+    if math.isnan(factor):
+        return None
     return values[0] * factor, values[1] * factor
 
 
@@ -66,9 +69,10 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
             method = g.method(size)
             sign = "≤" if method == "bound" else "="
             nats, bits = g.nats(size), g.bits_per_byte(size)
-            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", f"{sign} {bits.text(4)}"]
+            shown = None if math.isnan(bits.value) else f"{sign} {bits.text(4)}"
+            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", shown]
             if truth is not None:
-                row.append(f"{bits.value - truth[1]:+.4f}")
+                row.append(None if shown is None else f"{bits.value - truth[1]:+.4f}")
             rows.append([*row, len(g.runs)])
     columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
     columns += [] if truth is None else ["above the source"]
@@ -121,11 +125,13 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
         for w in texts
     ]  # fmt: skip
     columns = ["model", "block size", "decoder", "tokens/s", "forwards per token", "entropy", "judge, nats/byte", ""]
-    evaluated = next(run.evaluation for run in runs if run.generated)
-    assert evaluated is not None
-    s, judge = evaluated["settings"], evaluated["judge"]
+    evaluated = [run.evaluation for run in runs if run.evaluation is not None and run.generated]
+    ways = [
+        f"{e.how_generated['samples']} texts at once, temperature {e.how_generated['temperature']}" for e in evaluated
+    ]
+    judge = evaluated[0].judge
     real = texts[0]
-    text = f"{s['samples']} texts at once from each model and decoder, temperature {s['temperature']:g}."
+    text = f"From each model and decoder {' or '.join(dict.fromkeys(ways))}."
     if judge is not None and real.real_nats_per_byte is not None:
         text += (
             f" The judge {judge['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
@@ -133,7 +139,7 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
             f"texts with less than {REPETITIVE:.0%} of the entropy of real ones are hollow and not on the front. "
             "The line joins those that no other beats in both speed and quality."
         )
-    machines = {run.evaluation["environment"]["processor"] for run in runs if run.evaluation is not None}
+    machines = {e.machine for e in evaluated}
     text += f" Speeds are those of {', '.join(sorted(machines))}."
     drawn = {} if figure is None else {"trade": ("quality against tokens per second", figure)}
     return Section("Quality against speed", text, drawn, Table(columns, rows))
@@ -180,7 +186,7 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
             [
                 g.label, *(g.settings[key] for key in differ), f"{g.first.environment['parameters']:,}",
                 f"{tokens.value:,.0f}", f"{g.over_runs(lambda run: run.seconds / 60).value:.1f}",
-                None if own is None else f"{g.bits_per_byte(own).text(4)} ({g.method(own)})", len(g.runs),
+                _own(g, own), len(g.runs),
             ]
         )  # fmt: skip
     columns = ["model", *differ, "parameters", "tokens", "minutes", "bits per byte", "seeds"]
@@ -188,12 +194,19 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
     return Section("Models", text, table=Table(columns, rows), settings=common(runs))
 
 
+def _own(group: Group, size: int | None) -> str | None:
+    mean = None if size is None else group.bits_per_byte(size)
+    if size is None or mean is None or math.isnan(mean.value):
+        return None
+    return f"{mean.text(4)} ({group.method(size)})"
+
+
 def provenance(runs: Sequence[RunRecord]) -> list[str]:
     """Where the runs come from."""
     environments = [run.environment for run in runs]
     commits, machines = (sorted(set(map(of, environments))) for of in (commit_of, machine_of))
     corpora = {title(run.config.data.corpus) for run in runs}
-    tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
+    tokenizers = {run.trained_on.tokenizer for run in runs}
     seeds = sorted({run.config.run.seed for run in runs})
     return [
         f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; "

@@ -41,14 +41,14 @@ def main() -> int:
     planned = plan.plan(file, arguments.overrides, folder)
     for warning in dict.fromkeys(w for run in planned.runs for w in run.warnings):
         log.warning("%s", warning)
-    states = {run.name: state.state_of(run) for run in planned.runs}
+    states = state.states_of(planned.runs)
     if arguments.dry_run:
         print(state.table(planned.runs, states))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
     failures = train(planned.runs, states, arguments.jobs)
     failures |= evaluate(planned, failures, arguments.jobs)
-    print(state.table(planned.runs, {run.name: state.state_of(run) for run in planned.runs}, failures))
+    print(state.table(planned.runs, state.states_of(planned.runs), failures))
     log.info("compare them with: python -m hybrid.report %s", shlex.quote(str(folder)))
     return FAILED if failures else 0
 
