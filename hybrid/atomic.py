@@ -11,13 +11,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
+_HEAD = 2**20  # bytes of a text in which a mark is looked for
 _REPLACED = ".replaced"  # the folder that `new_folder` moved aside; it survives only a kill between two renames
 
 
@@ -56,7 +57,7 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: the file is missing or is not JSON.
+        ValueError: the file is missing or is not JSON, or is nested deeper than Python can follow.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -64,13 +65,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is missing") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{path}: is not valid JSON: {error}") from None
-
-
-def has_mark(path: Path, mark: str) -> bool:
-    """Whether a text file has `mark` in it, by which a command knows what it wrote itself and may replace."""
-    return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -109,6 +107,45 @@ def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
     write_text_atomic(path, to_json(value, strict=strict, indent=2) + "\n")
 
 
+def refuse_foreign(
+    path: Path, is_ours: Callable[[Path], bool], foreign: str, option: str = "--output", what: str = "file"
+) -> None:
+    """The rule for all outputs: one may replace an earlier result of its own kind and nothing else, be it a file, a
+    folder, a device, or a link to one of these. To be called before the work begins, and again before it is written.
+
+    Args:
+        is_ours: whether what exists there is such a result: `has_mark` of a text, `has_keys` of JSON.
+        foreign: what is to be said of anything else, behind `exists and`.
+
+    Raises:
+        ValueError: something else is there, or its folder is none or cannot be written.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.exists() and is_ours(path)):
+        raise ValueError(f"{option}: {path} exists and {foreign}; choose another {what}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "can't be written" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"{option}: {folder} {why}; choose another place")
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return mark.encode() in file.read(_HEAD)
+
+
+def has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Whether a file holds a JSON object with these keys, by which a command knows what it wrote itself."""
+    try:
+        content = read_json(path) if path.is_file() else None
+    except ValueError:
+        return False
+    return isinstance(content, dict) and set(keys) <= content.keys()
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Fill a folder that appears at `path` only when it is complete.
@@ -118,8 +155,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     The block writes into a hidden sibling. On leaving it, sizes and hashes of all files go into `manifest.json`,
     everything is synced to the disk and the folder is renamed into place. A folder that is already there is replaced
-    if it has a manifest (so: was written by this function) or is empty, and whatever it holds if `overwrite`. If
-    anything fails, what was there before is there still.
+    if it is empty or holds what its manifest lists and nothing else (so: was written by this function), and whatever it
+    holds if `overwrite`. If anything fails, what was there before is there still.
 
     Raises:
         ValueError: `path` exists and may not be replaced.
@@ -142,7 +179,13 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _is_replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
+    if not path.is_dir():
+        return False
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir() or file.is_symlink()}
+    try:
+        return not found or found <= {MANIFEST, *read_json(path / MANIFEST)["files"]}
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def verify_folder(folder: Path) -> None:

@@ -49,6 +49,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     from hybrid.device import precision_context
     from hybrid.lm import load
 
+    output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
+    refuse_foreign_output(output)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     sizes = block_sizes(lm, arguments)
     orders = comparison.choose_decoders(
@@ -79,7 +81,6 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         results["generation"] = texts
         results["judge"] = None if judge is None else judge.about
     if ranks.is_main:
-        output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
         results["checkpoint"] = lm.origin.checkpoint
         write(output, results, data.description, arguments, device)
         print(f"wrote {output}", file=sys.stderr)
@@ -151,6 +152,15 @@ def default_output(checkpoint: str) -> Path:
     return run / "eval.json"
 
 
+def refuse_foreign_output(output: Path) -> None:
+    """Raise a ValueError if the results would replace something else than those of another evaluation."""
+    from hybrid.atomic import has_keys, refuse_foreign
+
+    keys = ("results", "settings", "data", "environment")
+    foreign = "does not hold an evaluation of ours, or a damaged one (then remove it)"
+    refuse_foreign(output, lambda path: has_keys(path, keys), foreign)
+
+
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the results depend on, as eval.json has it."""
     return {key: value for key, value in vars(arguments).items() if key != "output"}
@@ -162,6 +172,8 @@ def write(
     from hybrid.atomic import write_json_atomic
     from hybrid.tracking import environment
 
+    refuse_foreign_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"settings": settings_of(arguments), "data": data, "environment": environment(device)}
     write_json_atomic(path, {**results, **facts})
 

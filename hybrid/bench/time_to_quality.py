@@ -87,7 +87,7 @@ def main() -> int:
     from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.trained import basis, remembered
 
-    refuse_foreign(arguments.output)
+    refuse_foreign(arguments.output, figures=1)
     made_from = {**basis(configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")), **arms()}
     folder = Path(arguments.folder)
     costs = remembered(folder / "costs.json", made_from, lambda kept: kept or step_seconds(arguments))

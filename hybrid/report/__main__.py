@@ -37,13 +37,14 @@ def main() -> int:
     from hybrid.report.record import find_runs, refuse_different_data
 
     paths = [Path(path) for path in arguments.runs]
+    together = Path(os.path.commonpath([path.absolute() for path in paths]))
+    output = Path(arguments.output) if arguments.output else together / "report"
+    refuse_foreign_report(output)
     runs, left_out = find_runs(paths)
     compared = groups.gather(runs)
     warnings = left_out + refuse_different_data(runs, arguments.force) + notes(runs) + seeds_of(compared)
     for warning in warnings:
         log.warning("%s", warning)
-    together = Path(os.path.commonpath([path.absolute() for path in paths]))
-    output = Path(arguments.output) if arguments.output else together / "report"
     title = arguments.title or together.name
     parts = sections.sections(compared)
     seeds = sorted({run.config.run.seed for run in runs})
@@ -109,13 +110,30 @@ def seeds_of(compared: Sequence[Group]) -> list[str]:
     return found
 
 
+def refuse_foreign_report(output: Path) -> None:
+    """Raise a ValueError if a report would replace something else."""
+    from hybrid import atomic
+    from hybrid.experiments.record import refuse_foreign
+    from hybrid.report import page
+
+    if output.suffix == ".md":
+        refuse_foreign(output)
+        return
+
+    def is_report(folder: Path) -> bool:
+        return folder.is_dir() and (not any(folder.iterdir()) or atomic.has_mark(folder / "index.html", page.MARK))
+
+    atomic.refuse_foreign(output, is_report, "is no report", what="folder")
+
+
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:
     """One Markdown file with its plots beside it, and with the command that makes them."""
     from hybrid.atomic import write_bytes_atomic
-    from hybrid.experiments.record import command_of, provenance, write_result
+    from hybrid.experiments.record import command_of, provenance, refuse_foreign_figures, write_result
     from hybrid.report import figures, page
 
     texts = [page.to_markdown(section, output.stem) for section in parts if not section.samples]
+    refuse_foreign_figures(output, [f"{output.stem}-{name}.png" for section in parts for name in section.figures])
     write_result(output, title, provenance(command_of(MODULE), seeds), ["\n\n".join(facts), *texts])
     for section in parts:
         for name, (_, figure) in section.figures.items():
@@ -127,14 +145,12 @@ def write_all(
     seeds: list[int],
 ) -> None:  # fmt: skip
     """index.html, report.md, runs.csv, and a PNG of each plot, in a folder that holds nothing or an earlier report."""
-    from hybrid.atomic import has_mark, write_text_atomic
+    from hybrid.atomic import write_text_atomic
     from hybrid.report import page
 
-    index = output / "index.html"
-    if output.exists() and (not output.is_dir() or any(output.iterdir())) and not has_mark(index, page.MARK):
-        raise ValueError(f"--output: {output} exists and is no report; choose another folder")
+    refuse_foreign_report(output)
     output.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(index, page.to_html(title, facts, warnings, parts))
+    write_text_atomic(output / "index.html", page.to_html(title, facts, warnings, parts))
     write_text_atomic(output / "runs.csv", to_csv(compared))
     write_markdown(output / "report.md", title, [*facts, *warnings], parts, seeds)
 

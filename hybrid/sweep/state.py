@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,14 @@ from typing import Any
 from hybrid import checkpoint
 from hybrid.atomic import read_json
 from hybrid.config import Config, differences, load_config
-from hybrid.origin import is_same_checkpoint, judge_identity, latest_identity, recorded_start, refuse_other_data
+from hybrid.origin import (
+    is_same_checkpoint,
+    judge_identity,
+    latest_identity,
+    recorded_data,
+    recorded_start,
+    refuse_other_data,
+)
 from hybrid.run import MAY_CHANGE
 from hybrid.sweep.plan import Planned
 from hybrid.tables import aligned, formatted
@@ -66,7 +74,8 @@ def state_of(
         return State(0, False)
     before = load_config(folder / "config.yaml", checked=False)
     for key, (old, new) in differences(before, run.config).items():
-        if key.startswith(_NO_MATTER) and key not in _MUST_AGREE:
+        is_length = key in ("trainer.steps", "trainer.minutes")
+        if key.startswith(_NO_MATTER) and key not in _MUST_AGREE and not (strict and is_length):
             continue
         if strict or not key.startswith(MAY_CHANGE) or key in _MUST_AGREE:
             raise _other(folder, f"has {key} = {old!r}", who, repr(new))
@@ -85,6 +94,11 @@ def state_of(
     is_over = is_whole or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
     if is_over and not is_whole and before.trainer.minutes != trainer.minutes:
         raise _other(folder, f"has trainer.minutes = {before.trainer.minutes}", who, repr(trainer.minutes))
+    if not is_over and before.trainer.steps != trainer.steps:
+        log.warning(
+            "%s: %d of its steps were made on the way to %d; it goes on to %d, but not as if it had been planned so",
+            folder, step, before.trainer.steps, trainer.steps,
+        )  # fmt: skip
     if last is None or last["step"] < step or not is_over:  # the last validation comes after the last checkpoint
         return State(step, False, seconds=seconds)
     return State(step, True, last["val/nelbo"], last.get("val/bits_per_byte"), seconds)
@@ -142,19 +156,20 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
         return False
     if same[0] is None:
         log.warning("%s: eval.json does not tell which checkpoint was evaluated; it is taken for the latest", folder)
-    return arguments.data is None or _is_of_text(content, folder, arguments)
+    recorded = content.get("data")
+    return isinstance(recorded, Mapping) and recorded.get("corpus_sha256") == _text_of(folder, arguments)
 
 
-def _is_of_text(content: Any, folder: Path, arguments: Any) -> bool:
-    """Whether the corpus of --data still holds the text that was evaluated."""
+def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
+    """The hash of the text that hybrid.evaluate would read now."""
     from hybrid.data import prepare
     from hybrid.evaluate import other_corpus
     from hybrid.tokenizer import load_tokenizer
 
+    if arguments.data is None:  # it reads no other than that of the training
+        return (recorded_data(folder) or {}).get("corpus_sha256")
     data = other_corpus(load_config(folder / "config.yaml", checked=False).data, arguments)
-    now = prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
-    recorded = content.get("data")
-    return isinstance(recorded, Mapping) and recorded.get("corpus_sha256") == now
+    return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
 
 
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
