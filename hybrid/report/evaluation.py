@@ -112,7 +112,7 @@ def _measured(line: Fields) -> Measured:
     bits = line.number("bits_per_byte", None)
     return Measured(
         line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
-        line.number("stderr", None), float("nan") if bits is None else bits,
+        line.number("stderr", None, least=0), float("nan") if bits is None else bits,
         {} if counts is None else counted(counts.content, ""),
     )  # fmt: skip
 
@@ -125,7 +125,7 @@ def counted(values: dict[str, Any], prefix: str) -> dict[int, float]:
 
 def _written(line: Fields) -> dict[str, Any]:
     """A line of generated texts; figures that it does not have are left out."""
-    figures = {name: line.number(name, None) for name in _OF_TEXTS}
+    figures = {name: line.number(name, None, least=0) for name in _OF_TEXTS}
     known = {name: value for name, value in figures.items() if value is not None}
     size = line.integer("block_size", 1, None)
     return {"decoder": line.text("decoder"), **({} if size is None else {"block_size": size}), **known}

@@ -30,13 +30,14 @@ class Fields:
             name, or_else, lambda v: type(v) is int and least <= v < _MOST, f"an integer of {least} or more"
         )
 
-    def number(self, name: str, or_else: Any = _MISSING) -> Any:
+    def number(self, name: str, or_else: Any = _MISSING, least: float = -_MOST) -> Any:
         """An integer or a finite float, as a float."""
-        value = self._get(name, or_else, is_number, "a finite number")
+        kind = "a finite number" + (f" of {least:g} or more" if least > -_MOST else "")
+        value = self._get(name, or_else, lambda v: is_number(v) and v >= least, kind)
         return float(value) if type(value) is int else value
 
     def text(self, name: str, or_else: Any = _MISSING) -> Any:
-        return self._get(name, or_else, lambda v: isinstance(v, str), "a text")
+        return self._get(name, or_else, _is_text, "a text")
 
     def flag(self, name: str, or_else: Any = _MISSING) -> Any:
         return self._get(name, or_else, lambda v: isinstance(v, bool), "true or false")
@@ -63,6 +64,11 @@ class Fields:
 
     def _place(self, name: str) -> str:
         return f"{self.where}.{name}" if ": " in self.where else f"{self.where}: {name}"
+
+
+def _is_text(value: Any) -> bool:
+    """One that can be written into a file: JSON may hold halves of characters."""
+    return isinstance(value, str) and value.encode(errors="replace").decode() == value
 
 
 def is_number(value: Any) -> bool:

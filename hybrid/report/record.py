@@ -105,7 +105,7 @@ class RunRecord:
                 by_count = counted(last.content, f"val_by_count/b{size}/n")
                 if method not in LIKELIHOODS:
                     raise ValueError(f"{last.where}.{tag}: {shown(method)} is none of {', '.join(LIKELIHOODS)}")
-                stderr = last.number(f"val/stderr/b{size}", None)
+                stderr = last.number(f"val/stderr/b{size}", None, least=0)
                 found.append(Measured(int(size), method, nats, stderr, nats * factor, by_count))
         return found
 
