@@ -17,6 +17,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from hybrid.leftovers import locked_folder, open_locked, remove_leftovers, temporary_of
+from hybrid.options import shown
+
 MANIFEST = "manifest.json"
 _HEAD = 2**20  # bytes of a text in which a mark is looked for
 _REPLACED = ".replaced"  # the folder that `new_folder` moved aside; it survives only a kill between two renames
@@ -71,6 +74,18 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path}: is not valid JSON: {error}") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: as `read_json`, or it holds something else.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds {shown(content)} instead of a JSON object")
+    return content
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """`write_bytes_atomic` of `text` in UTF-8."""
     write_bytes_atomic(path, text.encode("utf-8"))
@@ -83,19 +98,22 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
         OSError: it could not be written (disk full, say); one line, and the old content is still there.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
+    remove_leftovers(path.parent, path.name)
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with open(open_locked(temporary), "wb") as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:  # while it is still locked: after that it may be another's
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
         _sync_folder(path.parent)
     except OSError as error:
         raise _clear_error(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
@@ -165,17 +183,15 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     path = Path(path)
     if path.exists() and not overwrite and not _is_replaceable(path):
         raise ValueError(f"{path}: exists and was not written by hybrid; remove it or choose another folder")
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
+    remove_leftovers(path.parent, path.name)
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        _seal(temporary)
-        _move_into_place(temporary, path)
+        with locked_folder(temporary):
+            yield temporary
+            _seal(temporary)
+            _move_into_place(temporary, path)
     except (OSError, SafetensorError) as error:
         raise _clear_error(path, error) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -199,7 +215,7 @@ def verify_folder(folder: Path) -> None:
     manifest = read_json(Path(folder) / MANIFEST)
     try:
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
         raise ValueError(f"{Path(folder) / MANIFEST}: is not a manifest") from None
     for name, (size, digest) in files.items():
         path = Path(folder) / name
@@ -213,7 +229,7 @@ def verify_folder(folder: Path) -> None:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a kill in the middle leaves no half-deleted folder under its name."""
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     os.rename(path, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -222,16 +238,11 @@ def remove_folder(path: Path) -> None:
 def clean_up(folder: Path) -> None:
     """Finish or remove what a killed process left in `folder`. Only for the process that writes there."""
     folder = Path(folder)
+    remove_leftovers(folder, sole_writer=True)
     for path in list(folder.iterdir()) if folder.is_dir() else []:
-        original = path.with_name(path.name.removesuffix(_REPLACED))
-        if path.name.endswith(_REPLACED) and not original.exists():
-            os.rename(path, original)
-        elif path.name.endswith(_REPLACED) or (path.name.startswith(".") and path.name.endswith(".tmp")):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        if path.name.endswith(_REPLACED) and path.is_dir():
+            original = path.with_name(path.name.removesuffix(_REPLACED))
+            shutil.rmtree(path, ignore_errors=True) if original.exists() else os.rename(path, original)
 
 
 def _seal(folder: Path) -> None:

@@ -27,6 +27,7 @@ from hybrid.atomic import (
     clean_up,
     new_folder,
     read_json,
+    read_object,
     remove_folder,
     verify_folder,
     write_json_atomic,
@@ -131,7 +132,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def _age(checkpoint: Path) -> tuple[int, str]:
     try:
         return int(read_json(checkpoint / MANIFEST)["saved_ns"]), checkpoint.name
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return -1, checkpoint.name
 
 
@@ -220,7 +221,4 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is missing or not a JSON object.
     """
-    state = read_json(Path(checkpoint) / "state.json")
-    if not isinstance(state, dict):
-        raise ValueError(f"{checkpoint}: its state.json holds a {type(state).__name__} instead of an object")
-    return state
+    return read_object(Path(checkpoint) / "state.json")

@@ -27,8 +27,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from hybrid.files import (
-    FORMATS,
-    SUFFIXES,
     Document,
     Documents,
     InMemory,
@@ -36,13 +34,13 @@ from hybrid.files import (
     TableFiles,
     TextFiles,
     digest,
-    find_files,
-    format_of,
     identity,
     quiet_datasets,
     reason,
+    saved_table,
 )
-from hybrid.options import build, pick
+from hybrid.listing import FORMATS, KNOWN, find_files, format_of
+from hybrid.options import build, nearest, pick, shown
 from hybrid.sources import BlockMarkov, Markov
 from hybrid.tasks import Sudoku, Sums
 
@@ -196,31 +194,59 @@ def locate(
         ValueError: it names nothing, a Hub data set without a commit, or a wrong option; says what is allowed.
     """
     pick("data.format", format, FORMATS)
+    refuse_no_name(corpus)
     hub_only = {"data.revision": revision, "data.subset": subset}
     ignored = [key for key, value in hub_only.items() if value is not None]
-    files = () if not isinstance(corpus, str) or corpus in CORPORA else find_files(corpus, format)
-    if ignored and (is_embedded(corpus) or files):
-        warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={corpus} is not on the Hub", stacklevel=2)
+    saved, files = None, ()
+    if isinstance(corpus, str) and corpus not in CORPORA:
+        saved = saved_table(corpus, split, column) if format == "auto" else None
+        files = find_files(corpus, format) if saved is None else ()
+    if ignored and (is_embedded(corpus) or saved or files):
+        named = f"{corpus}"[:100]
+        warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={named} is not on the Hub", stacklevel=2)
     if not isinstance(corpus, str):
         return build(CORPORA, corpus, "data.corpus")
     if corpus in CORPORA:
         return CORPORA[corpus]()
+    if saved is not None:
+        return saved
     if files:
         kind = format_of(files, format, corpus)
         return TextFiles(files) if kind == "text" else TableFiles(files, kind, column)
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision) and not has_magic(corpus):
         return Hub(corpus, revision, subset, split, column, cache_dir)
-    if has_magic(corpus) or corpus.startswith((".", "/", "~")) or corpus.endswith(sum(SUFFIXES.values(), ())):
-        raise ValueError(f"data.corpus: {corpus!r}: no such file or folder, nor does it match any; check the path")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", corpus):
+    raise _names_nothing(corpus, revision)
+
+
+def refuse_no_name(corpus: Any) -> None:
+    """Raise ValueError for what no corpus can be called: nothing, and what config.yaml can't hold."""
+    if not isinstance(corpus, str):
+        return
+    if not corpus.strip():
         raise ValueError(
-            f"data.corpus: {corpus!r} is no file or folder here; if it is a data set of the Hub, data.revision must be "
-            f"the 40-digit commit to use (branches move), not {revision!r}: set data.revision=COMMIT"
+            f"data.corpus: {corpus!r} is empty (a variable of the shell that is not set?); name an embedded corpus "
+            f"({', '.join(CORPORA)}), a file, folder or glob, or a data set of the Hub"
         )
     try:
-        pick("data.corpus", corpus, CORPORA)
-    except ValueError as error:
+        corpus.encode("utf-8")
+    except UnicodeEncodeError:
         raise ValueError(
-            f"{error}, nor a file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits)"
+            f"data.corpus: {shown(corpus)} is not UTF-8, so the record of the run can't hold it; rename the file, or "
+            "name it by a glob or its folder"
         ) from None
-    raise AssertionError(corpus)
+
+
+def _names_nothing(corpus: str, revision: str | None) -> ValueError:
+    if has_magic(corpus) or corpus.startswith((".", "/", "~")) or corpus.endswith(KNOWN):
+        return ValueError(
+            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any; check the path"
+        )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", corpus):
+        return ValueError(
+            f"data.corpus: {shown(corpus)} is no file or folder here; if it is a data set of the Hub, data.revision "
+            f"must be the 40-digit commit to use (branches move), not {shown(revision)}: set data.revision=COMMIT"
+        )
+    return ValueError(
+        f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{nearest(corpus, CORPORA)}, nor a "
+        "file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits)"
+    )

@@ -8,7 +8,9 @@ The arrays are cached on disk and memory-mapped. Shapes: R rows, L = seq_len.
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.corpora import KnownEntropy, Source, locate
-from hybrid.files import FORMATS, digest
-from hybrid.options import at_least, option, pick
-from hybrid.packing import VERSION, Counts, Recipe, build, open_packed
+from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name
+from hybrid.doubts import warn_of_little_training, warn_of_losses
+from hybrid.files import digest
+from hybrid.leftovers import remove_leftovers
+from hybrid.listing import FORMATS
+from hybrid.options import at_least, option, pick, shown
+from hybrid.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.tokenizer import TOKENIZERS, Tokenizer
 
 
@@ -79,6 +84,7 @@ class PackedTokens:
         seq_len: int,
         end_of_text: int,
         document_mask: bool = False,
+        is_lossless: bool = True,
     ) -> None:
         self.tokens = tokens  # unsigned [n_tokens]
         self.is_target = is_target  # uint8 [n_tokens], None where every token is a target
@@ -86,6 +92,7 @@ class PackedTokens:
         self.seq_len = seq_len
         self.end_of_text = end_of_text
         self.document_mask = document_mask
+        self.is_lossless = is_lossless  # whether the tokenizer gives the text back
 
     @property
     def n_rows(self) -> int:
@@ -101,8 +108,12 @@ class PackedTokens:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes per target token: bits per byte = nats per token / ln 2 / bytes_per_token."""
+        """UTF-8 bytes per target token."""
         return self.counts.target_bytes / self.counts.target_tokens
+
+    def bits_per_byte(self, nats_per_token: float) -> float | None:
+        """nats per token / ln 2 / bytes_per_token; None where the tokens are not the text, so have other bits."""
+        return nats_per_token / math.log(2) / self.bytes_per_token if self.is_lossless else None
 
     @property
     def has_a_document_per_row(self) -> bool:
@@ -132,10 +143,11 @@ class Data:
     """What training needs.
 
     Attributes:
-        description: JSON values that record which data it was. If the corpus knows the law of its documents and a row
-            is one document, they have `entropy_per_token` (nats per target token), which no model's expected bound is
-            below, and `validation.source_nats_per_token`, what the source itself gives the validation split: the
-            entropy, and the chance of these rows.
+        description: JSON values that record which data it was, and whether its tokens give the text back
+            (`is_lossless`). If the corpus knows the law of its documents and a row is one document, they have
+            `entropy_per_token` (nats per target token), which no model's expected bound is below, and
+            `validation.source_nats_per_token`, what the source itself gives the validation split: the entropy, and the
+            chance of these rows.
     """
 
     tokenizer: Tokenizer
@@ -153,7 +165,7 @@ class Data:
             )
         counts = Counts(*(x + y for x, y in zip(a.counts, b.counts, strict=True)))
         tokens = np.concatenate([a.tokens, b.tokens])
-        return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask)
+        return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask, a.is_lossless)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,13 +206,14 @@ def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
 
 def check(config: DataConfig) -> None:
     """Raise a ValueError for a value that no corpus could make right; reads no data."""
+    refuse_no_name(config.corpus)
     pick("data.format", config.format, FORMATS)
     at_least("data.seq_len", config.seq_len, 1)
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"data.validation_fraction: {config.validation_fraction!r} must lie between 0 and 1; try 0.05")
     if config.tokenizer == "bpe":
         at_least("data.vocab_size", config.vocab_size, 257)  # 256 bytes and end of text
-    elif config.tokenizer not in TOKENIZERS and not Path(config.tokenizer).expanduser().is_file():
+    elif config.tokenizer not in TOKENIZERS and not Path(os.path.expanduser(config.tokenizer)).is_file():
         try:
             pick("data.tokenizer", config.tokenizer, TOKENIZERS)
         except ValueError as error:
@@ -212,7 +225,7 @@ def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) ->
     if given is not None:
         tokenizer = ["given", given.fingerprint]
     elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
-        tokenizer = ["file", digest(Path(config.tokenizer).expanduser().read_bytes())]
+        tokenizer = ["file", digest(Path(os.path.expanduser(config.tokenizer)).read_bytes())]
     else:
         tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
     made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]
@@ -231,35 +244,50 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
     """
     if tokenizer is None:
         check(config)
-    cache = Path(config.cache_dir or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid").expanduser()
-    source = locate(
-        config.corpus,
-        config.format,
-        config.column,
-        config.revision,
-        config.subset,
-        config.split,
-        str(cache / "hub"),
-    )
-    fingerprint = _fingerprint(config, source, tokenizer)
+    cache = cache_folder(config.cache_dir)
+    remove_leftovers(cache)
+
+    with_hub = config.revision, config.subset, config.split, str(cache / "hub")
+
+    def find() -> tuple[Source, str]:
+        source = locate(config.corpus, config.format, config.column, *with_hub)
+        return source, _fingerprint(config, source, tokenizer)
+
+    def is_current() -> bool:
+        with warnings.catch_warnings(action="ignore"):  # said already
+            return find()[1] == fingerprint
+
+    source, fingerprint = find()
     recipe = Recipe(config.corpus, config.tokenizer, config.vocab_size, config.validation_fraction)
     packed = open_packed(cache / fingerprint)
     for _ in range(3):  # another process may be replacing a damaged folder at the same moment
         if packed is None:
-            build(cache / fingerprint, source.load, recipe, tokenizer)
+            build(cache / fingerprint, source.load, recipe, tokenizer, is_current)
             packed = open_packed(cache / fingerprint)
     assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
-    tokenizer = packed.tokenizer
-    splits = {
-        name: PackedTokens(*split, config.seq_len, tokenizer.end_of_text, config.document_mask)
-        for name, split in packed.splits.items()
-    }
+    warn_of_losses(packed, config.tokenizer)
+    warn_of_little_training(packed, config.validation_fraction)
+    splits = {name: _rows(split, packed, config) for name, split in packed.splits.items()}
     for name, split in splits.items():
         if split.n_rows == 0:
             raise ValueError(
                 f"data.seq_len: {config.seq_len} is more than the {split.n_tokens} tokens of the {name} split of "
-                f"{config.corpus!r}; lower data.seq_len, change data.validation_fraction or use a larger corpus"
+                f"{shown(config.corpus)}; lower data.seq_len, change data.validation_fraction or use a larger corpus"
             )
+    return Data(
+        packed.tokenizer, splits["train"], splits["validation"], _describe(config, packed, fingerprint, splits, source)
+    )
+
+
+def _rows(split: Split, packed: Packed, config: DataConfig) -> PackedTokens:
+    row = config.seq_len, packed.tokenizer.end_of_text, config.document_mask
+    return PackedTokens(split.tokens, split.is_target, split.counts, *row, packed.is_lossless)
+
+
+def _describe(
+    config: DataConfig, packed: Packed, fingerprint: str, splits: dict[str, PackedTokens], source: Source
+) -> dict[str, Any]:
+    tokenizer = packed.tokenizer
     description = {
         "corpus": config.corpus,
         "corpus_sha256": packed.corpus_sha256,
@@ -267,12 +295,14 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
         "fingerprint": fingerprint,
         "tokenizer": tokenizer.name,
         "tokenizer_fingerprint": tokenizer.fingerprint,
+        "is_lossless": packed.is_lossless,
         "vocab_size": tokenizer.vocab_size,
         **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
     }
-    if isinstance(source, KnownEntropy) and all(split.has_a_document_per_row for split in splits.values()):
+    by_document = all(split.has_a_document_per_row for split in splits.values())
+    if isinstance(source, KnownEntropy) and by_document and packed.is_lossless:
         # The end of text is certain.
         description["entropy_per_token"] = source.entropy() / config.seq_len
         texts = [tokenizer.decode(row[:-1]) for row in splits["validation"].tokens.reshape(-1, config.seq_len).tolist()]
         description["validation"]["source_nats_per_token"] = -float(source.log_prob(texts).mean()) / config.seq_len
-    return Data(tokenizer, splits["train"], splits["validation"], description)
+    return description

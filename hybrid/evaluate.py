@@ -115,7 +115,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
 def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
     """The data of a run with the corpus of --data."""
-    return dataclasses.replace(config, corpus=arguments.data, format="auto", revision=arguments.revision)
+    return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
@@ -184,6 +184,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
+    parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
     parser.add_argument("--revision", metavar="COMMIT", help="of a Hub data set given with --data: 40 digits")
     parser.add_argument(
         "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"

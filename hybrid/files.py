@@ -1,26 +1,25 @@
-"""Documents, and the local files they come from: text, jsonl and parquet.
+"""Documents, and the local files they come from: text, jsonl and parquet, a folder of `datasets.save_to_disk`.
 
-A text file is one document, whole. A row of a jsonl or parquet file is one document.
+A text file is one document, whole. A row of the others is one document. How text is read says hybrid/reading.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-SUFFIXES = {
-    "text": (".txt", ".text", ".md", ".rst"),
-    "jsonl": (".jsonl", ".ndjson", ".json"),
-    "parquet": (".parquet", ".pq"),
-}
-FORMATS = ("auto", *SUFFIXES)
+from hybrid import rows
+from hybrid.options import shown
+from hybrid.reading import read_text
+
 HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, larger ones by path, size and time
+# Of documents that are generated, as measured; they are made in memory.
+BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
 
 
 class Document(NamedTuple):
@@ -58,6 +57,16 @@ class InMemory:
 
     def read(self, indices: Sequence[int]) -> list[Document]:
         return [self.documents[i] for i in indices]
+
+
+def refuse_too_much(key: str, documents: int, characters: int) -> None:
+    """Raise ValueError if so many generated documents, of so many characters each, do not fit into memory."""
+    needed = documents * (characters * BYTES_PER_CHARACTER + BYTES_PER_DOCUMENT)
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"{key}: {shown(documents)} documents of {characters:,} characters take some {shown(needed >> 30)} GiB of "
+            f"memory to make, more than {MOST_BYTES >> 30}; lower it"
+        )
 
 
 @dataclass(frozen=True)
@@ -99,38 +108,63 @@ class TableFiles:
         return identity(self.paths, self.format, self.column)
 
     def load(self, folder: Path) -> Documents:
-        datasets = quiet_datasets()
-        paths = [str(path) for path in self.paths]
+        # Written here rather than by the loaders of `datasets`, which take text that looks like a date for a time stamp
+        # and say of a damaged file what they think of it in several lines.
         if self.format == "jsonl":
-            columns, rows = _open_jsonl(self.paths, self.column)
-            features = datasets.Features(dict.fromkeys(columns, datasets.Value("large_string")))
-            # Read here rather than by the `json` loader, which takes text that looks like a date for a time stamp.
-            try:
-                table = datasets.Dataset.from_generator(
-                    rows, features, str(folder), gen_kwargs={"paths": tuple(paths), "columns": tuple(columns)}
-                )
-            except datasets.exceptions.DatasetGenerationError as error:
-                raise error.__cause__ or error from None
+            columns = rows.jsonl_columns(self.paths, self.column)
+            batches = rows.batches(rows.jsonl_texts(self.paths, columns), columns)
         else:
-            try:
-                table = datasets.load_dataset("parquet", data_files=paths, split="train", cache_dir=str(folder))
-            except Exception as error:  # whatever pyarrow or datasets makes of a damaged file
-                raise ValueError(
-                    f"data.corpus: {', '.join(paths)} could not be read as parquet ({reason(error)}); "
-                    "check the files, or set data.format"
-                ) from None
-        return TableDocuments(table, self.column, ", ".join(paths))
+            columns = rows.parquet_columns(self.paths, self.column)
+            batches = rows.parquet_texts(self.paths, columns)
+        rows.write_table(folder / "rows.arrow", batches, columns)
+        table = quiet_datasets().Dataset.from_file(str(folder / "rows.arrow"))
+        return TableDocuments(table, self.column, rows.of_files(self.paths))
+
+
+@dataclass(frozen=True)
+class SavedTable:
+    """A folder that `datasets.save_to_disk` wrote."""
+
+    folder: Path
+    column: str
+
+    def identity(self) -> str:
+        return identity(tuple(sorted(p for p in self.folder.iterdir() if p.is_file())), "saved", self.column)
+
+    def load(self, folder: Path) -> Documents:
+        try:
+            table = quiet_datasets().load_from_disk(str(self.folder))
+        except Exception as error:  # whatever pyarrow or datasets makes of a damaged folder
+            raise ValueError(
+                f"data.corpus: {self.folder} could not be read as a folder of datasets.save_to_disk ({reason(error)}); "
+                "save it again"
+            ) from None
+        return TableDocuments(table, self.column, str(self.folder))
+
+
+def saved_table(corpus: str, split: str, column: str) -> SavedTable | None:
+    """The data set that a folder holds, if it is one of `datasets.save_to_disk`; of several splits, `split`.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    folder = Path(os.path.expanduser(corpus))
+    if os.path.isfile(folder / "dataset_dict.json"):
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        if split not in splits:
+            raise ValueError(f"data.split: {shown(split)} is no split of {shown(corpus)}; it has {', '.join(splits)}")
+        folder = folder / split
+    is_saved = all(os.path.isfile(folder / name) for name in ("state.json", "dataset_info.json"))
+    return SavedTable(folder, column) if is_saved else None
 
 
 class TableDocuments:
     """Rows of a `datasets.Dataset` (on disk, memory-mapped) as documents."""
 
     def __init__(self, table: Any, column: str, where: str) -> None:
-        self._columns = _text_columns(table.column_names, column, where)
+        self._columns = rows.text_columns(table.column_names, column, where)
         for name in self._columns:
-            dtype = getattr(table.features[name], "dtype", table.features[name])
-            if dtype not in ("string", "large_string"):
-                raise ValueError(f"data.column: {name!r} of {where} holds {dtype}, not text; name a column of strings")
+            rows.refuse_unless_text(name, table.features.arrow_schema.field(name).type, where)
         self._table = table.select_columns(list(self._columns)).with_format(None)
         self._where = where
         self.has_prompts = len(self._columns) == 2
@@ -139,7 +173,12 @@ class TableDocuments:
         return len(self._table)
 
     def read(self, indices: Sequence[int]) -> list[Document]:
-        table = self._table[list(indices)]
+        try:
+            table = self._table[list(indices)]
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"data.column: {self._columns[0]!r} of {self._where} holds strings that are not UTF-8; write it again"
+            ) from None
         columns = [table[name] for name in self._columns]
         for name, values in zip(self._columns, columns, strict=True):
             if None in values:
@@ -150,14 +189,6 @@ class TableDocuments:
         if self.has_prompts:
             return [Document(text, prompt) for prompt, text in zip(*columns, strict=True)]
         return [Document(text) for text in columns[0]]
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 file, line ends kept. Raises ValueError naming file and byte offset if it is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, error.start) from None
 
 
 def sections(text: str, smallest: int = 1024, most: int = 256) -> list[str]:
@@ -178,95 +209,6 @@ def sections(text: str, smallest: int = 1024, most: int = 256) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _open_jsonl(paths: Sequence[Path], column: str) -> tuple[list[str], Any]:
-    """The columns that count, judged by the first row, and the generator of rows."""
-    first = next(_json_rows(paths), None)
-    if first is None:
-        raise ValueError(f"data.corpus: {', '.join(map(str, paths))}: no documents; every file is empty")
-    return list(_text_columns(list(first[2]), column, str(first[0]))), _text_rows
-
-
-def _json_rows(paths: Sequence[Path | str]) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(file, line number from 1, object) of every line that is not blank."""
-    for path in paths:
-        offset = 0
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                where = f"data.corpus: {path}, line {number}"
-                try:
-                    row = json.loads(line.decode("utf-8").removeprefix("\ufeff")) if line.strip() else None
-                except UnicodeDecodeError as error:
-                    raise _not_utf8(path, offset + error.start) from None
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); fix this line") from None
-                if row is not None and not isinstance(row, dict):
-                    raise ValueError(f"{where}: a {type(row).__name__}; every line must be one JSON object")
-                if row is not None:
-                    yield str(path), number, row
-                offset += len(line)
-
-
-def _text_rows(paths: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    for path, number, row in _json_rows(paths):
-        for name in columns:
-            value = row.get(name)
-            if not isinstance(value, str):
-                found = f"is {value!r}" if name in row else "is missing"
-                raise ValueError(f"data.column: {path}, line {number}: {name!r} {found}; it must be a string")
-            try:
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                raise ValueError(
-                    f"data.column: {path}, line {number}: {name!r} has a lone surrogate (\\ud800 to \\udfff), which "
-                    "UTF-8 can't hold; remove it"
-                ) from None
-        yield {name: row[name] for name in columns}
-
-
-def _text_columns(names: Sequence[str], column: str, where: str) -> tuple[str, ...]:
-    if column in names:
-        return (column,)
-    if "prompt" in names and "completion" in names:
-        return ("prompt", "completion")
-    raise ValueError(
-        f"data.column: {column!r} is not a column of {where}; it has {', '.join(names)}; set data.column to one of "
-        "them (or give it columns prompt and completion)"
-    )
-
-
-def find_files(corpus: str, format: str = "auto") -> tuple[Path, ...]:
-    """Files of a path, glob or folder (searched through, hidden names left out), sorted; () if there is no such thing.
-
-    In a folder only files whose suffix belongs to `format` count (any known suffix for `auto`).
-    """
-    path = Path(corpus).expanduser()
-    if path.is_file():
-        return (path,)
-    if path.is_dir():
-        suffixes = sum(SUFFIXES.values(), ()) if format == "auto" else SUFFIXES[format]
-        inside = [p for p in path.rglob("*") if not any(s.startswith(".") for s in p.relative_to(path).parts)]
-        files = sorted(p for p in inside if p.suffix.lower() in suffixes and p.is_file())
-        if not files:
-            raise ValueError(
-                f"data.corpus: no {', '.join(suffixes)} files in folder {corpus!r}; name the files with a glob and set "
-                f"data.format (one of {', '.join(FORMATS)})"
-            )
-        return tuple(files)
-    return tuple(sorted(p for p in map(Path, glob(str(path), recursive=True)) if p.is_file()))
-
-
-def format_of(files: Sequence[Path], format: str, corpus: str) -> str:
-    if format != "auto":
-        return format
-    by_suffix = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
-    found = sorted({by_suffix.get(path.suffix.lower(), "text") for path in files})
-    if len(found) > 1:
-        raise ValueError(
-            f"data.format: {corpus!r} holds files of several formats ({', '.join(found)}); set data.format to one"
-        )
-    return found[0]
-
-
 def digest(*parts: str | bytes) -> str:
     """A sha256 of parts that can't be confused with another way of cutting them."""
     total = hashlib.sha256()
@@ -277,6 +219,7 @@ def digest(*parts: str | bytes) -> str:
 
 
 def identity(paths: Sequence[Path], *settings: str) -> str:
+    """Of the content of files, or if there is much of it of their paths, sizes and times."""
     try:
         stats = [path.stat() for path in paths]
         if sum(s.st_size for s in stats) <= HASHED_BYTES:
@@ -285,12 +228,6 @@ def identity(paths: Sequence[Path], *settings: str) -> str:
         raise ValueError(f"data.corpus: {error.filename}: {error.strerror}; check the file") from None
     known_by = [f"{p.resolve()} {s.st_size} {s.st_mtime_ns}" for p, s in zip(paths, stats, strict=True)]
     return digest(*settings, *known_by)
-
-
-def _not_utf8(path: Path | str, offset: int) -> ValueError:
-    return ValueError(
-        f"data.corpus: {path} is not UTF-8 (byte {offset}); convert it (iconv -f LATIN1 -t UTF-8), or set data.format"
-    )
 
 
 def reason(error: BaseException) -> str:

@@ -61,6 +61,12 @@ def at_least(key: str, value: float, minimum: float) -> None:
         raise ValueError(f"{key}: {value!r} is too small; it must be at least {minimum}")
 
 
+def at_most(key: str, value: float, maximum: float) -> None:
+    """Raise a ValueError unless `value <= maximum` (NaN fails too)."""
+    if not value <= maximum:
+        raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum:,}")
+
+
 def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
     """Build an entry of `table` from `spec`; an object that is no spec (an instance of the user's own) passes through.
 

@@ -3,7 +3,7 @@
 <split>.bin            tokens, little-endian uint16 or uint32: document, end of text, document, end of text, ...
 <split>.is_target.bin  uint8 per token; only where documents have prompts
 tokenizer/             what `Tokenizer.save` writes
-meta.json              counts, types, checksums, and the settings that made it
+meta.json              counts, types, checksums, whether the tokens give the text back, and the settings that made it
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from hybrid.files import HASHED_BYTES, Document, Documents
+from hybrid.encoding import GivenBack, encode_documents
+from hybrid.files import HASHED_BYTES, Documents
+from hybrid.leftovers import locked_folder, temporary_of
+from hybrid.options import shown
 from hybrid.progress import progress
+from hybrid.splitting import SPLITS, Survey, chunks, survey
 from hybrid.tokenizer import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
 
-VERSION = 1  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
-SPLITS = ("train", "validation")
-SHUFFLE_SEED = 0
-CHUNK = 256  # documents in memory at once
+VERSION = 2  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
 TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than this much text
 
 
@@ -56,6 +57,7 @@ class Split(NamedTuple):
     tokens: np.ndarray  # uint16 or uint32 [tokens], memory-mapped
     is_target: np.ndarray | None  # uint8 [tokens]; None where every token is a target
     counts: Counts
+    given_back: dict[str, Any]  # documents `checked`, those `lost`, and an `example` or null
 
 
 class Packed(NamedTuple):
@@ -63,41 +65,72 @@ class Packed(NamedTuple):
     splits: dict[str, Split]
     corpus_sha256: str
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every document that was looked at comes back from its tokens."""
+        return not any(split.given_back["lost"] for split in self.splits.values())
 
-def build(folder: Path, load: Callable[[Path], Documents], recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
-    """Build in a sibling folder and rename it, so that `folder` is complete or not there."""
-    building = folder.with_name(f".building-{folder.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+def cache_folder(named: str = "") -> Path:
+    """`named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if that is in a home that there isn't."""
+    chosen = named or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid"
+    folder = os.path.expanduser(chosen)
+    if folder.startswith("~"):
+        raise ValueError(
+            f"data.cache_dir: {shown(chosen)}: there is no such home folder; set data.cache_dir or $HYBRID_CACHE to a "
+            "folder that can be written"
+        )
+    return Path(folder)
+
+
+def build(
+    folder: Path,
+    load: Callable[[Path], Documents],
+    recipe: Recipe,
+    tokenizer: Tokenizer | None = None,
+    is_current: Callable[[], bool] = lambda: True,
+) -> None:
+    """Build in a sibling folder and rename it, so that `folder` is complete or not there.
+
+    Raises:
+        ValueError: a corpus that can't be split or encoded, or is no longer the one that `folder` is named after
+            (`is_current`); a cache that can't be written.
+    """
+    work = temporary_of(folder.with_name(f"{folder.name}-{secrets.token_hex(4)}"))  # two threads may build it, too
     try:
-        building.mkdir(parents=True)
-        documents = load(building / "scratch")
-        survey = _survey(documents, recipe)
-        tokenizer = tokenizer or _tokenizer(recipe, documents, survey)
-        tokenizer.save(building / "tokenizer")
-        splits = {name: _pack(building, name, documents, survey.splits[name], tokenizer) for name in SPLITS}
-        shutil.rmtree(building / "scratch", ignore_errors=True)
-        meta = {"corpus_sha256": survey.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
-        (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        _publish(building, folder)
+        with locked_folder(work):
+            documents = load(work / "scratch")
+            found = survey(documents, recipe.corpus, recipe.validation_fraction)
+            tokenizer = tokenizer or _tokenizer(recipe, documents, found)
+            tokenizer.save(work / "tokenizer")
+            splits = {name: _pack(work, name, documents, found.splits[name], tokenizer) for name in SPLITS}
+            if not is_current():
+                raise ValueError(
+                    f"data.corpus: {shown(recipe.corpus)} (or data.tokenizer) changed while it was read; start again "
+                    "when nothing writes to it"
+                )
+            shutil.rmtree(work / "scratch", ignore_errors=True)
+            meta = {"corpus_sha256": found.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
+            (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            _publish(work, folder)
     except OSError as error:
         raise ValueError(
             f"data.cache_dir: could not build the token cache in {str(folder.parent)!r} ({error}); free some space, or "
             "set data.cache_dir (or $HYBRID_CACHE) to a folder that can be written"
         ) from None
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
-def _publish(building: Path, folder: Path) -> None:
+def _publish(work: Path, folder: Path) -> None:
     for _ in range(10):
         try:
-            os.rename(building, folder)
+            os.rename(work, folder)
             return
         except OSError:
             if not folder.exists():
                 raise
         if open_packed(folder) is not None:
             return  # another process was faster
-        damaged = building.with_name(f"{building.name}-damaged")
+        damaged = temporary_of(folder.with_name(f"{folder.name}-{secrets.token_hex(4)}-damaged"))
         try:
             os.rename(folder, damaged)
         except FileNotFoundError:
@@ -117,9 +150,11 @@ def open_packed(folder: Path) -> Packed | None:
                 file: _map(folder / file, dtype, counts.tokens, entry["sha256"][file])
                 for file, dtype in entry["dtypes"].items()
             }
-            splits[name] = Split(arrays[f"{name}.bin"], arrays.get(f"{name}.is_target.bin"), counts)
+            splits[name] = Split(
+                arrays[f"{name}.bin"], arrays.get(f"{name}.is_target.bin"), counts, entry["given_back"]
+            )
         return Packed(load_tokenizer(folder / "tokenizer"), splits, meta["corpus_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -133,65 +168,20 @@ def _map(path: Path, dtype: str, length: int, checksum: str) -> np.ndarray:
     return array
 
 
-class _Survey(NamedTuple):
-    splits: dict[str, np.ndarray]  # indices of the documents of each split, shuffled
-    sha256: str
-
-
-def _survey(documents: Documents, recipe: Recipe) -> _Survey:
-    """Read all documents once: leave out the empty ones, hash the others, split and shuffle."""
-    kept: list[int] = []
-    keys: list[int] = []
-    total = sha256()
-    for chunk in progress(_chunks(np.arange(len(documents))), len(documents), "reading documents"):
-        for index, document in zip(chunk, documents.read(chunk.tolist()), strict=True):
-            if not document.text.strip() and not document.prompt:
-                continue
-            prompt = document.prompt or ""
-            try:
-                whole = sha256((prompt + document.text).encode()).digest()
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f"data.corpus: document {index} of {recipe.corpus!r} can't be written as UTF-8 ({error.reason}); "
-                    "remove its lone surrogates"
-                ) from None
-            # Chosen by the text or group alone: equal ones fall together, and a corpus that grows keeps its split.
-            chosen_by = whole if document.group is None else sha256(document.group.encode()).digest()
-            keys.append(int.from_bytes(chosen_by[:8], "little"))
-            kept.append(int(index))
-            total.update(whole + len(prompt).to_bytes(8, "little"))
-    key = np.array(keys, dtype=np.uint64)
-    distinct = len(np.unique(key))
-    if distinct < 2:
-        held = "no documents with text" if not kept else f"only {distinct} distinct document or group"
-        raise ValueError(
-            f"data.corpus: {recipe.corpus!r} holds {held}; training and validation need one each: add files, or rows "
-            "(jsonl, parquet), one a document"
-        )
-    is_validation = key / 2.0**64 < recipe.validation_fraction
-    if not is_validation.any():
-        is_validation = key == key.min()
-    elif is_validation.all():
-        is_validation = key != key.max()
-    shuffle = np.random.default_rng(SHUFFLE_SEED).permutation(len(key))
-    index, is_validation = np.array(kept)[shuffle], is_validation[shuffle]
-    return _Survey({"train": index[~is_validation], "validation": index[is_validation]}, total.hexdigest())
-
-
-def _tokenizer(recipe: Recipe, documents: Documents, survey: _Survey) -> Tokenizer:
+def _tokenizer(recipe: Recipe, documents: Documents, found: Survey) -> Tokenizer:
     if recipe.tokenizer not in TOKENIZERS:
         return SubwordTokenizer.from_file(recipe.tokenizer)
     tokenizer_class = TOKENIZERS[recipe.tokenizer]
     if tokenizer_class.needs_all_text:
-        return tokenizer_class.train(_texts(documents, np.concatenate(list(survey.splits.values()))), recipe.vocab_size)
-    texts = _texts(documents, survey.splits["train"], TRAINING_CHARACTERS)
+        return tokenizer_class.train(_texts(documents, np.concatenate(list(found.splits.values()))), recipe.vocab_size)
+    texts = _texts(documents, found.splits["train"], TRAINING_CHARACTERS)
     return tokenizer_class.train(texts, recipe.vocab_size)
 
 
 def _texts(documents: Documents, indices: np.ndarray, most: float = float("inf")) -> Iterator[str]:
     characters = 0
-    for chunk in _chunks(indices):
-        for document in documents.read(chunk.tolist()):
+    for chunk in chunks(documents, indices):
+        for _, document in chunk:
             yield from (document.prompt or "", document.text)
             characters += len(document.text)
         if characters >= most:
@@ -213,7 +203,7 @@ class _Array:
         self._file.close()
 
     def write(self, values: Sequence[int] | np.ndarray) -> None:
-        data = np.asarray(values, dtype=self.dtype).tobytes()
+        data = np.ascontiguousarray(values, dtype=self.dtype).data
         self._sha256.update(data)
         self._file.write(data)
 
@@ -225,34 +215,30 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
     """Write one split; returns what meta.json says of it."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     n_tokens = n_bytes = target_tokens = target_bytes = 0
+    given_back = GivenBack(tokenizer)
     with ExitStack() as files:
         tokens = files.enter_context(_Array(folder / f"{split}.bin", dtype))
         arrays = [tokens]
         if documents.has_prompts:
             arrays.append(files.enter_context(_Array(folder / f"{split}.is_target.bin", np.dtype("u1"))))
-        for chunk in progress(_chunks(indices), len(indices), f"packing {split}"):
-            batch = documents.read(chunk.tolist())
-            for document, prompt, text in zip(batch, *_encode(batch, tokenizer), strict=True):
-                tokens.write([*prompt, *text, tokenizer.end_of_text])
+        for chunk in progress(chunks(documents, indices), len(indices), f"packing {split}"):
+            batch = [document for _, document in chunk]
+            for document, encoded in zip(batch, encode_documents(batch, tokenizer), strict=True):
+                given_back.look(document, encoded)
+                tokens.write(encoded.ids)
+                tokens.write([tokenizer.end_of_text])
+                n_targets = len(encoded.ids) - encoded.n_prompt + 1
                 for is_target in arrays[1:]:
-                    is_target.write(np.repeat([0, 1], [len(prompt), len(text) + 1]))
-                n_tokens += len(prompt) + len(text) + 1
-                target_tokens += len(text) + 1
+                    is_target.write(np.repeat([0, 1], [encoded.n_prompt, n_targets]))
+                n_tokens += len(encoded.ids) + 1
+                target_tokens += n_targets
                 target_bytes += len(document.text.encode())
                 n_bytes += len(((document.prompt or "") + document.text).encode())
     counts = Counts(len(indices), n_tokens, n_bytes, target_tokens, target_bytes)
     entries = {array.path.name: array.entry() for array in arrays}
-    dtypes = {name: dtype for name, (dtype, _) in entries.items()}
-    return {**counts._asdict(), "dtypes": dtypes, "sha256": {name: checksum for name, (_, checksum) in entries.items()}}
-
-
-def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of the prompts (empty where there are none) and of the texts."""
-    prompts = [document.prompt or "" for document in documents]
-    encoded = tokenizer.encode_batch(prompts) if any(prompts) else [[] for _ in prompts]
-    return encoded, tokenizer.encode_batch([document.text for document in documents])
-
-
-def _chunks(indices: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(indices), CHUNK):
-        yield indices[start : start + CHUNK]
+    return {
+        **counts._asdict(),
+        "dtypes": {name: dtype for name, (dtype, _) in entries.items()},
+        "sha256": {name: checksum for name, (_, checksum) in entries.items()},
+        "given_back": given_back.entry(),
+    }

@@ -37,6 +37,7 @@ from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
+from hybrid.tables import formatted
 from hybrid.trace import Trace
 from hybrid.tracking import Tracker, Untracked, charts, environment
 from hybrid.trainer import Trainer
@@ -170,8 +171,8 @@ class Run:
             figure = count_figure(b.by_count, f"block size {b.block_size}, step {trainer.final['step']}", chance)
             tracker.image(f"loss_by_count/b{b.block_size}", figure, trainer.final["step"])
             log.info(
-                "block size %d: %.4f nats per token, %.4f bits per byte (%s, +- %.4f)",
-                b.block_size, b.nelbo, b.bits_per_byte, b.method, b.stderr,
+                "block size %d: %.4f nats per token, %s bits per byte (%s, +- %.4f)",
+                b.block_size, b.nelbo, formatted(b.bits_per_byte, ".4f"), b.method, b.stderr,
             )  # fmt: skip
 
     def _evaluated_sizes(self) -> list[int]:

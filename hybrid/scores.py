@@ -29,7 +29,7 @@ from hybrid.likelihood import MAX_ENUMERATED
 from hybrid.lm import LanguageModel
 from hybrid.orders import order_nll
 from hybrid.ranks import ALONE, Ranks
-from hybrid.tables import aligned
+from hybrid.tables import aligned, formatted
 from hybrid.validation import any_order, bound, perplexity, row_batches
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Scores:
             "nats_per_token": nats,
             "stderr": stderr,
             "perplexity": perplexity(nats),
-            "bits_per_byte": nats / math.log(2) / self.split.bytes_per_token,
+            "bits_per_byte": self.split.bits_per_byte(nats),
             "tokens": tokens,
         }
 
@@ -171,7 +171,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
                 f"{SIGNS.get(line['likelihood'], '= ')}{line['nats_per_token']:>8.4f}",
                 "nan" if math.isnan(line["stderr"]) else f"{line['stderr']:.4f}",
                 f"{line['perplexity']:.3f}",
-                f"{line['bits_per_byte']:.4f}",
+                formatted(line["bits_per_byte"], ".4f"),
             ]
         )
     return aligned(rows, left=(1,))

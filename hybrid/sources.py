@@ -21,11 +21,12 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from hybrid.files import Document, Documents, InMemory, digest
-from hybrid.options import at_least, option
+from hybrid.files import Document, Documents, InMemory, digest, refuse_too_much
+from hybrid.options import at_least, at_most, option
 
 VERSION = 1  # raise it when the same options give other documents, so that old caches are left alone
 MOST_CONTEXTS = 1024  # of a chain: its stationary law takes C^3 operations
+MOST_LENGTH = 10**6  # characters of a document
 HIGHEST_PEAK = 10  # above it a chain hardly ever leaves a few symbols
 TRANSITION, SPELLING, DOCUMENTS = range(3)  # streams of random numbers: more documents are of the same language
 
@@ -108,6 +109,8 @@ class Spelt(ABC):
     def __post_init__(self) -> None:
         at_least("documents", self.documents, 2)
         at_least("length", self.length, 1)
+        at_most("length", self.length, MOST_LENGTH)
+        refuse_too_much("documents", self.documents, self.length)
         if not 2 <= self.letters <= len(ascii_lowercase):
             raise ValueError(f"letters: {self.letters!r} must be from 2 to {len(ascii_lowercase)}")
         if not 0 <= self.peak <= HIGHEST_PEAK:
@@ -159,7 +162,7 @@ class Markov(Spelt):
         super().__post_init__()
         at_least("order", self.order, 1)
         at_least("length", self.length, self.order)
-        if self.letters**self.order > MOST_CONTEXTS:
+        if self.order > MOST_CONTEXTS.bit_length() or self.letters**self.order > MOST_CONTEXTS:
             raise ValueError(
                 f"order: {self.order!r} makes {self.letters} ** {self.order} contexts; {MOST_CONTEXTS} are allowed: "
                 "lower it, or letters"
@@ -189,7 +192,7 @@ class BlockMarkov(Spelt):
             raise ValueError(
                 f"block: {self.block!r} letters don't divide a length of {self.length}; change one of them"
             )
-        most = min(MOST_CONTEXTS, self.letters**self.block)
+        most = min(MOST_CONTEXTS, self.letters ** min(self.block, MOST_CONTEXTS.bit_length()))
         if not 2 <= self.words <= most:
             raise ValueError(
                 f"words: {self.words!r} must be from 2 to {most} ({self.block} letters of {self.letters} kinds)"

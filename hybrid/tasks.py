@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from hybrid.files import Document, Documents, InMemory, digest
-from hybrid.options import at_least, option
+from hybrid.files import Document, Documents, InMemory, digest, refuse_too_much
+from hybrid.options import at_least, at_most, option
 from hybrid.progress import progress
 
 VERSION = 1  # raise it when the same options give other documents, so that old caches are left alone
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box
 BLANKS = {4: [8, 12], 6: [18, 24], 9: [36, 50]}  # by default; more leaves few puzzles, or takes long to find one
 MOST_BLANKS = {4: 12, 6: 25, 9: 55}  # what removing cells in a random order often reaches
+MOST_DIGITS = 1000  # of a number
 CHUNK = 64  # examples between two signs of progress
 ATTEMPTS = 30  # draws per example that is wanted, until there seem to be no more
 
@@ -45,6 +46,7 @@ class Sudoku:
         if self.size not in BOXES:
             raise ValueError(f"size: {self.size!r} is not a size of grid; {', '.join(map(str, BOXES))}")
         at_least("puzzles", self.puzzles, 2)
+        refuse_too_much("puzzles", self.puzzles, 2 * self.size**2)
         at_least("seed", self.seed, 0)
         blanks, most = self.range_of_blanks, MOST_BLANKS[self.size]
         if len(blanks) != 2 or not 1 <= blanks[0] <= blanks[1] <= most:
@@ -88,7 +90,9 @@ class Sums:
 
     def __post_init__(self) -> None:
         at_least("digits", self.digits, 1)
+        at_most("digits", self.digits, MOST_DIGITS)
         at_least("examples", self.examples, 2)
+        refuse_too_much("examples", self.examples, 3 * self.digits + 3)
         at_least("seed", self.seed, 0)
         if not 0 <= self.nines <= 1:
             raise ValueError(f"nines: {self.nines!r} is not a share; it must be from 0 to 1")

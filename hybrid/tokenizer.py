@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from hybrid.options import pick
 
@@ -24,6 +28,8 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|eot_id|>", "[SEP]")
 
 REPLACEMENT = "\ufffd"
+LONG, PIECE = 2**20, 2**14  # characters of a text that is encoded in pieces, and of a piece
+_WORD_ENDS = re.compile(r"(?<=\S)\s")
 _OWN = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
 _OTHER = [byte for byte in range(256) if byte not in _OWN]
 BYTE_OF = {chr(byte): byte for byte in _OWN} | {chr(256 + i): byte for i, byte in enumerate(_OTHER)}
@@ -79,9 +85,9 @@ class Tokenizer(ABC):
         _check_encodable(text)
         return self._encode(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each; faster where the tokenizer can use several cores."""
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each as an array of unsigned integers, which takes less room and, for some, less time."""
+        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` (any integers or an integer tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
@@ -135,6 +141,11 @@ class ByteTokenizer(Tokenizer):
     def _encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            _check_encodable(text)
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
     def _decode(self, ids: list[int]) -> str:
         return bytes(ids).decode("utf-8", errors="replace")
 
@@ -178,6 +189,21 @@ class CharTokenizer(Tokenizer):
                 f"the {len(self.characters)} characters of this tokenizer; leave it out, or use data.tokenizer=byte"
             ) from None
 
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        known = np.frombuffer(self.characters.encode("utf-32-le"), dtype="<u4")  # sorted
+        return [self._encode_array(text, known) for text in texts]
+
+    def _encode_array(self, text: str, known: np.ndarray) -> np.ndarray:
+        _check_encodable(text)
+        ids = np.empty(len(text), np.uint32)
+        for start in range(0, len(text), LONG):
+            points = np.frombuffer(text[start : start + LONG].encode("utf-32-le"), dtype="<u4")
+            found = np.searchsorted(known, points)
+            if not len(known) or not (known[found.clip(max=len(known) - 1)] == points).all():
+                self._encode(text)  # raises: it names the first that is not there
+            ids[start : start + LONG] = found
+        return ids
+
     def _decode(self, ids: list[int]) -> str:
         return "".join([self.characters[i] for i in ids])
 
@@ -220,13 +246,13 @@ class SubwordTokenizer(Tokenizer):
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        bpe.train_from_iterator(texts, trainer)
+        bpe.train_from_iterator(chain.from_iterable(map(_pieces, texts)), trainer)
         return cls(bpe)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a tokenizer.json. Raises ValueError, naming the file, if there is none or it can't be read."""
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         if not path.is_file():
             raise ValueError(f"data.tokenizer: {str(path)!r} is no file; give the path of a tokenizer.json")
         import tokenizers
@@ -258,12 +284,32 @@ class SubwordTokenizer(Tokenizer):
     def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
         return cls.from_file(folder / SUBWORD_FILE)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             _check_encodable(text)
+        if any(len(text) > LONG for text in texts) and self._may_be_cut:
+            return [self._encode_long(text) for text in texts]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         pairs = zip(texts, encodings, strict=True)
-        return [self._without_end_of_text(text, encoding.ids) for text, encoding in pairs]
+        return [np.array(self._without_end_of_text(text, encoding.ids), np.uint32) for text, encoding in pairs]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        """In pieces: the library takes some 200 bytes of memory for one of text."""
+        pieces = _pieces(text)
+        parts = [np.array([], np.uint32)]
+        while group := list(islice(pieces, 64)):
+            encodings = self._tokenizer.encode_batch(group, add_special_tokens=False)
+            parts += [np.array(encoding.ids, np.uint32) for encoding in encodings]
+        ids = np.concatenate(parts)
+        return np.array(self._encode(text), np.uint32) if (ids == self.end_of_text).any() else ids
+
+    @cached_property
+    def _may_be_cut(self) -> bool:
+        """Whether pieces that `_pieces` makes of a text have the tokens of the text: so for what is trained here."""
+        spec = json.loads(self._tokenizer.to_str())
+        cuts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        only_special = all(token["special"] for token in spec["added_tokens"])
+        return spec["pre_tokenizer"] == cuts and spec["normalizer"] is None and only_special
 
     def _encode(self, text: str) -> list[int]:
         return self._without_end_of_text(text, self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -320,6 +366,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"(fingerprint {tokenizer.fingerprint}, expected {fingerprint})"
         )
     return tokenizer
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text between a character and white space behind it, where GPT-2's rule for words never joins the two."""
+    start = 0
+    while len(text) - start > PIECE:
+        cut = _WORD_ENDS.search(text, start + PIECE)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
 
 
 def _check_encodable(text: str) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -265,10 +266,9 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     device = torch.device(device)
-    home = str(Path.home())
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join([Path(sys.argv[0]).name, *(word.replace(home, "~") for word in sys.argv[1:])]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(_without_home, sys.argv[1:])]),
         "python": platform.python_version(),
         "libraries": libraries,
         "platform": platform.platform(),
@@ -278,6 +278,14 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda,
         **_git(),
     }
+
+
+def _without_home(word: str) -> str:
+    """A word of a command line, for a record: `~` for the home folder where a path begins with it, and UTF-8."""
+    home = os.path.expanduser("~")
+    if len(Path(home).parts) > 1:  # neither `/` nor a `~` that is unknown
+        word = re.sub(rf"(?<![^=:,\[\s'\"]){re.escape(home)}(?=$|[/,:\]\s'\"])", "~", word)
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _processor() -> str:

@@ -49,7 +49,7 @@ class Bound:
     block_size: int
     nelbo: float
     stderr: float  # of the noise, given these rows; NaN with one draw, 0 where nothing is random
-    bits_per_byte: float
+    bits_per_byte: float | None  # None where the tokens are not the text
     tokens: int
     by_count: dict[int, float]  # mean cross-entropy by number of masked tokens in the block (upper end of a range)
 
@@ -98,7 +98,7 @@ def bound(
         block_size,
         nelbo,
         0.0 if block_size == 1 else math.sqrt(variance) / tokens,
-        nelbo / math.log(2) / split.bytes_per_token,
+        split.bits_per_byte(nelbo),
         int(tokens),
         _ranges(sums, counts),
     )
@@ -173,9 +173,11 @@ class Validator:
         n = len(self.latest)
         metrics: dict[str, Any] = {
             "val/nelbo": sum(b.nelbo for b in self.latest) / n,
-            "val/bits_per_byte": sum(b.bits_per_byte for b in self.latest) / n,
             "val/perplexity": perplexity(sum(b.nelbo for b in self.latest) / n),
         }
+        bits = self.split.bits_per_byte(metrics["val/nelbo"])
+        if bits is not None:
+            metrics["val/bits_per_byte"] = bits
         for b in self.latest:
             metrics[f"val/nelbo/b{b.block_size}"] = b.nelbo
             metrics[f"val/stderr/b{b.block_size}"] = b.stderr

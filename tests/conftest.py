@@ -169,6 +169,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         capsys.readouterr()
         with warnings.catch_warnings():
             warnings.filterwarnings("default", message="block_size: ")  # of a size that was not trained: one line
+            warnings.filterwarnings("default", message=r"data\.")  # of what the data lacks: one line
             try:
                 code = cli.run(module.main)
             except SystemExit as exit:

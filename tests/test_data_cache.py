@@ -127,3 +127,100 @@ def test_the_environment_names_the_cache(tmp_path, corpus: str, monkeypatch) -> 
     monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
     data = prepare(DataConfig(corpus=corpus, seq_len=16))
     assert cache_folders(tmp_path) == [data.description["fingerprint"]]
+
+
+BUILD_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from hybrid import data, packing
+def wait(folder, *_):
+    (folder / "train.bin").write_bytes(bytes(1000))
+    print("ready", flush=True)
+    time.sleep(60)
+packing._pack = wait
+data.prepare(data.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2], seq_len=16))
+"""
+
+
+def test_what_a_killed_process_was_building_is_removed_by_the_next(tmp_path, corpus: str) -> None:
+    command = [sys.executable, "-c", BUILD_AND_WAIT, corpus, str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            first = prepared(tmp_path, corpus=corpus, tokenizer="char").description["fingerprint"]
+            (building,) = set(cache_folders(tmp_path)) - {first}  # still at work, so left alone
+            second = prepared(tmp_path, corpus=corpus).description["fingerprint"]  # the same, by another process
+            assert set(cache_folders(tmp_path)) == {building, first, second}
+        finally:
+            process.kill()
+    prepared(tmp_path, corpus=corpus)  # in the cache already: it looks all the same
+    assert set(cache_folders(tmp_path)) == {first, second}
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path, corpus: str, monkeypatch) -> None:
+    """It would be kept under the name of what it was before."""
+    save = ByteTokenizer.save
+
+    def meanwhile(self, folder) -> None:
+        with open(corpus, "a") as file:
+            file.write('{"text": "one more"}\n')
+        save(self, folder)
+
+    monkeypatch.setattr(ByteTokenizer, "save", meanwhile)
+    with pytest.raises(ValueError, match=r"data.corpus: '.*corpus.jsonl' .*changed while it was read; start again"):
+        prepared(tmp_path, corpus=corpus)
+    assert cache_folders(tmp_path) == []
+
+
+def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path, monkeypatch) -> None:
+    for i, text in enumerate(texts_of(9)):
+        (tmp_path / f"{i}.txt").write_text(text)
+    save = ByteTokenizer.save
+
+    def meanwhile(self, folder) -> None:
+        (tmp_path / "5.txt").unlink()
+        save(self, folder)
+
+    monkeypatch.setattr(ByteTokenizer, "save", meanwhile)
+    with pytest.raises(ValueError, match=r"data.corpus: .*5.txt: No such file or directory"):
+        prepared(tmp_path, corpus=str(tmp_path / "*.txt"))
+
+
+def test_without_a_home_folder_the_cache_must_be_named(tmp_path, corpus: str, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.expanduser", str)  # what it does for an unknown user
+    monkeypatch.delenv("HYBRID_CACHE")
+    with pytest.raises(ValueError, match=r"data.cache_dir: '~/.cache/hybrid': .*no such home folder.*HYBRID_CACHE"):
+        prepare(DataConfig(corpus=corpus, seq_len=16))
+    assert not (tmp_path / "~").exists()
+    monkeypatch.setenv("HYBRID_CACHE", str(tmp_path / "cache"))
+    prepare(DataConfig(corpus=corpus, seq_len=16))
+
+
+PEAK = """
+import resource, sys
+import datasets, tokenizers
+from hybrid import data
+small, large, cache = sys.argv[1:]
+def peak(corpus, tokenizer):
+    data.prepare(data.DataConfig(
+        corpus=corpus, cache_dir=cache, seq_len=4, tokenizer=tokenizer, vocab_size=300, validation_fraction=0.5
+    ))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = max(peak(small, tokenizer) for tokenizer in ("byte", "bpe"))  # all that a small one needs
+print(peak(large, "byte") - before, peak(large, "bpe") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+def test_one_long_row_needs_a_sane_multiple_of_its_size(tmp_path) -> None:
+    """Bytes of memory for a byte of text: were all tokens in a list at once, 23 for bytes and 260 for byte pairs."""
+    rows = [{"text": text} for text in texts_of(9)]
+    small = write_jsonl(tmp_path / "small.jsonl", rows)
+    text = "the cat sat on the mat, \n" * 100_000
+    large = write_jsonl(tmp_path / "large.jsonl", [{"text": text}, *rows])
+    command = [sys.executable, "-W", "ignore", "-c", PEAK, small, large, str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    in_bytes, in_pairs = map(int, done.stdout.split())
+    assert in_bytes < 12 * len(text)
+    assert in_pairs < 120 * len(text)

@@ -129,6 +129,15 @@ def test_a_flatter_source_has_more_entropy() -> None:
     "spec, message",
     [
         ({"name": "markov", "documents": 1}, r"data.corpus.documents: 1 is too small"),
+        (
+            {"name": "markov", "documents": 10**12},
+            r"data.corpus.documents: 10{12} documents of 64 .* GiB.*lower it",
+        ),
+        ({"name": "block_markov", "documents": 10**5000}, r"data.corpus.documents: <a int too large to show> doc"),
+        ({"name": "markov", "length": 10**9}, r"data.corpus.length: 10{9} is too large; it must be at most 1,000,000"),
+        ({"name": "markov", "length": 10**6, "order": 10**6}, r"data.corpus.(order|documents): .*lower it"),
+        ({"name": "markov", "length": 10**4, "order": 10**4}, r"data.corpus.order: 10000 makes 16 .*lower it"),
+        ({"name": "block_markov", "length": 10**4, "block": 10**4, "words": 1025}, r"data.corpus.words: 1025 .* 1024"),
         ({"name": "markov", "length": 0}, r"data.corpus.length: 0 is too small"),
         ({"name": "markov", "letters": 1}, r"data.corpus.letters: 1 must be from 2 to 26"),
         ({"name": "markov", "letters": 27}, r"data.corpus.letters: 27 must be from 2 to 26"),

@@ -175,6 +175,9 @@ def test_what_is_embedded() -> None:
         ({"name": "sudoku", "blanks": [5, 4]}, r"data.corpus.blanks: \[5, 4\] must be .*\[fewest, most\]"),
         ({"name": "sudoku", "blanks": [1, 2, 3]}, r"data.corpus.blanks: \[1, 2, 3\] must be"),
         ({"name": "sums", "digits": 0}, r"data.corpus.digits: 0 is too small"),
+        ({"name": "sums", "digits": 10**6}, r"data.corpus.digits: 1000000 is too large; it must be at most 1,000"),
+        ({"name": "sums", "examples": 10**12}, r"data.corpus.examples: 10{12} documents of 18 .* GiB of memory"),
+        ({"name": "sudoku", "puzzles": 10**12}, r"data.corpus.puzzles: 10{12} documents of 32 .* GiB of memory"),
         ({"name": "sums", "nines": 1.5}, r"data.corpus.nines: 1.5 is not a share; it must be from 0 to 1"),
     ],
 )

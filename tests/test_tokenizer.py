@@ -33,7 +33,7 @@ def test_encode_then_decode_gives_the_text_back(bpe: SubwordTokenizer, text: str
         assert tokenizer.decode(ids) == text
         assert tokenizer.end_of_text not in ids
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
-        assert tokenizer.encode_batch([text, ""]) == [ids, []]
+        assert [array.tolist() for array in tokenizer.encode_batch([text, ""])] == [ids, []]
         assert tokenizer.decode([tokenizer.end_of_text, *ids, tokenizer.end_of_text]) == text
 
 
@@ -145,3 +145,35 @@ def test_damaged_files_are_named(tmp_path) -> None:
         SubwordTokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"data.tokenizer: .*none.json' is no file"):
         SubwordTokenizer.from_file(tmp_path / "none.json")
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    words=st.lists(
+        st.sampled_from(["the", " ", "\n", "\r\n", "\u3000", "\x1c", "'s", "12", "é", "日本", "<|endoftext|>", "+="])
+    )
+)
+def test_a_long_text_has_the_tokens_of_the_whole(bpe: SubwordTokenizer, words: list[str]) -> None:
+    """Cut where the rule for words cuts anyway."""
+    text = "".join(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid.tokenizer.LONG", 1)
+        patch.setattr("hybrid.tokenizer.PIECE", 2)
+        assert bpe.encode_batch([text])[0].tolist() == bpe.encode(text)
+        known = CharTokenizer(text)
+        assert known.encode_batch([text])[0].tolist() == known.encode(text)
+        in_pieces = SubwordTokenizer.train([text, *TEXTS], 290)
+    assert in_pieces.fingerprint == SubwordTokenizer.train([text, *TEXTS], 290).fingerprint
+
+
+def test_long_texts_are_cut_only_where_nothing_depends_on_it(bpe: SubwordTokenizer, tmp_path) -> None:
+    from foreign_tokenizers import sentencepiece
+
+    assert bpe._may_be_cut
+    assert not SubwordTokenizer.from_file(sentencepiece(tmp_path / "a.json"))._may_be_cut
+
+
+def test_characters_that_are_unknown_are_named_in_a_batch_too() -> None:
+    for characters in ("", "ab", "xyz"):
+        with pytest.raises(ValueError, match=r"'é' \(U\+00E9\) at position 2|'a' \(U\+0061\) at position 0"):
+            CharTokenizer(characters).encode_batch(["ab", "abé"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
 from collections import defaultdict
@@ -187,6 +188,34 @@ def test_each_tag_of_a_run_is_in_one_chart():
         pattern for category in charts([8, 1], True).values() for chart in category.values() for pattern in chart
     ]
     assert {tag: sum(bool(re.match(pattern, tag)) for pattern in patterns) for tag in tags} == tags
+
+
+@pytest.mark.parametrize(
+    "home, word, recorded",
+    [
+        ("/home/u", "/home/u", "~"),
+        ("/home/u", "data.corpus=/home/u/a", "data.corpus=~/a"),
+        ("/home/u", "--data=['/home/u/a',/home/u/b]", "--data=['~/a',~/b]"),
+        ("/home/u", "/home/u2/a", "/home/u2/a"),
+        ("/home/u", "/mnt/home/u/a", "/mnt/home/u/a"),
+        ("/home/u/", "/home/u/a", "~/a"),
+        ("/", "run.folder=/tmp/x", "run.folder=/tmp/x"),
+        ("", "run.folder=/tmp/x", "run.folder=/tmp/x"),
+        ("/home/u", "caf\udce9", "caf\\xe9"),
+    ],
+)
+def test_the_home_folder_is_left_out_where_a_path_begins_with_it(monkeypatch, home, word, recorded):
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr(sys, "argv", ["train.py", word])
+    command = environment()["command"]
+    assert shlex.split(command) == ["train.py", recorded]
+    command.encode("utf-8")
+
+
+def test_environment_without_a_home_folder(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", str)  # what it does for an unknown user
+    monkeypatch.setattr(sys, "argv", ["train.py", "~/x"])
+    assert environment()["command"] == "train.py '~/x'"
 
 
 def test_environment_names_versions_and_the_command_but_no_home(monkeypatch):

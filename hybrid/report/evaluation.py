@@ -22,12 +22,14 @@ class Measured:
     method: str  # "bound" or "exact"
     nats: float
     stderr: float | None  # of the noise in nats, None with one draw
-    bits_per_byte: float  # NaN if the tokenizer does not give the text back
+    bits_per_byte: float | None  # None where the tokens are not the text
     by_count: dict[int, float]  # mean cross-entropy of a masked token by the number of masked tokens of its block
 
     @property
-    def bits_per_nat(self) -> float:
+    def bits_per_nat(self) -> float | None:
         """Bits per byte for each nat per token."""
+        if self.bits_per_byte is None:
+            return None
         return self.bits_per_byte / self.nats if self.nats else 0.0
 
 
@@ -109,10 +111,9 @@ def machine_name(environment: Fields) -> str:
 
 def _measured(line: Fields) -> Measured:
     counts = line.inner("by_count", None)
-    bits = line.number("bits_per_byte", None)
     return Measured(
         line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
-        line.number("stderr", None, least=0), float("nan") if bits is None else bits,
+        line.number("stderr", None, least=0), line.number("bits_per_byte", None),
         {} if counts is None else counted(counts.content, ""),
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hybrid.report.generated import Written, front
-from hybrid.report.groups import Group
+from hybrid.report.groups import Group, Mean
 from hybrid.report.record import RunRecord
 
 if TYPE_CHECKING:
@@ -62,8 +62,9 @@ def colours(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def block_sizes(groups: Sequence[Group], truth: tuple[float, float] | None) -> Figure | None:
-    """Bits per byte against the block size: one curve over the models that were each trained for one, and one for each
-    model that was evaluated at several. `truth`: the entropy of the source and its own likelihood, bits per byte."""
+    """Bits per byte, which all groups have, against the block size: one curve over the models that were each trained
+    for one, and one for each model that was evaluated at several. `truth`: the entropy of the source and its own
+    likelihood, bits per byte."""
     if len({size for g in groups if not g.is_autoregressive for size in g.evaluated}) < 2:
         return _side_by_side(groups, truth)
     figure, axes = _new("block size at evaluation", "bits per byte")
@@ -81,7 +82,7 @@ def block_sizes(groups: Sequence[Group], truth: tuple[float, float] | None) -> F
         colour = _COLOURS[(i + len(families)) % len(_COLOURS)]
         _over_block_sizes(axes, [(g, size) for size in g.evaluated], colour, "--", of_one)
     for g in (g for g in groups if g.is_autoregressive and g.own is not None):
-        mean = g.bits_per_byte(1)
+        mean = _bits(g, 1)
         axes.axhline(mean.value, color=_AUTOREGRESSIVE, linestyle="--", linewidth=1.2, label=f"{g.label} (exact)")
         if mean.error:
             axes.axhspan(mean.value - mean.error, mean.value + mean.error, color="0.85", zorder=0)
@@ -100,7 +101,7 @@ def _side_by_side(groups: Sequence[Group], truth: tuple[float, float] | None) ->
         return None
     figure, axes = _new("bits per byte", "", height=1.3 + 0.28 * len(lines))
     for y, (g, size) in enumerate(lines):
-        mean, colour = g.bits_per_byte(size), _AUTOREGRESSIVE if g.is_autoregressive else _COLOURS[0]
+        mean, colour = _bits(g, size), _AUTOREGRESSIVE if g.is_autoregressive else _COLOURS[0]
         axes.errorbar(mean.value, y, xerr=mean.error or None, fmt=_MARKERS[g.method(size)], color=colour, capsize=2.5)
     axes.set_yticks(range(len(lines)), [g.label for g, _ in lines])
     for value, (label, line) in zip(truth or (), _TRUTHS, strict=False):
@@ -109,10 +110,16 @@ def _side_by_side(groups: Sequence[Group], truth: tuple[float, float] | None) ->
     return figure
 
 
+def _bits(group: Group, block_size: int) -> Mean:
+    mean = group.bits_per_byte(block_size)
+    assert mean is not None, f"{group.label} has no bits per byte"
+    return mean
+
+
 def _over_block_sizes(
     axes: Axes, points: Sequence[tuple[Group, int | None]], colour: Any, line: str, label: str
 ) -> None:
-    placed = sorted((size, g.bits_per_byte(size), g.method(size)) for g, size in points if size is not None)
+    placed = sorted((size, _bits(g, size), g.method(size)) for g, size in points if size is not None)
     axes.plot([size for size, _, _ in placed], [m.value for _, m, _ in placed], line, color=colour, label=label)
     for size, mean, method in placed:
         axes.errorbar(

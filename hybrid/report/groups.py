@@ -76,10 +76,17 @@ class Group:
         found = self.measured(block_size)
         return Mean.of([m.nats for m in found], [m.stderr for m in found])
 
-    def bits_per_byte(self, block_size: int) -> Mean:
+    def bits_per_byte(self, block_size: int) -> Mean | None:
+        """None if the tokens of a run are not the text."""
         found = self.measured(block_size)
-        noise = [None if m.stderr is None else m.stderr * m.bits_per_nat for m in found]
-        return Mean.of([m.bits_per_byte for m in found], noise)
+        bits = [m.bits_per_byte for m in found if m.bits_per_byte is not None]
+        noise = [None if m.stderr is None else m.stderr * (m.bits_per_nat or 0.0) for m in found]
+        return Mean.of(bits, noise) if len(bits) == len(found) else None
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether it has bits per byte wherever it was evaluated."""
+        return all(self.bits_per_byte(size) is not None for size in self.evaluated)
 
     def method(self, block_size: int) -> str:
         return self.measured(block_size)[0].method

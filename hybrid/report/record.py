@@ -96,7 +96,7 @@ class RunRecord:
             return self.evaluation.likelihoods
         last = Fields(last_validation(self.metrics) or {}, f"{self.folder / METRICS}: last validation")
         nelbo, bits = last.number("val/nelbo", None), last.number("val/bits_per_byte", None)
-        factor = bits / nelbo if nelbo and bits is not None else float("nan")
+        factor = None if bits is None else bits / nelbo if nelbo else 0.0
         found = []
         for tag in last.content:
             size = tag.rpartition("/b")[2]
@@ -106,7 +106,8 @@ class RunRecord:
                 if method not in LIKELIHOODS:
                     raise ValueError(f"{last.where}.{tag}: {shown(method)} is none of {', '.join(LIKELIHOODS)}")
                 stderr = last.number(f"val/stderr/b{size}", None, least=0)
-                found.append(Measured(int(size), method, nats, stderr, nats * factor, by_count))
+                bits = None if factor is None else nats * factor
+                found.append(Measured(int(size), method, nats, stderr, bits, by_count))
         return found
 
     def own(self) -> Measured | None:

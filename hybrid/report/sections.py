@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
 from hybrid.report.groups import Group, Mean, common, differences
 from hybrid.report.record import RunRecord
+from hybrid.tables import formatted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,26 +53,27 @@ def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     if values is None:
         return None
     factor = runs[0].likelihoods[0].bits_per_nat
-    if math.isnan(factor):
+    if factor is None:
         return None
     return values[0] * factor, values[1] * factor
 
 
 def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section | None:
     truth = truth_in_bits(runs)
-    figure = figures.block_sizes(groups, truth)
-    if figure is None:
+    if not any(g.evaluated for g in groups):
         return None
+    figure = figures.block_sizes([g for g in groups if g.has_bits], truth)
+    drawn = {} if figure is None else {"block_size": ("bits per byte against block size", figure)}
     rows = []
     for g in groups:
         for size in g.evaluated:
             method = g.method(size)
             sign = "≤" if method == "bound" else "="
             nats, bits = g.nats(size), g.bits_per_byte(size)
-            shown = None if math.isnan(bits.value) else f"{sign} {bits.text(4)}"
-            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}", shown]
+            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}"]
+            row.append(None if bits is None else f"{sign} {bits.text(4)}")
             if truth is not None:
-                row.append(None if shown is None else f"{bits.value - truth[1]:+.4f}")
+                row.append(None if bits is None else f"{bits.value - truth[1]:+.4f}")
             rows.append([*row, len(g.runs)])
     columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
     columns += [] if truth is None else ["above the source"]
@@ -89,7 +90,7 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
         if not all(run.is_evaluated_whole for run in runs):
             text += " Models were evaluated on a part of that text only, which may be easier or harder."
     table = Table([*columns, "seeds"], rows)
-    return Section("Bits per byte", text, {"block_size": ("bits per byte against block size", figure)}, table)
+    return Section("Bits per byte", text, drawn, table)
 
 
 def _trained(group: Group, block_size: int) -> str:
@@ -104,7 +105,7 @@ def _below(groups: Sequence[Group], truth: float) -> str:
     for g in groups:
         for size in g.evaluated:
             mean = g.bits_per_byte(size)
-            if mean.value < truth:
+            if mean is not None and mean.value < truth:
                 low.append(f"{g.label} at block size {size} ({mean.value - truth:+.4f})")
     if not low:
         return "Every likelihood lies above that."
@@ -126,8 +127,9 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
     ]  # fmt: skip
     columns = ["model", "block size", "decoder", "tokens/s", "forwards per token", "entropy", "judge, nats/byte", ""]
     evaluated = [run.evaluation for run in runs if run.evaluation is not None and run.generated]
+    hows = [e.how_generated for e in evaluated]
     ways = [
-        f"{e.how_generated['samples']} texts at once, temperature {e.how_generated['temperature']}" for e in evaluated
+        f"{formatted(h['samples'], 'g')} texts at once, temperature {formatted(h['temperature'], 'g')}" for h in hows
     ]
     judge = evaluated[0].judge
     real = texts[0]
@@ -181,24 +183,18 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
     rows = []
     for g in groups:
         own = g.own or (g.evaluated[0] if g.evaluated else None)
+        bits = None if own is None else g.bits_per_byte(own)
         tokens = Mean.of([run.tokens(run.step) for run in g.runs])
         rows.append(
             [
                 g.label, *(g.settings[key] for key in differ), f"{g.first.environment['parameters']:,}",
                 f"{tokens.value:,.0f}", f"{g.over_runs(lambda run: run.seconds / 60).value:.1f}",
-                _own(g, own), len(g.runs),
+                None if own is None or bits is None else f"{bits.text(4)} ({g.method(own)})", len(g.runs),
             ]
         )  # fmt: skip
     columns = ["model", *differ, "parameters", "tokens", "minutes", "bits per byte", "seeds"]
     text = "Only the settings in which they differ."
     return Section("Models", text, table=Table(columns, rows), settings=common(runs))
-
-
-def _own(group: Group, size: int | None) -> str | None:
-    mean = None if size is None else group.bits_per_byte(size)
-    if size is None or mean is None or math.isnan(mean.value):
-        return None
-    return f"{mean.text(4)} ({group.method(size)})"
 
 
 def provenance(runs: Sequence[RunRecord]) -> list[str]:

@@ -1,0 +1,34 @@
+"""Small tokenizers shaped like published ones, as tokenizer.json files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=.,"
+
+
+def sentencepiece(path: Path, pieces: tuple[str, ...] = ()) -> str:
+    """Unigram over letters and `pieces`; a text gets a blank in front, which decoding takes away."""
+    import tokenizers
+
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
+    vocab += [(letter, -4.0) for letter in LETTERS] + [(piece, -2.0) for piece in pieces]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=0))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def wordpiece(path: Path, words: tuple[str, ...] = ()) -> str:
+    """Lower-case words and letters; what it does not know is [UNK]."""
+    import tokenizers
+
+    entries = ["[UNK]", "[SEP]", *words, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    vocab = {entry: index for index, entry in enumerate(dict.fromkeys(entries))}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.save(str(path))
+    return str(path)
