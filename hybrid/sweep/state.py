@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     key = repr(config.data)
     if key not in prepared:
         try:
-            prepared[key] = prepare(config.data).description
+            with warnings.catch_warnings(action="ignore"):  # the training says them
+                prepared[key] = prepare(config.data).description
         except ValueError as error:  # gone, perhaps; what is finished does not need it
             log.warning("whether the runs have the data of today is not known: %s", error)
             prepared[key] = None
