@@ -16,13 +16,14 @@ import logging
 import sys
 
 from hybrid import cli
-from hybrid.config import check, describe, load_config, to_yaml
 
 log = logging.getLogger("hybrid.train")
 
 
 def main() -> int:
     arguments = parse()
+    from hybrid.config import check, load_config, to_yaml  # late: what is imported here can be interrupted in one line
+
     config = load_config(arguments.config, arguments.overrides)
     for warning in check(config):
         log.warning("%s", warning)
@@ -30,7 +31,7 @@ def main() -> int:
         print(to_yaml(config), end="")
         return 0
 
-    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.device import resolve_device
     from hybrid.ranks import Ranks, joined
     from hybrid.run import Run
 
@@ -54,6 +55,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
     arguments = parser.parse_intermixed_args()  # settings may come before and after the flags
     if arguments.help:
+        from hybrid.config import describe
+
         print(parser.format_help())
         print(describe())
         raise SystemExit(0)

@@ -113,7 +113,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
                 raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise _clear_error(path, error) from None
+        raise write_error(path, error) from None
 
 
 def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
@@ -191,7 +191,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _seal(temporary)
             _move_into_place(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise _clear_error(path, error) from None
+        raise write_error(path, error) from None
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -290,12 +290,17 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _clear_error(path: Path, error: Exception) -> OSError:
-    """One line without a stack of causes; safetensors reports the system's error only as text."""
+def write_error(path: Path, error: Exception) -> OSError:
+    """What to raise for an error met while `path` was written: one line without a stack of causes.
+
+    safetensors reports the system's error only as text.
+    """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found.group(1))
     reason = os.strerror(number) if number else " ".join(str(error).split())
+    if number == errno.ENOENT and not path.parent.is_dir():
+        reason = f"{path.parent} is gone"
     hint = "; free some space and resume" if number in (errno.ENOSPC, errno.EDQUOT) else ""
     clear = OSError(f"{path}: could not be written: {reason}; what was saved before is unchanged{hint}")
     clear.errno = number

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from hybrid.atomic import (
     write_json_atomic,
     write_text_atomic,
 )
+from hybrid.options import path_of, shown
 from hybrid.ranks import ALONE, Ranks
 from hybrid.tensorfiles import save_group
 
@@ -162,10 +164,11 @@ def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest
     Raises:
         ValueError: there is nothing at `path`, or nothing undamaged; one line.
     """
-    path = Path(path)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise ValueError(f"checkpoint: {path} {what}; give the folder of a run, of a checkpoint or of a saved model")
+    path = path_of("checkpoint", path)
+    if not os.path.isdir(path):  # of any text, also one that is too long for a name
+        what = "is a file" if os.path.lexists(path) else "does not exist"
+        name = str(path) if len(str(path)) < 300 else shown(str(path))
+        raise ValueError(f"checkpoint: {name} {what}; give the folder of a run, of a checkpoint or of a saved model")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         verify_folder(path)
         return path
@@ -215,10 +218,16 @@ def _read_pointer(pointer: Path) -> Path | None:
     return pointer.with_name(name) if _STEP.fullmatch(name) else None
 
 
+def is_latest(folder: Path, checkpoint: Path) -> bool:
+    """Whether `checkpoint` is the one in `folder` that `latest` names."""
+    named = _read_pointer(Path(folder) / "latest")
+    return named is not None and named.absolute() == checkpoint.absolute()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The `state` given to `save_checkpoint`.
 
     Raises:
-        ValueError: it is missing or not a JSON object.
+        ValueError: it is missing or no JSON object.
     """
     return read_object(Path(checkpoint) / "state.json")

@@ -3,30 +3,43 @@
     if __name__ == "__main__":
         sys.exit(cli.run(main))
 
-Exit codes: 0 done, 2 bad input (ValueError, or a file that cannot be read or written), 130 interrupted, 141 the reader
-of stdout went away. `HYBRID_TRACEBACK=1` shows the traceback of a bad input as well; any other exception is a defect of
-the program and keeps its traceback.
+Exit codes: 0 done, 2 bad input (ValueError, or a file that cannot be read or written), 130 interrupted (Ctrl-C), 141
+the reader of stdout went away, 143 terminated (SIGTERM). `HYBRID_TRACEBACK=1` shows the traceback of a bad input as
+well; any other exception is a defect of the program and keeps its traceback.
+
+A command imports what is heavy inside of `main`, where a signal is met with one word.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 BAD_INPUT = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
+LONGEST_LINE = 2000
+"""Characters of an error: the values in it are bounded where it arises, this is for what was overlooked."""
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # Torch's OpenMP reads it when it is loaded, so it must be set before. Threads that wait for each other spin, by
     # default for milliseconds: beside one other busy process on two cores, training then ran at a twentieth of its
     # speed. With a shorter spin it ran at a third, and alone at 96%.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever tidies up after Ctrl-C does so after this, too."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,9 +56,13 @@ def run(main: Callable[[], int | None]) -> int:
     """Set up logging, call `main` and return the exit code of the process."""
     set_up_logging()
     try:
-        code = main()
-        sys.stdout.flush()
+        with _signals():
+            code = main()
+            sys.stdout.flush()
         return code or 0
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return TERMINATED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -60,13 +77,46 @@ def run(main: Callable[[], int | None]) -> int:
         return BAD_INPUT
 
 
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise inside; who ignores one (nohup) goes on doing so.
+
+    Of several ranks SIGTERM ends one at once: it may be waiting for another, and would not hear of it.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        has_ranks = os.environ.get("WORLD_SIZE", "1") != "1"
+        for number in (signal.SIGINT,) if has_ranks else (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    by_term = number == signal.SIGTERM
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            # In the middle of an import nothing is being written, and libraries that are half imported do not always
+            # let an exception through: some print it, some raise another.
+            os.write(2, b"terminated\n" if by_term else b"interrupted\n")
+            os._exit(TERMINATED if by_term else INTERRUPTED)
+        frame = frame.f_back
+    raise Terminated if by_term else KeyboardInterrupt
+
+
 def error_line(error: BaseException) -> str:
-    """`error: ...` in one line."""
+    """`error: ...` in one line of bounded length."""
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        text = f"{name}: {error.strerror}" if error.filename is not None else error.strerror
     else:
         text = str(error) or type(error).__name__
-    return f"error: {' '.join(text.split())}"
+    line = f"error: {' '.join(text.split())}"
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 100]}... ({len(line):,} characters)"
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

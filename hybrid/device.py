@@ -6,18 +6,35 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybrid.options import pick
+from hybrid.options import pick, shown
 from hybrid.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
-def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+def parse_device(name: Any, key: str = "run.device") -> torch.device:
+    """The device that a name means, whether or not this machine has it.
+
+    Raises:
+        ValueError: not the name of a device that models run on here.
+    """
+    wrong = f"{key}: {shown(name)} is not a device to run on; use auto, cpu, cuda or cuda:N"
+    try:
+        device = torch.device(name) if isinstance(name, str) else None
+    except (RuntimeError, ValueError, OverflowError):
+        raise ValueError(wrong) from None
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ValueError(wrong)
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def resolve_device(name: str, ranks: Ranks = ALONE, key: str = "run.device") -> torch.device:
     """`auto` takes a GPU where there is one; of several ranks each takes its own.
 
     Raises:
@@ -27,13 +44,10 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and ranks.world > 1:
         name = f"cuda:{ranks.local_rank}"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"run.device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
+    device = parse_device(name, key)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         way_out = "use auto" if ranks.world == 1 else "start a rank per GPU (torchrun --nproc-per-node)"
-        raise ValueError(f"run.device: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); {way_out}")
+        raise ValueError(f"{key}: {name!r} is not on this machine ({torch.cuda.device_count()} GPUs); {way_out}")
     return device
 
 

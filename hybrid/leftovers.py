@@ -28,6 +28,12 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def target_of(path: Path) -> str | None:
+    """The name of the file or folder that a temporary was to become; None if `path` is no temporary."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return match.group(1) if match is not None else None
+
+
 def open_locked(path: Path) -> int:
     """The descriptor of an empty new file, locked for as long as it is open.
 
@@ -77,13 +83,13 @@ def remove_leftovers(folder: Path, name: str | None = None, *, sole_writer: bool
         sole_writer: nobody else writes there, so that also those go whose locks cannot be asked for.
     """
     try:
-        found = [entry.name for entry in os.scandir(folder)]
+        found = list(Path(folder).iterdir())
     except OSError:
         return
-    for entry in found:
-        match = _TEMPORARY.fullmatch(entry)
-        if match is not None and name in (None, match.group(1)):
-            _remove_unless_written(Path(folder) / entry, sole_writer)
+    for path in found:
+        target = target_of(path)
+        if target is not None and name in (None, target):
+            _remove_unless_written(path, sole_writer)
 
 
 def _remove_unless_written(path: Path, sole_writer: bool) -> None:

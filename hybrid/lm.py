@@ -23,10 +23,11 @@ from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine, Generation, Progress
-from hybrid.device import precision_context, resolve_device
+from hybrid.device import PRECISIONS, precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
+from hybrid.memory import check_weights
 from hybrid.model import Transformer
-from hybrid.options import build, pick, title
+from hybrid.options import build, path_of, pick, title
 from hybrid.origin import Origin
 from hybrid.states import load_state, module_tensors
 from hybrid.streams import two_stream_hidden
@@ -36,13 +37,21 @@ from hybrid.tokenizer import Tokenizer, load_tokenizer
 
 def build_model(
     config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
-    spread: Callable[[Transformer], None] | None = None,
+    spread: Callable[[Transformer], None] | None = None, ranks: int = 1,
 ) -> Transformer:  # fmt: skip
     """A freshly initialised model on `device`; the initialisation is a function of `run.seed`.
 
     Args:
         spread: is given the model before it has any storage, to spread it over ranks.
+        ranks: their number.
+
+    Raises:
+        ValueError: the device cannot hold it.
     """
+    if device.type != "meta":
+        # With the gradient, and a moment or two.
+        kept = (4 if config.optim.name == "adamw" else 3) + bool(config.optim.ema_decay) if training else 1
+        check_weights(config.model, tokenizer.vocab_size, device, kept, 1 if spread is None else ranks)
     # On meta only where it must be: initialising there costs the import of torch's compiler, a second.
     with torch.device("cpu" if spread is None and device.type != "meta" else "meta"):
         model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
@@ -272,13 +281,14 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    found = checkpoint.find_checkpoint(path).absolute()
+    found = checkpoint.find_checkpoint(path_of("path", path)).absolute()
+    where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
+    pick("precision", precision, PRECISIONS)
     home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
     config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
     tokenizer = load_tokenizer(home / "tokenizer")
-    where = resolve_device(device)
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     load_state(model, load_group(found, weights))

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybrid.options import option
+from hybrid.options import option, shown
 from hybrid.parallel import settle
 from hybrid.ranks import part
 from hybrid.states import flatten_optimizer, restore_optimizer
@@ -109,13 +110,22 @@ class Optimizer:
             tensors |= {f"{name}/{key}": tensor for key, tensor in own.items()}
         return tensors, meta
 
-    def restore(self, tensors: Mapping[str, Tensor], meta: dict) -> None:
-        """Undo `state`. Raises a ValueError if it is of another optimizer."""
+    def restore(self, tensors: Mapping[str, Tensor], meta: Any) -> None:
+        """Undo `state`.
+
+        Raises:
+            ValueError: it is of another optimizer, or does not fit; one line.
+        """
+        if not isinstance(meta, dict):
+            raise ValueError(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
+        unknown = [name for name in tensors if name.split("/")[0] not in self.parts]
         if set(meta) != set(self.parts):
             raise ValueError(
                 f"optim.name: the checkpoint was trained with {'/'.join(sorted(meta))}, not {self.config.name!r}; "
                 "set it back, or start from the weights alone with trainer.init_from"
             )
+        if unknown:
+            raise ValueError(f"optimizer: the checkpoint holds {shown(unknown)}, which no part of it has")
         for name, optimizer in self.parts.items():
             restore_optimizer(optimizer, self.names, tensors, meta[name], prefix=f"{name}/")
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 _SCALARS = {int, float, bool, str, type(None)}
@@ -36,8 +38,23 @@ def shown(value: Any, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
 
 
+def path_of(key: str, value: Any) -> Path:
+    """The path that a user has given.
+
+    Raises:
+        ValueError: it is empty, or nothing that names a file; the message names key and value.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        text = os.fspath(value)
+        if isinstance(text, str) and text and "\0" not in text:
+            return Path(text)
+    raise ValueError(f"{key}: {shown(value)} is not a path")
+
+
 def nearest(value: Any, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the name nearest to `value`, upper and lower case alike; empty if none is near."""
+    if len(str(value)) > 100:  # no name is; the comparison would take long
+        return ""
     by_lower = {str(name).lower(): str(name) for name in names}
     near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
     return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
@@ -52,13 +69,19 @@ def pick(key: str, value: Any, choices: Iterable[str]) -> str:
     names = [str(name) for name in choices]
     if isinstance(value, str) and value in names:
         return value
-    raise ValueError(f"{key}: {value!r} is not one of {', '.join(sorted(names))}{nearest(value, names)}")
+    raise ValueError(f"{key}: {shown(value)} is not one of {', '.join(sorted(names))}{nearest(value, names)}")
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
     """Raise a ValueError unless `value >= minimum` (NaN fails too)."""
     if not value >= minimum:
-        raise ValueError(f"{key}: {value!r} is too small; it must be at least {minimum}")
+        raise ValueError(f"{key}: {shown(value)} is too small; it must be at least {minimum}")
+
+
+def at_most(key: str, value: float, maximum: float) -> None:
+    """Raise a ValueError unless `value <= maximum` (NaN fails too)."""
+    if not value <= maximum:
+        raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum}")
 
 
 def at_most(key: str, value: float, maximum: float) -> None:
@@ -78,18 +101,18 @@ def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
     if not isinstance(spec, Mapping):
         if spec is None or isinstance(spec, (bool, int, float, list, tuple)):
             names = ", ".join(sorted(table))
-            raise ValueError(f"{key}: {spec!r} is neither a name nor a mapping with one; names: {names}")
+            raise ValueError(f"{key}: {shown(spec)} is neither a name nor a mapping with one; names: {names}")
         return spec
     arguments = {str(name): value for name, value in spec.items()}
     if "name" not in arguments:
-        raise ValueError(f"{key}: {dict(spec)!r} has no 'name'; one of {', '.join(sorted(table))}")
+        raise ValueError(f"{key}: {shown(dict(spec))} has no 'name'; one of {', '.join(sorted(table))}")
     name = pick(key, arguments.pop("name"), table)
     entry: Any = table[name]
     arguments = _check_options(key, name, entry, arguments)
     try:
         return entry(**arguments)
     except TypeError as error:
-        raise ValueError(f"{key}: {name} cannot be built from {arguments!r}: {error}") from None
+        raise ValueError(f"{key}: {name} cannot be built from {shown(arguments)}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{key}.{error}") from None
 
@@ -109,10 +132,12 @@ def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -
     converted = {}
     for option_name, value in arguments.items():
         if not fields:
-            raise ValueError(f"{key}.{option_name}: {name} has no options")
+            raise ValueError(f"{key}.{option_name[:80]}: {name} has no options")
         if option_name not in fields:
             allowed = f"{', '.join(fields)}{nearest(option_name, fields)}"
-            raise ValueError(f"{key}.{option_name}: {name} has no such option (value {value!r}); it has {allowed}")
+            raise ValueError(
+                f"{key}.{option_name[:80]}: {name} has no such option (value {shown(value)}); it has {allowed}"
+            )
         converted[option_name] = convert(f"{key}.{option_name}", value, hints[option_name])
         choices = fields[option_name].metadata.get("choices")
         if choices is not None and value is not None:
@@ -142,7 +167,8 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{key}: the number has {len(str(value))} digits, too many for a float") from None
+            digits = int(int(value).bit_length() * 0.30103) + 1  # `str` refuses thousands of them
+            raise ValueError(f"{key}: the number has {digits} digits, too many for a float") from None
     lists = [member for member in allowed if typing.get_origin(member) is list]
     if lists and isinstance(value, list):
         (item,) = typing.get_args(lists[0])
@@ -150,7 +176,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
     if not set(allowed) - set(lists) <= _SCALARS:
         return value
     hint = "; quote it" if str in allowed and kind in (bool, int, float) else ""
-    raise ValueError(f"{key}: {value!r} is {_article(kind)}; it must be {type_name(annotation)}{hint}")
+    raise ValueError(f"{key}: {shown(value)} is {_article(kind)}; it must be {type_name(annotation)}{hint}")
 
 
 def type_name(annotation: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.options import at_least, option
+from hybrid.options import at_least, option, shown
 
 
 class Proposal(Protocol):
@@ -137,7 +137,21 @@ class Adaptive:
         return {f"moments.{size}": table for size, table in self.moments.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """From `state()`."""
+        """From `state()`.
+
+        Raises:
+            ValueError: a table of another name, shape or type, or with a number that is negative or not finite.
+        """
+        for name, table in state.items():
+            group, _, size = name.partition(".")
+            if group != "moments" or not (size.isascii() and size.isdigit() and len(size) < 10):
+                raise ValueError(f"proposal: {shown(name)} is not the name of a table of moments")
+            if table.shape != (2, self.BINS + 1) or table.dtype != torch.float64:
+                raise ValueError(
+                    f"proposal: {name} is {list(table.shape)} {table.dtype}, not [2, {self.BINS + 1}] float64"
+                )
+            if not bool(table.isfinite().all() and (table >= 0).all()):
+                raise ValueError(f"proposal: {name} holds a number that is negative or not finite")
         self.moments.clear()
         self.moments.update({int(name.split(".")[1]): table for name, table in state.items()})
 

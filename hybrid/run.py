@@ -19,7 +19,6 @@ from typing import Any, cast
 import torch
 
 from hybrid import checkpoint
-from hybrid.atomic import write_json_atomic, write_text_atomic
 from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
@@ -28,6 +27,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.figures import attention_figure, count_figure, order_figure
 from hybrid.lm import build_model, load
 from hybrid.masks import TwoStream
+from hybrid.memory import check_batch
 from hybrid.model import Layer, Transformer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
@@ -35,6 +35,7 @@ from hybrid.options import build, title
 from hybrid.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
+from hybrid.run_folder import check_place, is_begun, is_occupied, open_folder
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
 from hybrid.tables import formatted
@@ -67,11 +68,10 @@ class Run:
         precision = resolve_precision(config.trainer.precision, self.device)
         self.precision = precision_context(precision, self.device)
         self.folder = Path(config.run.folder) / config.run.name
+        check_place(self.folder)
         self.resume_from = self._find_resume()
         # A run that was killed before its first save: nothing is lost by starting over in its folder.
-        self.starts_over = (
-            config.trainer.resume == "auto" and self.resume_from is None and (self.folder / "config.yaml").is_file()
-        )
+        self.starts_over = config.trainer.resume == "auto" and self.resume_from is None and is_begun(self.folder)
         self._check_ranks()
         with ranks.first_on_each_machine():
             self.data: Data = located(prepare(config.data))
@@ -86,7 +86,9 @@ class Run:
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
         spread = partial(spread_model, device=self.device, half=half) if is_spread else None
-        model = build_model(self.config, self.data.tokenizer, self.device, training=True, spread=spread)
+        c, world = self.config, self.ranks.world
+        model = build_model(c, self.data.tokenizer, self.device, training=True, spread=spread, ranks=world)
+        self._check_memory()
         model.recompute = self.config.trainer.recompute
         choice = self.config.trainer.compile
         if choice == "on" or (choice == "auto" and self.device.type == "cuda"):
@@ -104,6 +106,15 @@ class Run:
                 f"trainer.batch_tokens: {c.trainer.batch_tokens} are {rows} rows of data.seq_len = {c.data.seq_len}, "
                 f"which {world} ranks can't share equally; try {near}"
             )
+
+    def _check_memory(self) -> None:
+        """Raise a ValueError if a batch of training or of validation cannot fit."""
+        c, n_rows = self.config, self.data.validation.n_rows
+        key = "trainer.batch_tokens" if c.trainer.micro_batch_tokens is None else "trainer.micro_batch_tokens"
+        tokens = min(c.trainer.micro_batch_tokens or c.trainer.batch_tokens, c.trainer.batch_tokens // self.ranks.world)
+        check_batch(c.model, tokens, c.objective.draws, key, self.device, c.model.n_layers)
+        rows = min(c.eval.batch_rows, c.eval.rows or n_rows, n_rows)
+        check_batch(c.model, rows * c.data.seq_len, c.eval.draws, "eval.batch_rows", self.device, 1)
 
     def describe(self) -> str:
         """What would be trained, for `--dry-run`."""
@@ -124,23 +135,20 @@ class Run:
 
         Raises:
             ValueError: it holds something and the run does not resume.
+            OSError: it could not be written; one line.
         """
         if not self.ranks.is_main:
             return
         goes_on = self.resume_from is not None and _run_of(self.resume_from) == self.folder.absolute()
-        if not goes_on and not self.starts_over and self.folder.is_dir() and any(self.folder.iterdir()):
+        if not goes_on and not self.starts_over and is_occupied(self.folder):
             way_out = "" if self.config.trainer.resume != "never" else "go on with trainer.resume=auto, "
             raise ValueError(
                 f"run.folder: {self.folder} is not empty; {way_out}choose another run.name, or remove the folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.folder / "config.yaml", to_yaml(self.config))
-        (self.folder / "samples").mkdir(exist_ok=True)
         facts = environment(self.device)
         facts |= {"ranks": self.ranks.world, "data": self.data.description, "parameters": self.model.n_parameters()}
         facts["init_from"] = self.started_from  # step and hash of a checkpoint
-        write_json_atomic(self.folder / "environment.json", facts)
-        self.data.tokenizer.save(self.folder / "tokenizer")
+        open_folder(self.folder, to_yaml(self.config), facts, self.data.tokenizer)
 
     def train(self) -> None:
         log.info("%s", self.describe())
@@ -152,11 +160,10 @@ class Run:
             validate, sample = self._validator(), self._sampler()
             trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample)
             if self.resume_from is not None:
-                trainer.restore(self.resume_from)
+                trainer.restore(self.resume_from, self.ranks.gather(tracker.validation)[0])
             else:
                 self._introduce(tracker, trainer)
-            trainer.train()
-            if trainer.final:
+            if trainer.train():
                 self._conclude(tracker, trainer, validate)
                 if sample is not None and sample.engine.block_size > 1:
                     with trainer.averaged():

@@ -80,8 +80,10 @@ def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
         ValueError: a file is missing, truncated or no safetensors file; one line.
     """
     files = _files_of(checkpoint, group) or [checkpoint / f"{group}.safetensors"]
-    if (found := _PART.fullmatch(files[0].name)) and len(files) != int(found.group(2)):
-        raise ValueError(f"{checkpoint}: {len(files)} of the {int(found.group(2))} files of {group} are there")
+    if found := _PART.fullmatch(files[0].name):
+        world = int(found.group(2))
+        if [file.name for file in files] != [f"{group}.{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]:
+            raise ValueError(f"{checkpoint}: {len(files)} of the {world} files of {group} are there, or not only they")
     return _Parts([_open(file) for file in files])
 
 
@@ -101,10 +103,19 @@ class _Parts(Mapping[str, Tensor]):
         self.names = list(dict.fromkeys(name for file in files for name in file.keys()))  # noqa: SIM118
 
     def __getitem__(self, name: str) -> Tensor:
-        parts = [file.get_tensor(name) for file, names in self.files if name in names]
-        if not parts:
+        holders = [file for file, names in self.files if name in names]
+        if not holders:
             raise KeyError(name)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        try:
+            parts = [file.get_tensor(name) for file in holders]
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
+        if len(parts) == 1:
+            return parts[0]
+        if len({(part.dtype, part.ndim, part.shape[1:]) for part in parts}) > 1 or parts[0].ndim == 0:
+            kinds = ", ".join(f"{list(part.shape)} {part.dtype}" for part in parts[:3])
+            raise ValueError(f"{name}: its parts of {len(parts)} ranks do not fit together: {kinds}")
+        return torch.cat(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

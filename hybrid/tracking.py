@@ -1,21 +1,17 @@
-"""What a run writes down: metrics.jsonl (the record), TensorBoard (a view of it), its environment.
-
-metrics.jsonl has one JSON object a line: `step`, `time` (seconds of training, going on where a resumed run had stopped)
-and `tag: value` pairs. A value that is not finite is null.
-"""
+"""What a run writes down: metrics.jsonl (the record), TensorBoard (a view of it), its environment."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hybrid.atomic import to_json, write_text_atomic
+from hybrid.atomic import to_json, write_error
 from hybrid.figures import rasterise
+from hybrid.metrics import METRICS as METRICS
+from hybrid.metrics import MetricsFile, last_validation, supersede
+from hybrid.metrics import read_metrics as read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
-METRICS = "metrics.jsonl"
-SUPERSEDED = "metrics.jsonl.superseded"
 _LIBRARIES = (
     "hybrid",
     "torch",
@@ -70,18 +67,28 @@ def charts(block_sizes: Sequence[int], has_other_losses: bool) -> dict[str, dict
 class Tracker:
     """Writes the metrics of a run to metrics.jsonl and TensorBoard. Use it in a `with` statement, or `close` it."""
 
+    validation: dict[str, Any] | None = None
+    """The last record with a validation, of those that were there already."""
+
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
         """Open a run folder; with `resume_step`, drop records of later steps (kept in metrics.jsonl.superseded)."""
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        before = _supersede(self.folder, resume_step)
-        self._start = time.monotonic() - before
-        # Unbuffered: a line is in the file when `log` returns, and a kill can tear the last one only.
-        self._metrics = open(self.folder / METRICS, "ab", buffering=0)  # noqa: SIM115
+        records = supersede(self.folder, resume_step)
+        self.validation = last_validation(records)
+        self._start = time.monotonic() - max((record["time"] for record in records), default=0.0)
+        self._metrics = MetricsFile(self.folder)
         purge_step = None if resume_step is None else resume_step + 1
-        self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=purge_step, flush_secs=10)
+        self._before = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        try:
+            with self._showing():
+                self._writer: SummaryWriter = SummaryWriter(str(self.folder), purge_step=purge_step, flush_secs=10)
+        except BaseException:
+            self._let_go()
+            raise
         self._step = resume_step or 0
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -89,26 +96,29 @@ class Tracker:
 
         Raises:
             ValueError: a tag is `step` or `time`, or a value is no number and no string.
-            OSError: the disk is full.
+            OSError: the line could not be written (disk full, say); the file is as it was.
         """
         plain = {tag: _number_or_string(tag, value) for tag, value in values.items()}
         record = {"step": int(step), "time": round(time.monotonic() - self._start, 3), **plain}
-        self._metrics.write((to_json(record) + "\n").encode())
+        self._metrics.append(record)
         self._step = max(self._step, int(step))
         for tag, value in plain.items():
             if not isinstance(value, str):
-                self._writer.add_scalar(tag, value, step)
+                with self._showing():
+                    self._writer.add_scalar(tag, value, step)
 
     def text(self, tag: str, text: str, step: int, *, markdown: bool = False) -> None:
         """Show a text in TensorBoard: as it is (a config, a sample), or rendered if it is Markdown."""
         # Indented code is the one Markdown that shows any text unchanged; a fence ends at a fence inside.
         shown = text if markdown else "\n".join("    " + line for line in text.splitlines() or [""])
-        self._writer.add_text(tag, shown, step)
+        with self._showing():
+            self._writer.add_text(tag, shown, step)
 
     def image(self, tag: str, image: np.ndarray | Figure, step: int) -> None:
         """Show an image [height, width, 3] (uint8, or float in 0..1) or a matplotlib figure."""
         array = image if isinstance(image, np.ndarray) else rasterise(image)
-        self._writer.add_image(tag, array, step, dataformats="HWC")
+        with self._showing():
+            self._writer.add_image(tag, array, step, dataformats="HWC")
 
     def hparams(self, config: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Put the run into the HParams table: its (nested or flat) config and, at the end, its final metrics.
@@ -122,11 +132,12 @@ class Tracker:
         # The first of the three summaries, which would fix columns and their types from the first run alone, is left
         # out: TensorBoard then works them out from all runs and puts the settings that differ first.
         _, start, end = hparams(_flatten(config), {})
-        for summary in (start,) if metrics is None else (start, end):
-            self._writer._get_file_writer().add_summary(summary, self._step)
-        for tag, value in (metrics or {}).items():
-            self._writer.add_scalar(f"final/{tag}", value, self._step)
-        self._writer.flush()
+        with self._showing():
+            for summary in (start,) if metrics is None else (start, end):
+                self._writer._get_file_writer().add_summary(summary, self._step)
+            for tag, value in (metrics or {}).items():
+                self._writer.add_scalar(f"final/{tag}", value, self._step)
+            self._writer.flush()
 
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
         """Define the Custom Scalars page: category -> chart -> regular expressions of tags."""
@@ -134,22 +145,49 @@ class Tracker:
             category: {title: ["Multiline", patterns] for title, patterns in charts_of_it.items()}
             for category, charts_of_it in charts.items()
         }
-        self._writer.add_custom_scalars(layout)
+        with self._showing():
+            self._writer.add_custom_scalars(layout)
 
     def flush(self) -> None:
         """Let TensorBoard see everything logged so far."""
-        self._writer.flush()
+        with self._showing():
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush and close both files."""
-        self._writer.close()
+        try:
+            with self._showing():
+                self._writer.close()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self._metrics.close()
+        threading.excepthook = self._before
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError) if kind is not None else contextlib.nullcontext():
+            self.close()  # an error that has ended the run is the one to tell of
+
+    @contextlib.contextmanager
+    def _showing(self) -> Iterator[None]:
+        """Around what TensorBoard writes.
+
+        Raises:
+            OSError: it could not (disk full, say); one line. Its thread may have met the error, at an earlier call.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self.folder / "events", error) from None
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Silence for TensorBoard's thread, whose error its next call raises."""
+        if type(error.thread).__name__ != "_AsyncWriterThread":
+            self._before(error)
 
 
 class Untracked(Tracker):
@@ -171,66 +209,6 @@ class Untracked(Tracker):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run in the order they were written; a last line that a kill tore is skipped.
-
-    Raises:
-        ValueError: there is no metrics.jsonl, or a line in its middle is no record.
-    """
-    path = Path(folder) / METRICS
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    records = []
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif number < len(lines) or line.endswith(b"\n"):
-            raise ValueError(f"{path}: line {number} is not a record (a JSON object with a step and a time)")
-    return records
-
-
-def last_validation(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last record of `read_metrics` in which the run was evaluated."""
-    return next((record for record in reversed(records) if "val/nelbo" in record), None)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-        return record if isinstance(record["step"], int) and record["time"] >= 0 else None
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def _supersede(folder: Path, resume_step: int | None) -> float:
-    """Move records of later steps and torn lines out of metrics.jsonl; return the training time of what is left."""
-    path = folder / METRICS
-    if not path.exists():
-        return 0.0
-    kept: list[bytes] = []
-    dropped: list[bytes] = []
-    seconds = 0.0
-    content = path.read_bytes()
-    for line in content.splitlines():
-        record = _parse(line)
-        if record is None or (resume_step is not None and record["step"] > resume_step):
-            dropped.append(line + b"\n")
-        else:
-            kept.append(line + b"\n")
-            seconds = max(seconds, record["time"])
-    if dropped:  # first kept elsewhere, then removed here: a kill in between repeats lines and loses none
-        with open(folder / SUPERSEDED, "ab") as file:
-            file.writelines(dropped)
-            file.flush()
-            os.fsync(file.fileno())
-    if b"".join(kept) != content:
-        write_text_atomic(path, b"".join(kept).decode())
-    return seconds
 
 
 def _number_or_string(tag: str, value: Any) -> int | float | str:

@@ -11,22 +11,20 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid import checkpoint
+from hybrid import checkpoint, snapshot
 from hybrid.atomic import write_text_atomic
 from hybrid.device import PRECISIONS
 from hybrid.options import option
 from hybrid.parallel import PARALLEL, settle
 from hybrid.progress import Progress
-from hybrid.ranks import part, spread
-from hybrid.states import load_state, module_tensors
+from hybrid.ranks import part
 from hybrid.stepper import Stepper, StepResult
-from hybrid.tensorfiles import load_group
 from hybrid.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -111,25 +109,31 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.step = 0  # steps done
         self.skipped = 0
-        self.final: dict[str, Any] = {}
+        self.final: dict[str, Any] = {}  # the last validation, and the step it is of
+        self._saved: Path | None = None  # the checkpoint of this moment
+        self._sampled: int | None = None  # the step of the last samples
         self._bad = 0  # steps in a row that were not finite
         self._unread: list[StepResult] = []  # steps that the device may still be working on
         self._signal: int | None = None
         # Only what is an estimate of the ELBO is called so.
         self.loss_name = "train/nelbo" if stepper.objective.is_elbo else "train/loss"
 
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of this run: weights, optimizer, averages, step."""
-        s = self.stepper
-        state = checkpoint.read_state(path)
-        load_state(s.model, load_group(path, "model"))
-        s.optimizer.restore(load_group(path, "optimizer"), state["optimizer"])
-        if s.ema is not None:
-            tensors = load_group(path, "ema")
-            s.ema.shadow = {name: spread(tensors[name], t).clone() for name, t in s.ema.shadow.items()}
-        if s.objective.learner is not None:
-            s.objective.learner.restore(dict(load_group(path, "proposal")))
-        self.step, self.skipped, self._bad = state["step"], state["skipped"], state["bad"]
+    def restore(self, path: Path, validation: Mapping[str, Any] | None = None) -> None:
+        """Continue from a checkpoint of this run: weights, optimizer, averages, step.
+
+        Args:
+            validation: the last record with a validation; if it is of this very step, it is not validated again.
+
+        Raises:
+            ValueError: what is saved does not fit; one line that names it.
+        """
+        self.step, self.skipped, self._bad = snapshot.restore(self.stepper, path)
+        if checkpoint.is_latest(self.checkpoints, path):
+            self._saved = path
+        if validation is not None and validation["step"] == self.step:
+            nelbo = validation["val/nelbo"]
+            self.final = {**validation, "val/nelbo": nelbo if isinstance(nelbo, float) else math.nan}
+            self._sampled = self.step if any(tag.startswith("gen/") for tag in validation) else None
         log.info("resumed at step %d from %s", self.step, path)
 
     def save(self) -> Path:
@@ -141,29 +145,12 @@ class Trainer:
             OSError: it could not be written; what was saved before is unchanged.
         """
         self._read()
-        s = self.stepper
-        optimizer_tensors, optimizer_meta = s.optimizer.state()
-        tensors = {"model": module_tensors(s.model), "optimizer": optimizer_tensors}
-        if s.ema is not None:
-            tensors["ema"] = s.ema.shadow
-        if s.objective.learner is not None:
-            tensors["proposal"] = s.objective.learner.state()
-        state = {"step": self.step, "skipped": self.skipped, "bad": self._bad, "optimizer": optimizer_meta}
-        broken = [
-            f"{group} {name}"
-            for group, named in tensors.items()
-            for name, tensor in named.items()
-            if not bool(part(tensor).isfinite().all())
-        ]
-        if s.ranks.any(bool(broken)):
-            names = ", ".join(broken[:3]) or "what another rank holds"
-            raise ValueError(
-                f"trainer: {names} not finite at step {self.step}, which was not saved; lower optim.lr "
-                "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
-            )
-        path = checkpoint.save_checkpoint(self.checkpoints, self.step, tensors, state, s.ranks)
-        self._tidy(path)
-        return path
+        if not self.folder.is_dir():
+            raise ValueError(f"run.folder: {self.folder} is gone, removed while the run was training")
+        counts = snapshot.Counts(self.step, self.skipped, self._bad)
+        self._saved = snapshot.write(self.stepper, self.checkpoints, counts)
+        self._tidy(self._saved)
+        return self._saved
 
     def _tidy(self, path: Path) -> None:
         """Mark the checkpoint of this step if it is the best, and forget old ones."""
@@ -182,8 +169,11 @@ class Trainer:
         best = checkpoint.read_best(self.checkpoints)
         return best is None or self.final["val/nelbo"] < best[1]
 
-    def train(self) -> None:
+    def train(self) -> bool:
         """Train to the last step, the time cap or a signal; what was done is saved in any case.
+
+        Returns:
+            whether this has ended the run: False if it was stopped, or had ended before.
 
         Raises:
             ValueError: several non-finite steps in a row; the message says what to try.
@@ -196,22 +186,29 @@ class Trainer:
             with Progress(config.steps, self.step, stream=unseen) as progress:
                 self._loop(progress, deadline)
             stopped = self._is_stopped()
-            path = self.save()  # before anything else can go wrong or be interrupted
+            path = self._saved or self.save()  # before anything else can go wrong or be interrupted
             if stopped:
                 name = "another rank" if self._signal is None else signal.Signals(self._signal).name
                 log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
-                return
+                return False
             if self.step < config.steps:
-                log.warning(
-                    "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule",
-                    self.step,
-                    config.steps,
-                )
-            self.look(sample=True)
-            self._tidy(path)
+                what = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
+                log.warning(what, self.step, config.steps)
+            return self._conclude(path)
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+    def _conclude(self, path: Path) -> bool:
+        """Look for the last time, but at nothing twice; whether there was anything left to look at."""
+        evaluate = self.final.get("step") != self.step
+        sample = self.sample is not None and self._sampled != self.step
+        if evaluate or sample:
+            self.look(evaluate, sample)
+        else:
+            log.info("the run had ended at step %d already; nothing is left to do", self.step)
+        self._tidy(path)
+        return evaluate or sample
 
     def _loop(self, progress: Progress, deadline: float) -> None:
         config, window = self.config, Window(self.loss_name)
@@ -220,6 +217,7 @@ class Trainer:
             self._unread.append(result)
             window.results.append(result)
             self.step += 1
+            self._saved = None
             is_logged = self.step % config.log_every == 0 or self.step == config.steps
             progress.update(self.step, config.batch_tokens, result.loss if is_logged else None)
             if is_logged:
@@ -281,6 +279,8 @@ class Trainer:
                     write_text_atomic(self.folder / "samples" / f"step-{self.step:08d}.txt", text)
                 self.tracker.text("samples", text, self.step)
                 metrics |= figures
+            if sample:
+                self._sampled = self.step
         if metrics:
             self.tracker.log(self.step, metrics)
 

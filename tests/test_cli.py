@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from hybrid import cli
 
@@ -108,3 +112,90 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "141"
     assert done.stderr == ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals
+
+
+STOPS = [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
+COMMANDS = [
+    ("train.py",),
+    ("generate.py", "--checkpoint", "x"),
+    ("-m", "hybrid.evaluate", "--checkpoint", "x"),
+    ("-m", "hybrid.sweep", "--config", "x"),
+    ("-m", "hybrid.report", "x"),
+    ("-m", "hybrid.bench", "train"),
+]
+
+
+def stopped(
+    words: Sequence[object], marker: Path, kind: signal.Signals, environment: dict[str, str]
+) -> tuple[int, str]:
+    """Exit code and stderr of a process that gets a signal when `marker` is there."""
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not marker.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert marker.exists(), process.communicate()
+    process.send_signal(kind)
+    _, err = process.communicate(timeout=30)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("kind, word, code", STOPS)
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[-2] if "-m" in words else words[0])
+def test_a_command_that_is_stopped_while_it_imports_says_one_word(
+    words: tuple[str, ...], kind: signal.Signals, word: str, code: int, tmp_path: Path,
+    environment_of_a_child: dict[str, str],
+) -> None:  # fmt: skip
+    """In the middle of the import of torch, for which a module stands here that swallows what is raised in it."""
+    source = (
+        f"import pathlib, time\ntry:\n    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n    time.sleep(60)\n"
+        "except BaseException:\n    raise RuntimeError('half imported')\n"
+    )
+    for name in ("torch", "numpy", "yaml"):
+        (tmp_path / f"{name}.py").write_text(source)
+    path = f"{tmp_path}:{ROOT}"
+    found = stopped(words, tmp_path / "begun", kind, {**environment_of_a_child, "PYTHONPATH": path})
+    assert found == (code, f"{word}\n")
+
+
+@pytest.mark.parametrize("kind, word, code", STOPS)
+def test_a_command_that_is_stopped_outside_of_the_loop_leaves_nothing_half_written(
+    kind: signal.Signals, word: str, code: int, tmp_path: Path, environment_of_a_child: dict[str, str]
+) -> None:
+    script = tmp_path / "write.py"
+    script.write_text(
+        "import os, pathlib, sys, time\nfrom hybrid import cli\nfrom hybrid.atomic import new_folder\n"
+        "def main():\n"
+        f"    with new_folder(pathlib.Path({str(tmp_path / 'model')!r})) as folder:\n"
+        "        (folder / 'half.txt').write_text('half')\n"
+        f"        pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "        time.sleep(60)\n"
+        "sys.exit(cli.run(main))\n"
+    )
+    environment = {**environment_of_a_child, "PYTHONPATH": str(ROOT)}
+    assert stopped([script], tmp_path / "begun", kind, environment) == (code, f"{word}\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["begun", "write.py"]
+
+
+def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert cli.run(lambda: os.kill(os.getpid(), signal.SIGTERM)) == 0
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+
+
+def test_an_error_of_any_length_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raises(ValueError("data.corpus: " + "x" * 64_019)) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: data.corpus: xxx") and line.endswith("... (64,039 characters)\n")
+    assert len(line) < 2_001

@@ -31,7 +31,9 @@ def test_the_dump_loads_as_the_same_config(tmp_path: Path) -> None:
     assert to_yaml(load_config(path)) == to_yaml(config)
 
 
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=12).filter(lambda text: "${" not in text and text != "???")
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).filter(
+    lambda text: "${" not in text and text != "???"
+)
 
 
 def values(key: Key) -> st.SearchStrategy[Any]:

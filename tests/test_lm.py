@@ -214,3 +214,27 @@ def test_what_only_training_on_many_devices_needs_is_not_imported(trained):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        *(({"path": value}, "path") for value in (None, 3, True, "", b"runs", ["runs"], {}, "a\0b")),
+        *(({"device": value}, "device") for value in (None, 3, "", "meta", "mps", "cpu:7", "cuda:99", "gpu", "a\0b")),
+        *(({"precision": value}, "precision") for value in (None, 3, "", "fp64", ["fp32"])),
+    ],
+)
+def test_what_cannot_be_loaded_names_the_argument(arguments: dict, name: str, trained: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: ") as caught:
+        hybrid.load(**{"path": trained, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [300, 5000, 70_000])
+def test_a_path_that_no_file_system_takes_is_one_line(length: int) -> None:
+    with pytest.raises(ValueError, match=r"does not exist|is not a path"):
+        hybrid.load("x" * length)
+
+
+def test_a_device_object_is_a_device(trained: Path) -> None:
+    assert hybrid.load(trained, device=torch.device("cpu")).device.type == "cpu"

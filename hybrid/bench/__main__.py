@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from hybrid import cli
-from hybrid.config import load_config
 from hybrid.options import at_least
 
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
@@ -33,6 +32,8 @@ PARTS = {
 
 def main() -> int:
     a = parse()
+    from hybrid.config import load_config
+
     config = load_config(a.config, a.overrides if a.config else [*DEFAULTS, *a.overrides])
     from hybrid.bench import generation, parts, training
     from hybrid.config import resolve_block_sizes

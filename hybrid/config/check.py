@@ -6,20 +6,20 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
-
 from hybrid import data
 from hybrid.config.load import check_specs, value_of
 from hybrid.config.schema import SPECS, Config, keys, table
 from hybrid.corpora import is_embedded
+from hybrid.device import parse_device
 from hybrid.objective import Count, build_estimator
-from hybrid.options import at_least, build
+from hybrid.options import at_least, at_most, build, shown
 from hybrid.weightings import Elbo
 
 # Smallest values. Keys that may be null are checked when they are not.
 _AT_LEAST: dict[str, float] = {
     "run.seed": 0,
     "data.seq_len": 2,
+    "data.vocab_size": 1,
     "model.dim": 2,
     "model.n_layers": 1,
     "model.n_heads": 1,
@@ -41,6 +41,32 @@ _AT_LEAST: dict[str, float] = {
     "eval.draws": 1,
     "eval.batch_rows": 1,
     "eval.sample_tokens": 0,
+}
+# Largest values: beyond them a number is a slip of the hand, and what it asks for would take all memory or all time.
+_AT_MOST: dict[str, float] = {
+    "run.seed": 2**63 - 1,
+    "data.seq_len": 2**24,
+    "data.vocab_size": 2**24,
+    "model.dim": 2**20,
+    "model.n_layers": 10_000,
+    "model.n_heads": 2**16,
+    "model.n_kv_heads": 2**16,
+    "model.hidden_dim": 2**24,
+    "objective.draws": 2**16,
+    "optim.warmup_steps": 10**12,
+    "trainer.steps": 10**12,
+    "trainer.batch_tokens": 2**40,
+    "trainer.micro_batch_tokens": 2**40,
+    "trainer.log_every": 10**12,
+    "trainer.eval_every": 10**12,
+    "trainer.sample_every": 10**12,
+    "trainer.save_every": 10**12,
+    "trainer.keep_last": 10**12,
+    "trainer.max_bad_steps": 10**12,
+    "eval.rows": 10**12,
+    "eval.draws": 2**16,
+    "eval.batch_rows": 2**20,
+    "eval.sample_tokens": 2**24,
 }
 _POSITIVE = ("model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
 _FRACTIONS = ("optim.decay_fraction", "optim.final_lr_ratio")
@@ -68,7 +94,7 @@ def check(config: Config) -> list[str]:
     if config.eval.block_sizes is not None:
         resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
     warnings = _bias(config)
-    warnings += [f"{name} = {value_of(config, name)!r} is ignored: {why}" for name, why in _ignored(config)]
+    warnings += [f"{name} = {shown(value_of(config, name))} is ignored: {why}" for name, why in _ignored(config)]
     if config.optim.warmup_steps > config.trainer.steps:
         warnings.append(
             f"optim.warmup_steps = {config.optim.warmup_steps} is more than trainer.steps = {config.trainer.steps}: "
@@ -87,7 +113,7 @@ def resolve_block_sizes(value: Any, seq_len: int, key: str = "objective.block_si
     if not sizes:
         raise ValueError(f"{key}: [] is empty; give a block size, e.g. {key}=8, or a list, e.g. {key}=[1,8]")
     if len(set(sizes)) < len(sizes):
-        raise ValueError(f"{key}: {value!r} has a block size twice (data.seq_len = {seq_len}); give each once")
+        raise ValueError(f"{key}: {shown(value)} has a block size twice (data.seq_len = {seq_len}); give each once")
     return sizes
 
 
@@ -95,7 +121,7 @@ def _block_size(value: Any, seq_len: int, key: str) -> int:
     if value == "seq_len":
         return seq_len
     if type(value) is not int:
-        raise ValueError(f"{key}: {value!r} is not a block size; give an integer from 1 to {seq_len}, or seq_len")
+        raise ValueError(f"{key}: {shown(value)} is not a block size; give an integer from 1 to {seq_len}, or seq_len")
     if value < 1:
         raise ValueError(f"{key}: {value} is too small; a block has from 1 to {seq_len} tokens (data.seq_len)")
     if value > seq_len:
@@ -110,36 +136,37 @@ def _check_ranges(config: Config) -> None:
     for name in keys():
         value = value_of(config, name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: {value!r} is not a finite number")
+            raise ValueError(f"{name}: {shown(value)} is not a finite number")
     for name, minimum in _AT_LEAST.items():
         value = value_of(config, name)
         if value is not None:
             at_least(name, value, minimum)
+    for name, maximum in _AT_MOST.items():
+        value = value_of(config, name)
+        if value is not None:
+            at_most(name, value, maximum)
     for name in _POSITIVE:
         value = value_of(config, name)
         if value is not None and not value > 0:
-            raise ValueError(f"{name}: {value!r} must be positive")
+            raise ValueError(f"{name}: {shown(value)} must be positive")
     for name in _FRACTIONS:
         if not 0 <= value_of(config, name) <= 1:
-            raise ValueError(f"{name}: {value_of(config, name)!r} is not a fraction; it must be from 0 to 1")
+            raise ValueError(f"{name}: {shown(value_of(config, name))} is not a fraction; it must be from 0 to 1")
     for name in _BELOW_ONE:
         if not 0 <= value_of(config, name) < 1:
-            raise ValueError(f"{name}: {value_of(config, name)!r} must be at least 0 and below 1")
+            raise ValueError(f"{name}: {shown(value_of(config, name))} must be at least 0 and below 1")
 
 
 def _check_run(config: Config) -> None:
     run, prompts = config.run, config.eval.sample_prompts
     if not run.name or run.name.startswith("/") or any(part in ("", ".", "..") for part in run.name.split("/")):
-        raise ValueError(f"run.name: {run.name!r} does not name a folder inside run.folder = {run.folder!r}")
+        raise ValueError(f"run.name: {shown(run.name)} does not name a folder inside run.folder = {shown(run.folder)}")
     if not run.folder:
         raise ValueError("run.folder: '' is not a folder; the default is 'runs'")
     if run.device != "auto":
-        try:
-            torch.device(run.device)
-        except RuntimeError:
-            raise ValueError(f"run.device: {run.device!r} is not a device; auto, cpu, cuda, cuda:1, ...") from None
+        parse_device(run.device)
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"eval.sample_prompts: {prompts!r} is not a list of texts, e.g. ['', 'The ']")
+        raise ValueError(f"eval.sample_prompts: {shown(prompts)} is not a list of texts, e.g. ['', 'The ']")
 
 
 def _check_objective(config: Config, block_sizes: list[int]) -> None:
@@ -195,7 +222,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     estimator = objective.estimator if isinstance(objective.estimator, dict) else {"name": objective.estimator}
     entry = table(SPECS["objective.estimator"])[estimator["name"]]
     fields = {f.name for f in dataclasses.fields(entry)}  # pyright: ignore[reportArgumentType]
-    embedded = (f"data.corpus = {config.data.corpus!r} is embedded", is_embedded(config.data.corpus))
+    embedded = (f"data.corpus = {shown(config.data.corpus)} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
         "data.format": embedded,
@@ -203,7 +230,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         "data.column": embedded,
         **{
             f"objective.{name}": (
-                f"objective.estimator = {objective.estimator!r} does not read it",
+                f"objective.estimator = {shown(objective.estimator)} does not read it",
                 name not in fields or name in estimator,
             )
             for name in ("schedule", "proposal", "complementary")

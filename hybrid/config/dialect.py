@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
-from hybrid.options import nearest
+from hybrid.options import nearest, shown
+
+MOST_BYTES = 1_000_000
+MOST_VALUES = 10_000
+DEEPEST = 30
+"""What a configuration is bounded by: the size of a file, its values (aliases written out), and lists in lists."""
+_TOO_MANY = f"more than {MOST_VALUES:,} values (aliases count as what they stand for)"
 
 _IMPLICIT = [
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -27,17 +34,61 @@ _IMPLICIT = [
 
 
 class _Loader(yaml.SafeLoader):
+    """Counts what it composes: a file of a few lines can mean a billion values, or a list in a list in a list ..."""
+
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own class attribute)
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.count = self.depth = 0
+        self.sizes: dict[int, int] = {}  # values that a node stands for, with those of its aliases
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark
+        self.count += 1
+        if self.depth > DEEPEST:
+            raise ComposerError(problem=f"nested deeper than {DEEPEST} levels", problem_mark=mark)
+        if self.count > MOST_VALUES:
+            raise ComposerError(problem=_TOO_MANY, problem_mark=mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_alias and id(node) not in self.sizes:
+            raise ComposerError(problem="an alias of the value that it stands in", problem_mark=mark)
+        if node is not None and not is_alias:
+            self.sizes[id(node)] = self._size(node, mark)
+        return node
+
+    def _size(self, node: yaml.Node, mark: yaml.Mark) -> int:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+        size = 1 + sum(self.sizes[id(part)] for part in parts)
+        if size > MOST_VALUES:
+            raise ComposerError(problem=_TOO_MANY, problem_mark=mark)
+        return size
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            kind, value = node.tag.rsplit(":", 1)[-1], shown(node.value)
+            raise yaml.constructor.ConstructorError(
+                problem=f"{value} is no {kind}", problem_mark=node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    problem="a list or a mapping cannot be a key", problem_mark=key_node.start_mark
+                )
             if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
                 raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key_node.value!r} is given twice", problem_mark=key_node.start_mark
+                    problem=f"the key {shown(key_node.value)} is given twice", problem_mark=key_node.start_mark
                 )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
@@ -67,18 +118,21 @@ def parse(text: str, where: str) -> Any:
     Raises:
         ValueError: a syntax error, in one line that begins with `where` and tells the line.
     """
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"{where}: {len(text):,} characters are too many; a configuration has at most {MOST_BYTES:,}")
     try:
         value = yaml.load(text, Loader=_Loader)
         leaves = list(_leaves("", value))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
-        raise ValueError(f"{where}{line}: not valid YAML: {_one_line(error.problem or error.context)}") from None
+        problem = _one_line(error.problem or error.context)
+        raise ValueError(f"{where}{line}: not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid YAML: {_one_line(error)}") from None
     for key, leaf in leaves:
         if not (leaf is None or isinstance(leaf, (bool, int, float, str))):
-            raise ValueError(f"{where}: {key or 'value'}: {leaf!r} is a {type(leaf).__name__}, not plain data")
+            raise ValueError(f"{where}: {key or 'value'}: {shown(leaf)} is a {type(leaf).__name__}, not plain data")
     return value
 
 
@@ -105,20 +159,25 @@ def read(path: str | Path) -> dict[str, Any]:
         ValueError: no such file (with the nearest name beside it), not readable, not YAML, not a mapping.
     """
     path = Path(path)
+    named = shown(str(path), 200)
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except FileNotFoundError:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ValueError(f"config file {str(path)!r} does not exist{nearest(path.name, beside)}") from None
+        raise ValueError(f"config file {named} does not exist{nearest(path.name, beside)}") from None
     except OSError as error:
-        raise ValueError(f"config file {str(path)!r} cannot be read: {error.strerror}") from None
+        raise ValueError(f"config file {named} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"config file {str(path)!r} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise ValueError(f"config file {named} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"config file {named} has more than {MOST_BYTES:,} bytes, which no configuration needs")
     value = parse(text, str(path))
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: {_short(value)} is a {type(value).__name__}; a config file is a mapping of groups")
+        raise ValueError(f"{path}: {shown(value)} is a {type(value).__name__}; a config file is a mapping of groups")
     return value
 
 
@@ -131,11 +190,6 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(f"{key}[{index}]", inner)
     else:
         yield key, value
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _one_line(text: Any) -> str:

@@ -7,6 +7,7 @@ ours. Interpolation is refused: a value is what is written, and a run's config.y
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
 from hybrid.config.schema import OPEN, SPECS, Config, choices, groups, keys, table
-from hybrid.options import build, convert, nearest, pick, type_name
+from hybrid.options import build, convert, nearest, path_of, pick, shown, type_name
+
+MOST_BASES = 30
+LONGEST_TEXT = 4096
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *, checked: bool = True) -> Config:
@@ -28,7 +32,8 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     Raises:
         ValueError: one line naming key, value, what is allowed and the nearest match, or the file and its line.
     """
-    layers = [_checked(layer, f"{file}: ") for file, layer in (_files(Path(path)) if path is not None else [])]
+    files = [] if path is None else _files(path_of("config", path))
+    layers = [_checked(layer, f"{file}: ") for file, layer in files]
     layers.append(_checked(_from_overrides(overrides), ""))
     merged: Any = OmegaConf.structured(Config)
     for layer in layers:
@@ -67,8 +72,8 @@ def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise ValueError(f"{key}: option {text!r} is not name=value, e.g. steps=8")
-        options[name.strip()] = dialect.parse(value, f"{key}: option {text!r}")
+            raise ValueError(f"{key}: option {shown(text)} is not name=value, e.g. steps=8")
+        options[name.strip()] = dialect.parse(value, f"{key}: option {shown(text)}")
     return options
 
 
@@ -82,8 +87,10 @@ def value_of(config: Config, name: str) -> Any:
 
 def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
     """The file and its bases with their contents, the most basic first."""
-    if path.resolve() in [earlier.resolve() for earlier in after]:
+    if os.path.realpath(path) in map(os.path.realpath, after):  # which also follows a link to itself, as far as it goes
         raise ValueError(f"{after[-1]}: base: a cycle: {' -> '.join(str(file) for file in (*after, path))}")
+    if len(after) > MOST_BASES:
+        raise ValueError(f"{after[0]}: base: a chain of more than {MOST_BASES} files")
     try:
         content = dialect.read(path)
     except ValueError as error:
@@ -93,19 +100,22 @@ def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[st
     if "base" not in content:
         return [(path, content)]
     base = content.pop("base")
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"{path}: base: {base!r} is not the path of a YAML file")
+    if not isinstance(base, str) or not base or "\0" in base:
+        raise ValueError(f"{path}: base: {shown(base)} is not the path of a YAML file")
     return [*_files(path.parent / base, (*after, path)), (path, content)]
 
 
 def _from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """One layer from all overrides, so that `decoder.steps=8 decoder.name=margin` may come in either order."""
+    overrides = overrides if isinstance(overrides, str) or not isinstance(overrides, Iterable) else list(overrides)
+    if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+        raise ValueError(f"overrides: {shown(overrides)} is not a list of texts, e.g. ['trainer.steps=100']")
     layer: dict[str, Any] = {}
     for text in overrides:
         name, equals, value_text = text.partition("=")
         name = name.strip()
         if not equals or not name:
-            raise ValueError(f"override {text!r} is not key=value, e.g. trainer.steps=100")
+            raise ValueError(f"override {shown(text)} is not key=value, e.g. trainer.steps=100")
         value = _override_value(name, value_text.strip(), text)
         *path, last = _split(name, value)
         inner = layer
@@ -120,7 +130,7 @@ def _opened(name: str, present: Any) -> dict[str, Any]:
     if isinstance(present, str):
         return {"name": present}
     if present is not None and not isinstance(present, dict):
-        raise ValueError(f"{name}: {present!r} is not a mapping of keys")
+        raise ValueError(f"{name}: {shown(present)} is not a mapping of keys")
     return dict(present or {})
 
 
@@ -142,14 +152,14 @@ def _override_value(name: str, text: str, override: str) -> Any:
     if wants_text and not text.startswith(("'", '"')):
         allows_null = "null" in type_name(annotation).split(" or ")
         return None if allows_null and text in ("null", "") else text
-    return dialect.parse(text, f"override {override!r}")
+    return dialect.parse(text, f"override {shown(override)}")
 
 
 def _checked(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The layer with every key known and every value of its type; errors begin with `where`."""
     checked: dict[str, Any] = {}
     try:
-        _refuse_interpolation("", layer)
+        _refuse_odd_texts("", layer)
         for group, values in layer.items():
             if group in SPECS:
                 checked[group] = _spec(group, values)
@@ -158,7 +168,7 @@ def _checked(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
             elif isinstance(values, Mapping):
                 checked[group] = {name: _value(f"{group}.{name}", value) for name, value in values.items()}
             elif values is not None:
-                raise ValueError(f"{group}: {values!r} is not a mapping of keys; {_allowed(str(group))}")
+                raise ValueError(f"{group}: {shown(values)} is not a mapping of keys; {_allowed(str(group))}")
     except ValueError as error:
         raise ValueError(f"{where}{error}") from None
     return checked
@@ -170,6 +180,8 @@ def _value(name: str, value: Any) -> Any:
     key = keys().get(name)
     if key is None:
         raise _unknown(name, value)
+    if key.annotation is Any and isinstance(value, Mapping):
+        raise ValueError(f"{name}: {shown(value)} is a mapping, which this key does not take")
     return convert(name, value, key.annotation)
 
 
@@ -178,7 +190,7 @@ def _spec(name: str, value: Any) -> dict[str, Any]:
         return {"name": value}
     if not isinstance(value, Mapping):
         names = ", ".join(sorted(table(SPECS[name])))
-        raise ValueError(f"{name}: {value!r} is neither a name nor a mapping with one; names: {names}")
+        raise ValueError(f"{name}: {shown(value)} is neither a name nor a mapping with one; names: {names}")
     return {str(option): inner for option, inner in value.items()}
 
 
@@ -211,29 +223,50 @@ def _joined(old: Any, new: Any, is_spec: bool = True) -> Any:
     return {**old, **new}
 
 
-def _refuse_interpolation(name: str, value: Any) -> None:
-    """OmegaConf would evaluate `${...}` (resolvers read the environment) and take `???` for a missing value."""
+def _refuse_odd_texts(name: str, value: Any) -> None:
+    """OmegaConf would evaluate `${...}` (resolvers read the environment) and take `???` for a missing value. The system
+    ends a name at a NUL, and what is not UTF-8 could not be written down."""
     if isinstance(value, str) and ("${" in value or value == "???"):
-        raise ValueError(f"{name}: {value!r}: '${{' and '???' are not allowed in values; write the value itself")
+        raise ValueError(f"{name}: {shown(value)}: '${{' and '???' are not allowed in values; write the value itself")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise ValueError(f"{name}: {shown(value)} is not UTF-8; rename the file")
+    if isinstance(value, str) and not name.startswith("eval.sample_prompts"):  # any text may be continued
+        if "\0" in value:
+            raise ValueError(f"{name}: {shown(value)} holds a NUL, at which the system ends a name; leave it out")
+        if len(value) > LONGEST_TEXT:
+            raise ValueError(f"{name}: {shown(value)} is longer than any name or path ({LONGEST_TEXT:,} characters)")
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            _refuse_interpolation(f"{name}.{inner_name}".lstrip("."), inner)
+            _refuse_odd_texts(f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _refuse_interpolation(f"{name}[{index}]", inner)
+            _refuse_odd_texts(f"{name}[{index}]", inner)
 
 
 def _import(modules: Any) -> list[str]:
     """Import the modules of `run.imports` (a list, or one name); they register their own table entries."""
     modules = [modules] if isinstance(modules, str) else modules
-    if not isinstance(modules, list) or not all(isinstance(module, str) and module for module in modules):
-        raise ValueError(f"run.imports: {modules!r} is not a list of module names")
+    if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
+        raise ValueError(f"run.imports: {shown(modules)} is not a list of module names")
     for module in modules:
+        if not all(part and part == part.strip() and "/" not in part for part in module.split(".")):
+            raise ValueError(
+                f"run.imports: {shown(module)} is not the name of a module, e.g. my_decoders or pkg.module"
+            )
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"run.imports: cannot import {module!r}: {error}") from None
+            raise ValueError(f"run.imports: cannot import {shown(module)}: {_told(error)}") from None
+        except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
+            what = f"{type(error).__name__}: {_told(error)}".rstrip(": ")
+            raise ValueError(f"run.imports: importing {shown(module)} raised {what}") from error
     return modules
+
+
+def _told(error: BaseException) -> str:
+    """What an error of somebody else's says, in a line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:280]}..."
 
 
 def _unknown(name: str, value: Any) -> ValueError:
@@ -243,8 +276,15 @@ def _unknown(name: str, value: Any) -> ValueError:
         same_leaf = [key for key in keys() if key.split(".")[-1] == name]
         hint = f" (did you mean {same_leaf[0]!r}?)" if same_leaf else nearest(name, keys()) if rest else ""
         hint = hint or nearest(group, groups())
-        return ValueError(f"{name}: unknown group {group!r} (value {value!r}); groups: {', '.join(groups())}{hint}")
-    return ValueError(f"{name}: unknown key (value {value!r}); {_allowed(group)}{nearest(name, keys())}")
+        return ValueError(
+            f"{_cut(name)}: unknown group {shown(group)} (value {shown(value)}); groups: {', '.join(groups())}{hint}"
+        )
+    return ValueError(f"{_cut(name)}: unknown key (value {shown(value)}); {_allowed(group)}{nearest(name, keys())}")
+
+
+def _cut(name: str) -> str:
+    """The name of a key that does not exist, which may be of any length."""
+    return name if len(name) <= 100 else f"{name[:80]}..."
 
 
 def _allowed(group: str) -> str:
