@@ -81,12 +81,6 @@ def at_least(key: str, value: float, minimum: float) -> None:
 def at_most(key: str, value: float, maximum: float) -> None:
     """Raise a ValueError unless `value <= maximum` (NaN fails too)."""
     if not value <= maximum:
-        raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum}")
-
-
-def at_most(key: str, value: float, maximum: float) -> None:
-    """Raise a ValueError unless `value <= maximum` (NaN fails too)."""
-    if not value <= maximum:
         raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum:,}")
 
 

@@ -34,6 +34,13 @@ def write_corpus(path: Path, letter: str = "z") -> Path:
     return path
 
 
+def phrases(path: Path, noun: str) -> Path:
+    """Documents of the characters that the tiny run knows."""
+    texts = [f"the {a} of a {noun} is {b} " * 3 for a in WORDS for b in WORDS]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -215,19 +222,10 @@ def test_an_evaluation_of_before_is_of_another_judge_or_text(
     command: Command, copy_of_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     judge = shutil.copytree(copy_of_trained, tmp_path / "judge")
-    words = [
-        "--checkpoint",
-        copy_of_trained,
-        "--rows",
-        2,
-        "--draws",
-        1,
-        "--data",
-        write_corpus(tmp_path / "c.jsonl", "a"),
-    ]
+    words = ["--checkpoint", copy_of_trained, "--rows", 2, "--draws", 1, "--data", tmp_path / "c.jsonl"]
     words += ["--decoders", "margin", "--samples", 2, "--new-tokens", 4, "--judge", judge]
     words = [str(word) for word in words]
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"the {w} of a list is "}) + "\n" for w in WORDS) * 9)
+    phrases(tmp_path / "c.jsonl", "list")
     assert not is_evaluated(copy_of_trained, words)
     assert command("evaluate", *words).code == 0
     assert is_evaluated(copy_of_trained, words)
@@ -236,7 +234,7 @@ def test_an_evaluation_of_before_is_of_another_judge_or_text(
     assert not is_evaluated(copy_of_trained, words)
     shutil.copytree(copy_of_trained / "checkpoints", judge / "checkpoints", dirs_exist_ok=True)
     assert is_evaluated(copy_of_trained, words) and "does not tell" not in capsys.readouterr().err
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"the {w} of a name is "}) + "\n" for w in WORDS) * 9)
+    phrases(tmp_path / "c.jsonl", "name")
     assert not is_evaluated(copy_of_trained, words)
 
 

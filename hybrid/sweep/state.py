@@ -171,7 +171,8 @@ def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     if arguments.data is None:  # it reads no other than that of the training
         return (recorded_data(folder) or {}).get("corpus_sha256")
     data = other_corpus(load_config(folder / "config.yaml", checked=False).data, arguments)
-    return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
+    with warnings.catch_warnings(action="ignore"):
+        return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
 
 
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
