@@ -124,8 +124,7 @@ class Trainer:
         Args:
             validation: the last record with a validation; if it is of this very step, it is not validated again.
 
-        Raises:
-            ValueError: what is saved does not fit; one line that names it.
+        Raises a ValueError if what is saved there does not fit; one line that names it.
         """
         self.step, self.skipped, self._bad = snapshot.restore(self.stepper, path)
         if checkpoint.is_latest(self.checkpoints, path):
@@ -140,8 +139,7 @@ class Trainer:
         """Write a checkpoint of this moment (atomically), and forget old ones.
 
         Raises:
-            ValueError: something is not finite (a broken state is no successor of a good one), or the last steps were
-                not: `_read`.
+            ValueError: something is not finite, or the last steps were not (`_read`).
             OSError: it could not be written; what was saved before is unchanged.
         """
         self._read()
@@ -192,8 +190,8 @@ class Trainer:
                 log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
                 return False
             if self.step < config.steps:
-                what = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
-                log.warning(what, self.step, config.steps)
+                text = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
+                log.warning(text, self.step, config.steps)
             return self._conclude(path)
         finally:
             for number, handler in old.items():
