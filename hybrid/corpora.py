@@ -227,12 +227,17 @@ def refuse_no_name(corpus: Any) -> None:
             f"data.corpus: {corpus!r} is empty (a variable of the shell that is not set?); name an embedded corpus "
             f"({', '.join(CORPORA)}), a file, folder or glob, or a data set of the Hub"
         )
+    refuse_not_utf8("data.corpus", corpus)
+
+
+def refuse_not_utf8(key: str, path: str) -> None:
+    """Raise ValueError for a path that a file of text, a run's record, can't hold."""
     try:
-        corpus.encode("utf-8")
+        path.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(
-            f"data.corpus: {shown(corpus)} is not UTF-8, so the record of the run can't hold it; rename the file, or "
-            "name it by a glob or its folder"
+            f"{key}: {shown(path)} is not UTF-8, so the record of the run can't hold it; rename the file, or (of a "
+            "corpus) name it by a glob or its folder"
         ) from None
 
 

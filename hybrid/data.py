@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name
+from hybrid.corpora import KnownEntropy, Source, locate, refuse_no_name, refuse_not_utf8
 from hybrid.doubts import warn_of_little_training, warn_of_losses
 from hybrid.files import digest
 from hybrid.leftovers import remove_leftovers
@@ -34,10 +34,12 @@ from hybrid.tokenizer import TOKENIZERS, Tokenizer
 @dataclass
 class DataConfig:
     corpus: Any = option("pydocs", "embedded (below; a mapping gives its options), or a file, glob, folder or Hub id")
-    format: str = option("auto", "of local files; a text file is one document (a lone one: its sections)", FORMATS)
+    format: str = option(
+        "auto", "of local files, by suffix (.gz, .zst too); text: one document each, UTF-8 as it is, no BOM", FORMATS
+    )
     revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
     subset: str | None = option(None, "Hub: name of the configuration")
-    split: str = option("train", "Hub: the split to take documents from")
+    split: str = option("train", "Hub, or a folder of save_to_disk: the split to take documents from")
     column: str = option("text", "jsonl, parquet, Hub: the column of text; without it, prompt and completion")
     validation_fraction: float = option(0.05, "share of the documents kept for validation, chosen by their hash")
     tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or the path of a tokenizer.json")
@@ -207,6 +209,8 @@ def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
 def check(config: DataConfig) -> None:
     """Raise a ValueError for a value that no corpus could make right; reads no data."""
     refuse_no_name(config.corpus)
+    for key in ("tokenizer", "cache_dir", "column"):
+        refuse_not_utf8(f"data.{key}", getattr(config, key))
     pick("data.format", config.format, FORMATS)
     at_least("data.seq_len", config.seq_len, 1)
     if not 0 < config.validation_fraction < 1:

@@ -46,8 +46,9 @@ def opened(path: Path | str, key: str = "data.corpus") -> Iterator[IO[bytes]]:
             start = file.read(len(ZSTD))
             file.seek(0)
             if start.startswith(GZIP):
-                with gzip.GzipFile(fileobj=file) as unpacked:
-                    yield unpacked
+                gzipped: Any = gzip.GzipFile(fileobj=file)
+                with gzipped:
+                    yield gzipped
             elif start == ZSTD:
                 import pyarrow
 

@@ -227,6 +227,8 @@ def test_a_large_vocabulary_needs_wider_integers(tmp_path, corpus: str) -> None:
     "settings, message",
     [
         ({"validation_fraction": 0.0}, r"data.validation_fraction: 0.0 must lie between 0 and 1"),
+        ({"tokenizer": "caf\udce9.json"}, r"data.tokenizer: 'caf.udce9.json' is not UTF-8, so the record of the run"),
+        ({"cache_dir": "caf\udce9"}, r"data.cache_dir: 'caf.udce9' is not UTF-8"),
         ({"validation_fraction": float("nan")}, r"data.validation_fraction: nan"),
         ({"seq_len": 0}, r"data.seq_len: 0 is too small; it must be at least 1"),
         ({"tokenizer": "bytes"}, r"data.tokenizer: 'bytes' is not one of .*did you mean 'byte'.*tokenizer.json"),
