@@ -194,6 +194,7 @@ def test_an_evaluation_of_another_text_than_that_of_the_run_is_left_out(make: Ma
     folder = make("a")
     content = json.loads((folder / "eval.json").read_text())
     content["data"]["corpus_sha256"] = "c1"
+    content["settings"]["data"] = None
     (folder / "eval.json").write_text(json.dumps(content))
     ((run,), _) = find_runs([folder.parent])
     assert run.evaluation is None and "its eval.json is of another text than the run was trained on" in run.notes[0]

@@ -36,6 +36,7 @@ class Trained(NamedTuple):
 
     lm: LanguageModel
     split: PackedTokens
+    steps: int
     nelbo: float
 
 
@@ -48,9 +49,11 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
 
-    lm = load(train(config, steps), device=config.run.device)
+    folder = Path(config.run.folder) / config.run.name
+    steps = train(config, folder, steps)
+    lm = load(folder, device=config.run.device)
     split = validation_of(lm)
-    return Trained(lm, split, elbo(lm, split, lm.block_sizes[0], rows, DRAWS))
+    return Trained(lm, split, steps, elbo(lm, split, lm.block_sizes[0], rows, DRAWS))
 
 
 def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, draws: int) -> float:
@@ -62,21 +65,21 @@ def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, dra
     return bound(lm.model, split, block_size, rows=rows, draws=draws, precision=precision).nelbo
 
 
-def train(config: Config, steps: int) -> Path:
-    """Train to `steps`, or find that done under the same settings; the folder of the run."""
+def train(config: Config, folder: Path, steps: int) -> int:
+    """Train to `steps`, or find that done under the same settings; the number of steps of the run."""
     from hybrid.run import Run
     from hybrid.sweep.plan import Planned
     from hybrid.sweep.state import state_of
 
     config.trainer.steps = steps
-    planned = Planned(config.run.name, config, [])
+    planned = Planned(folder.name, config, [])
     if not state_of(planned, "this experiment", strict=True).is_finished:
         run = Run(config)
         run.open()
         run.train()
         if not state_of(planned, "this experiment", strict=True).is_finished:
             raise KeyboardInterrupt
-    return Path(config.run.folder) / config.run.name
+    return steps
 
 
 def remembered(

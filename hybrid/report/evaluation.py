@@ -60,7 +60,7 @@ class Evaluation:
 
     likelihoods: list[Measured]
     data: Facts
-    is_of_own_text: bool  # not that of --data
+    is_of_own_text: bool  # not that of --data; False if it does not say
     split: str
     rows: int
     draws: int
@@ -77,13 +77,13 @@ class Evaluation:
         content = Fields(read_json(path), str(path))
         settings, environment = content.inner("settings"), content.inner("environment")
         lines = [line for line in content.rows("results") if line.text("likelihood") in LIKELIHOODS]
-        is_own = settings.text("data", None) is None
-        split = settings.text("split", None) or ("validation" if is_own else "all")
+        other = settings.text("data", None)
+        split = settings.text("split", None) or ("validation" if other is None else "all")
         checkpoint, judge = content.inner("checkpoint", None), content.inner("judge", None)
         return cls(
             likelihoods=[_measured(line) for line in lines],
             data=Facts.read(content.inner("data")),
-            is_of_own_text=is_own,
+            is_of_own_text="data" in settings.content and other is None,
             split=split,
             rows=settings.integer("rows"),
             draws=settings.integer("draws"),

@@ -93,7 +93,7 @@ def state_of(
     if is_whole and before.trainer.steps != trainer.steps:
         raise _other(folder, f"has trainer.steps = {before.trainer.steps}", who, repr(trainer.steps))
     is_over = is_whole or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
-    if is_over and not is_whole and before.trainer.minutes != trainer.minutes:
+    if is_over and not is_whole and before.trainer.minutes not in (None, trainer.minutes):
         raise _other(folder, f"has trainer.minutes = {before.trainer.minutes}", who, repr(trainer.minutes))
     if not is_over and before.trainer.steps != trainer.steps:
         log.warning(
