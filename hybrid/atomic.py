@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hybrid.leftovers import locked_folder, open_locked, remove_leftovers, tempo
 from hybrid.options import shown
 
 MANIFEST = "manifest.json"
+_HEAD = 2**20  # bytes of a text in which a mark is looked for
 _REPLACED = ".replaced"  # the folder that `new_folder` moved aside; it survives only a kill between two renames
 
 
@@ -85,11 +86,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def has_mark(path: Path, mark: str) -> bool:
-    """Whether a text file has `mark` in it, by which a command knows what it wrote itself and may replace."""
-    return path.is_file() and mark in path.read_text(encoding="utf-8", errors="replace")
-
-
 def write_text_atomic(path: Path, text: str) -> None:
     """`write_bytes_atomic` of `text` in UTF-8."""
     write_bytes_atomic(path, text.encode("utf-8"))
@@ -129,6 +125,45 @@ def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
     write_text_atomic(path, to_json(value, strict=strict, indent=2) + "\n")
 
 
+def refuse_foreign(
+    path: Path, is_ours: Callable[[Path], bool], foreign: str, option: str = "--output", what: str = "file"
+) -> None:
+    """The rule for all outputs: one may replace an earlier result of its own kind and nothing else, be it a file, a
+    folder, a device, or a link to one of these. To be called before the work begins, and again before it is written.
+
+    Args:
+        is_ours: whether what exists there is such a result: `has_mark` of a text, `has_keys` of JSON.
+        foreign: what is to be said of anything else, behind `exists and`.
+
+    Raises:
+        ValueError: something else is there, or its folder is none or cannot be written.
+    """
+    path = Path(path)
+    if os.path.lexists(path) and not (path.exists() and is_ours(path)):
+        raise ValueError(f"{option}: {path} exists and {foreign}; choose another {what}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        why = "can't be written" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"{option}: {folder} {why}; choose another place")
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return mark.encode() in file.read(_HEAD)
+
+
+def has_keys(path: Path, keys: Collection[str]) -> bool:
+    """Whether a file holds a JSON object with these keys, by which a command knows what it wrote itself."""
+    try:
+        content = read_json(path) if path.is_file() else None
+    except ValueError:
+        return False
+    return isinstance(content, dict) and set(keys) <= content.keys()
+
+
 @contextlib.contextmanager
 def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Fill a folder that appears at `path` only when it is complete.
@@ -138,8 +173,8 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     The block writes into a hidden sibling. On leaving it, sizes and hashes of all files go into `manifest.json`,
     everything is synced to the disk and the folder is renamed into place. A folder that is already there is replaced
-    if it has a manifest (so: was written by this function) or is empty, and whatever it holds if `overwrite`. If
-    anything fails, what was there before is there still.
+    if it is empty or holds what its manifest lists and nothing else (so: was written by this function), and whatever it
+    holds if `overwrite`. If anything fails, what was there before is there still.
 
     Raises:
         ValueError: `path` exists and may not be replaced.
@@ -160,7 +195,13 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _is_replaceable(path: Path) -> bool:
-    return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
+    if not path.is_dir():
+        return False
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir() or file.is_symlink()}
+    try:
+        return not found or found <= {MANIFEST, *read_json(path / MANIFEST)["files"]}
+    except (ValueError, TypeError, KeyError):
+        return False
 
 
 def verify_folder(folder: Path) -> None:
@@ -182,7 +223,7 @@ def verify_folder(folder: Path) -> None:
             raise ValueError(f"{path}: is missing")
         if path.stat().st_size != size:
             raise ValueError(f"{path}: has {path.stat().st_size} bytes instead of {size} (truncated?)")
-        if _sha256(path) != digest:
+        if sha256_of(path) != digest:
             raise ValueError(f"{path}: its content is not what was saved (SHA-256 differs)")
 
 
@@ -207,7 +248,7 @@ def clean_up(folder: Path) -> None:
 def _seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
     manifest = {"format": 1, "saved_ns": time.time_ns(), "files": entries}
     (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
@@ -234,7 +275,8 @@ def _move_into_place(temporary: Path, path: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of the content of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +22,7 @@ from hybrid.continuation import continuation
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.shared import generate_shared
-from hybrid.divergence import mauve_like
+from hybrid.divergence import LEAST, mauve_like
 from hybrid.lm import LanguageModel
 from hybrid.options import at_least, build
 from hybrid.quality import measure
@@ -256,4 +257,6 @@ def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None
         short = f", which cuts up to {cut} texts to its {about['context']} tokens" if cut else ""
         result.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
         result.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
+        if any(math.isnan(line.get("mauve_like", 0.0)) for line in lines):
+            result.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")
     return result

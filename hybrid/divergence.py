@@ -5,11 +5,12 @@
 Pillutla et al. 2021 ('MAUVE', section 2), with the smoothing of their follow-up (2212.14578). It is MAUVE-like:
 published values have features of GPT-2 large and thousands of texts. Values with other features, numbers of texts or
 lengths compare neither with them nor with each other. With few texts the histograms are coarse: look at the value that
-a second sample of real text gets.
+a second sample of real text gets. With fewer than `LEAST` there is none.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ SCALE = 5.0
 POINTS = 25
 """Mixture weights on the frontier."""
 
+LEAST = 20
+"""Texts of each set. A cluster for ten texts, as published, is two clusters from here on, and with one there is nothing
+to compare: below, two texts that fall into one cluster would be a perfect 1, whatever they say."""
+
 VARIANCE = 0.9
 """Share of the variance that the PCA keeps."""
 
@@ -27,10 +32,12 @@ VARIANCE = 0.9
 def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clusters: int | None = None) -> float:
     """Area under the divergence frontier of two sets of features, in (0, 1]; 1 where their histograms are the same.
 
+    NaN if one of them has fewer than `LEAST` texts.
+
     Args:
         generated, reference: float (texts, dim).
         seed: of k-means, the best of 5 starts; a few texts can change cluster with it.
-        clusters: cells of the histograms; default: a tenth of the smaller set, at least 2.
+        clusters: cells of the histograms; default: a tenth of the smaller set.
 
     Raises:
         ValueError: a set of no text or of values that are not finite, or scikit-learn is not installed.
@@ -38,9 +45,11 @@ def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clus
     for name, features in (("generated", generated), ("reference", reference)):
         if features.ndim != 2 or not len(features) or not np.isfinite(features).all():
             raise ValueError(f"{name}: features of shape {features.shape} must be finite, [texts > 0, dim]")
-    n = len(generated)
+    n, smaller = len(generated), min(len(generated), len(reference))
+    if smaller < LEAST:
+        return math.nan
     joint = np.concatenate([generated, reference]).astype(np.float64)
-    cells = _quantise(joint, clusters or max(2, round(min(n, len(reference)) / 10)), seed)
+    cells = _quantise(joint, clusters or round(smaller / 10), seed)
     size = int(cells.max()) + 1
     return frontier_area(histogram(cells[:n], size), histogram(cells[n:], size))
 

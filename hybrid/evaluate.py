@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.comparison import Setting
-    from hybrid.data import Data, PackedTokens
+    from hybrid.data import Data, DataConfig, PackedTokens
     from hybrid.judge import Judge
     from hybrid.lm import LanguageModel
     from hybrid.ranks import Ranks
@@ -48,6 +49,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     from hybrid.device import precision_context
     from hybrid.lm import load
 
+    output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
+    refuse_foreign_output(output)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     sizes = block_sizes(lm, arguments)
     orders = comparison.choose_decoders(
@@ -78,8 +81,8 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         results["generation"] = texts
         results["judge"] = None if judge is None else judge.about
     if ranks.is_main:
-        output = Path(arguments.output) if arguments.output else default_output(arguments.checkpoint)
-        write(output, results, data.description, arguments)
+        results["checkpoint"] = lm.origin.checkpoint
+        write(output, results, data.description, arguments, device)
         print(f"wrote {output}", file=sys.stderr)
 
 
@@ -99,13 +102,20 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
     from hybrid.data import prepare
+    from hybrid.origin import located, prepare_again
 
-    data = dataclasses.replace(lm.config.data)
-    if arguments.data is not None:
-        data.corpus, data.format, data.revision = arguments.data, arguments.format, arguments.revision
-    prepared = prepare(data, tokenizer=lm.tokenizer)
+    if arguments.data is None:
+        way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
+        prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
+    else:
+        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer))
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
+
+
+def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
+    """The data of a run with the corpus of --data."""
+    return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
@@ -142,16 +152,30 @@ def default_output(checkpoint: str) -> Path:
     return run / "eval.json"
 
 
+def refuse_foreign_output(output: Path) -> None:
+    """Raise a ValueError if the results would replace something else than those of another evaluation."""
+    from hybrid.atomic import has_keys, refuse_foreign
+
+    keys = ("results", "settings", "data", "environment")
+    foreign = "does not hold an evaluation of ours, or a damaged one (then remove it)"
+    refuse_foreign(output, lambda path: has_keys(path, keys), foreign)
+
+
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the results depend on, as eval.json has it."""
     return {key: value for key, value in vars(arguments).items() if key != "output"}
 
 
-def write(path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace) -> None:
+def write(
+    path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace, device: torch.device
+) -> None:
     from hybrid.atomic import write_json_atomic
     from hybrid.tracking import environment
 
-    write_json_atomic(path, {**results, "settings": settings_of(arguments), "data": data, "environment": environment()})
+    refuse_foreign_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"settings": settings_of(arguments), "data": data, "environment": environment(device)}
+    write_json_atomic(path, {**results, **facts})
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from hybrid.device import precision_context, resolve_device
 from hybrid.lm import LanguageModel, load
 from hybrid.model.two_stream import two_stream_hidden
+from hybrid.origin import foreign_identity, is_foreign
 
 DRAWS = 8
 """Noise draws of the bound, for a judge of this repository that was not trained at block size 1."""
@@ -73,7 +74,8 @@ class Reading:
 
 
 class Judge(Protocol):
-    """`about` says what it is and how it scores, for the record."""
+    """`about` says what it is and how it scores, for the record; `checkpoint` in it tells whether it is still the same
+    (step and hash; None: not known)."""
 
     @property
     def about(self) -> dict[str, Any]: ...
@@ -101,7 +103,7 @@ def load_judge(path: str | Path, device: str = "auto", precision: str = "fp32", 
             f"judge: {path} is no folder; give a run of this repository, or a folder with a Hugging Face model "
             "(config.json, *.safetensors, tokenizer), which you must download yourself"
         )
-    if (path / "config.json").is_file() and not (path / "config.yaml").is_file():
+    if is_foreign(path):
         return HuggingFaceJudge.from_folder(path, resolve_device(device), precision, batch_texts)
     try:
         return HybridJudge(load(path, device, precision), str(path), batch_texts)
@@ -139,7 +141,8 @@ class HybridJudge:
     def about(self) -> dict[str, Any]:
         name = self.lm.config.run.name
         return {"kind": "hybrid", "name": name, "path": self.path, "likelihood": self.method,
-                "block_size": self.block_size, "context": self.lm.config.data.seq_len}  # fmt: skip
+                "block_size": self.block_size, "context": self.lm.config.data.seq_len,
+                "checkpoint": self.lm.origin.checkpoint}  # fmt: skip
 
     def read(self, texts: Sequence[str]) -> Reading:
         ids, is_cut = [], np.zeros(len(texts), dtype=bool)
@@ -245,7 +248,8 @@ class HuggingFaceJudge:
     @property
     def about(self) -> dict[str, Any]:
         return {"kind": "transformers", "name": type(self.model).__name__, "path": self.path, "likelihood": "exact",
-                "first_token_scored": bool(self.begin), "context": self.context}  # fmt: skip
+                "first_token_scored": bool(self.begin), "context": self.context,
+                "checkpoint": foreign_identity(Path(self.path))}  # fmt: skip
 
     def read(self, texts: Sequence[str]) -> Reading:
         begin, context = self.begin, self.context

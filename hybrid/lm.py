@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hybrid.model import Transformer
 from hybrid.model.attention import select_backend
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import build, path_of, pick, shown, title
+from hybrid.origin import Origin
 from hybrid.states import load_state, module_tensors
 from hybrid.tensorfiles import has_group, load_group, save_tensors
 from hybrid.tokenizer import Tokenizer, load_tokenizer
@@ -83,6 +84,7 @@ class LanguageModel:
     tokenizer: Tokenizer
     model: Transformer
     precision: str = "fp32"
+    origin: Origin = field(default_factory=Origin)
 
     @property
     def device(self) -> torch.device:
@@ -235,7 +237,8 @@ class LanguageModel:
             save_tensors(module_tensors(self.model), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
-            write_json_atomic(temporary / "model.json", self._facts())
+            made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+            write_json_atomic(temporary / "model.json", {**self._facts(), **made_from})
             (temporary / "README.md").write_text(self._card(), encoding="utf-8")
         return Path(folder)
 
@@ -333,4 +336,4 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     load_state(model, load_group(found, weights))
-    return LanguageModel(config, tokenizer, model, precision)
+    return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home))

@@ -14,7 +14,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -33,6 +33,7 @@ from hybrid.model.masks import TwoStream
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build, title
+from hybrid.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
 from hybrid.run_folder import check_place, is_begun, is_occupied, open_folder
@@ -74,11 +75,14 @@ class Run:
         self.starts_over = config.trainer.resume == "auto" and self.resume_from is None and is_begun(self.folder)
         self._check_ranks()
         with ranks.first_on_each_machine():
-            self.data: Data = prepare(config.data)
+            self.data: Data = located(prepare(config.data))
+        self._compare_data()
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
         self.model = self._build_model(half=precision == "bf16")
-        if config.trainer.init_from is not None and self.resume_from is None:
-            self._start_from(config.trainer.init_from)
+        if self.resume_from is not None:
+            self.started_from = recorded_start(_run_of(self.resume_from))
+        else:
+            self.started_from = config.trainer.init_from and self._start_from(config.trainer.init_from)
 
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
@@ -144,6 +148,7 @@ class Run:
             )
         facts = environment(self.device)
         facts |= {"ranks": self.ranks.world, "data": self.data.description, "parameters": self.model.n_parameters()}
+        facts["init_from"] = self.started_from  # step and hash of a checkpoint
         open_folder(self.folder, to_yaml(self.config), facts, self.data.tokenizer)
 
     def train(self) -> None:
@@ -263,14 +268,20 @@ class Run:
             checkpoint.step_of(found)
         before = _run_of(found) / "config.yaml"
         if before.is_file():
-            self._compare(load_config(before, checked=False))
+            self._compare(found, load_config(before, checked=False))
         return found
 
-    def _compare(self, before: Config) -> None:
+    def _compare_data(self) -> None:
+        """Refuse to resume on another text, or with another tokenizer, whatever their files are called."""
+        if self.resume_from is not None:
+            refuse_other_data(_run_of(self.resume_from), self.data.description, self.config.data)
+
+    def _compare(self, found: Path, before: Config) -> None:
         """Refuse to resume as another model, on other data, with another objective or optimizer."""
         changed = differences(before, self.config)
+        content_decides = recorded_data(_run_of(found)) is not None  # `_compare_data`, as soon as there is data
         for key, (old, new) in changed.items():
-            if not key.startswith(MAY_CHANGE):
+            if not key.startswith(MAY_CHANGE) and not (content_decides and key in SETTLED_BY_CONTENT):
                 raise ValueError(
                     f"{key}: {new!r}, but the run to resume has {old!r}; set it back, or start a new run with "
                     "trainer.init_from"
@@ -278,8 +289,8 @@ class Run:
             if key in ("trainer.steps", "trainer.batch_tokens", "run.seed"):
                 log.warning("%s: %r instead of %r: the run goes on, but not as if it had never stopped", key, new, old)
 
-    def _start_from(self, path: str) -> None:
-        """Take the weights of another run, whatever its block size, context or objective."""
+    def _start_from(self, path: str) -> dict[str, Any] | None:
+        """Take the weights of another run, whatever its block size, context or objective; says which they were."""
         other = load(path, device="cpu")
         mine, theirs = self.data.tokenizer, other.tokenizer
         if mine.fingerprint != theirs.fingerprint:
@@ -291,6 +302,7 @@ class Run:
         with torch.no_grad():
             load_state(self.model, module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
+        return other.origin.checkpoint
 
 
 def _run_of(checkpoint_folder: Path) -> Path:

@@ -16,5 +16,5 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
 
 
 def formatted(value: float | str | None, form: str) -> str:
-    """A cell; a dash where there is no value."""
-    return "-" if value is None else format(value, form)
+    """A cell; a dash where there is no value, or one that is not a number."""
+    return "-" if value is None or value != value else format(value, form)

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hybrid.atomic import has_mark, to_json, write_text_atomic
+from hybrid.atomic import has_mark, refuse_foreign, to_json, write_text_atomic
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import Change, Progress
 from hybrid.tokenizer import Tokenizer
@@ -73,8 +73,7 @@ def check_path(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"--trace: {path.parent} is not a folder; make it, or choose another place")
-    if path.exists() and not has_mark(path, _MARK):
-        raise ValueError(f"--trace: {path} exists and is not the page of a trace; choose another file")
+    refuse_foreign(path, lambda p: has_mark(p, _MARK), "is not the page of a trace", "--trace")
 
 
 def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> None:

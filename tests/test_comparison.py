@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from hybrid.comparison import REAL, Comparison, Setting, choose_decoders, settin
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.ranked import LeftToRight
+from hybrid.divergence import LEAST
 from hybrid.judge import HybridJudge
 from hybrid.scores import Scores, notes, table
 
@@ -117,9 +119,10 @@ SETTING = Setting(samples=5, new_tokens=16, seed=1)
 
 
 def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    c = Comparison(lm, split, SETTING, HybridJudge(lm))
+    setting = dataclasses.replace(SETTING, samples=LEAST)
+    c = Comparison(lm, split, setting, HybridJudge(lm))
     real, margin = c.lines([4], {"margin": DECODERS["margin"]()})
-    result = lm.generate([[]] * 5, 16, 4, "margin", seed=1, stop_at_end=False)
+    result = lm.generate([[]] * LEAST, 16, 4, "margin", seed=1, stop_at_end=False)
     texts = [lm.tokenizer.decode(row) for row in result.tokens]
     expected = dataclasses.asdict(quality.measure(result.tokens, texts))
     assert {key: margin[key] for key in expected} == expected
@@ -130,6 +133,19 @@ def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: 
     assert margin["nfe_per_token"] == result.nfe / 16 == 1.0
     assert margin["tokens_per_second"] > 0 and 0 < margin["mauve_like"] <= 1
     assert real["decoder"] == REAL and "block_size" not in real and "nfe_per_token" not in real
+
+
+def test_too_few_texts_have_no_distance_from_real_text(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
+    judge = HybridJudge(lm)
+    for samples, real_has in ((1, False), (LEAST - 1, False), (LEAST, True)):
+        setting = dataclasses.replace(SETTING, samples=samples, new_tokens=4)
+        lines = Comparison(lm, split, setting, judge).lines([4], {"margin": DECODERS["margin"]()})
+        assert [math.isnan(line["mauve_like"]) for line in lines] == [not real_has] * 2
+        said = any(f"MAUVE* needs {LEAST} texts" in note for note in comparison.notes(lines, setting, judge))
+        assert said is not real_has
+        cells = comparison.table(lines).splitlines()
+        at = cells[0].split().index("MAUVE*")
+        assert (cells[-1].split()[at] == "-") is not real_has
 
 
 def test_texts_go_on_behind_an_end_of_text(
@@ -267,7 +283,7 @@ def test_decoders_alone_cost_no_likelihood_of_their_orders(command: Command, cop
 
 
 def test_texts_do_not_depend_on_the_batch(command: Command, copy_of_trained: Path) -> None:
-    words = ["--checkpoint", copy_of_trained, "--rows", 3, "--samples", 3, "--new-tokens", 8, "--prompt-tokens", 5]
+    words = ["--checkpoint", copy_of_trained, "--rows", 3, "--samples", LEAST, "--new-tokens", 8, "--prompt-tokens", 5]
     words += ["--decoders", "margin", "--orders", "margin", "--judge", copy_of_trained]
     found = []
     for n in (1, 8):

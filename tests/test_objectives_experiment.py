@@ -40,7 +40,7 @@ def test_runs_are_kept_and_not_repeated(command, corpus, tmp_path, capsys):
     )  # fmt: skip
     first = command("experiments.objectives", *words)
     assert first.code == 0, first.err
-    folders = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    folders = sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir())
     assert folders == ["elbo-s0", "maskgit-s0"]
     text = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert first.out.strip() in text and "seed 0" in text and "commit" in text

@@ -184,6 +184,14 @@ def test_texts_that_come_many_times(recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn
 
 
+def test_a_few_texts_have_no_distance() -> None:
+    """Those of one cluster would be a perfect 1: there is no value before two clusters hold ten texts each."""
+    for few, many in ((1, 1), (1, 200), (19, 200)):
+        assert math.isnan(mauve_like(features(few, 0.0, 1), features(many, 5.0, 2)))
+        assert math.isnan(mauve_like(features(many, 5.0, 2), features(few, 0.0, 1)))
+    assert mauve_like(features(20, 0.0, 1), features(20, 5.0, 2)) < 0.1
+
+
 def test_the_frontier_area_equals_a_fine_integral() -> None:
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
     assert frontier_area(p, p) == pytest.approx(1.0)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 from hybrid import cli
@@ -40,6 +41,7 @@ def main() -> int:
     from hybrid.experiments.record import Table, publish, refuse_foreign
 
     refuse_foreign(a.output)
+    refuse_foreign_json(a)
     device = resolve_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -68,14 +70,27 @@ def main() -> int:
         for name, rows in results.items()
     ]
     publish(a.output, "hybrid.bench", "Speed", [0], tables, device=str(device))
-    if a.json:
+    if a.json is not None:
         from hybrid.atomic import write_json_atomic
         from hybrid.tracking import environment
 
+        refuse_foreign_json(a)
+        Path(a.json).parent.mkdir(parents=True, exist_ok=True)
         facts = {"results": results, "options": vars(a), "config": dataclasses.asdict(config)}
         write_json_atomic(a.json, {**facts, "environment": environment(device)})
         print(f"wrote {a.json}", file=sys.stderr)
     return 0
+
+
+def refuse_foreign_json(a: argparse.Namespace) -> None:
+    """Raise a ValueError if the figures would replace something else."""
+    from hybrid.atomic import has_keys, refuse_foreign
+
+    if a.json is not None:
+        if a.output is not None and Path(a.json).absolute() == Path(a.output).absolute():
+            raise ValueError(f"--json: {a.json} is the file of --output; choose another file")
+        keys = ("results", "options", "config", "environment")
+        refuse_foreign(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
 
 
 def parse() -> argparse.Namespace:

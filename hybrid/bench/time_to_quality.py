@@ -10,12 +10,13 @@ reach the ELBO at which the first one ends.
 The two passes have equal gradients (tests/test_time_to_quality.py), so every run trains with the fast one and is
 charged for the steps of its own, which are timed in turn beforehand: other work on the machine while the runs train
 spoils nothing. The peak learning rate of every arm is the best of a few in a pilot run of another seed. Runs and
-timings that are there already are not repeated.
+timings that are there already are not repeated; those of other settings, of another text or machine are refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ ARMS = {
 BASELINE = next(iter(ARMS))
 
 
+def arms() -> dict[str, Any]:
+    """What tells them apart, for the record."""
+    return {f"arm {name}": dataclasses.asdict(arm) for name, arm in ARMS.items()}
+
+
 @dataclass(frozen=True)
 class Point:
     """Where a run ended: seconds of training, and the ELBO in nats per token."""
@@ -79,10 +85,14 @@ class Point:
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.experiments.trained import basis, remembered
 
-    refuse_foreign(arguments.output)
-    costs = remembered(Path(arguments.folder) / "costs.json", lambda: step_seconds(arguments))
-    rates = remembered(Path(arguments.folder) / "rates.json", lambda: best_rates(arguments, costs))
+    refuse_foreign(arguments.output, figures=1)
+    made_from = {**basis(configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")), **arms()}
+    folder = Path(arguments.folder)
+    costs = remembered(folder / "costs.json", made_from, lambda kept: kept or step_seconds(arguments))
+    made_from |= {"rows": arguments.rows, "costs": costs}
+    rates = remembered(folder / "rates.json", made_from, lambda kept: kept or best_rates(arguments, costs))
     points = []
     for seed in arguments.seeds:
         for name in ARMS:
@@ -93,16 +103,6 @@ def main() -> int:
     figures = {"ELBO against training time": plot(points)}
     publish(arguments.output, "hybrid.bench.time_to_quality", "Time to quality", arguments.seeds, parts, figures)
     return 0
-
-
-def remembered(file: Path, make) -> dict[str, float]:
-    """What is in the file, or what `make` gives, which is then kept there."""
-    from hybrid.atomic import read_json, write_json_atomic
-
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(file, make(), strict=True)
-    return read_json(file)
 
 
 def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, tag: str) -> Config:
@@ -152,10 +152,8 @@ def run(
 
     tag = f"{fraction:g}" + (f"-lr{rate:g}" if seed == PILOT_SEED else "")
     config = configure(arguments, name, seed, rate, tag)
-    found = trained(
-        config, max(round(fraction * config.trainer.steps * costs[BASELINE] / costs[name]), 1), arguments.rows
-    )
-    return Point(name, seed, found.steps * costs[name], found.nelbo)
+    steps = max(round(fraction * config.trainer.steps * costs[BASELINE] / costs[name]), 1)
+    return Point(name, seed, steps * costs[name], trained(config, steps, arguments.rows).nelbo)
 
 
 def table(points: list[Point], costs: dict[str, float], rates: dict[str, float]) -> Table:

@@ -52,7 +52,7 @@ def main() -> int:
     from hybrid.judge import load_judge
     from hybrid.lm import load
 
-    refuse_foreign(arguments.output)
+    refuse_foreign(arguments.output, figures=1)
     lm = load(arguments.checkpoint, device=arguments.device)
     judge = load_judge(arguments.judge, arguments.device)
     split = validation_of(lm)

@@ -35,7 +35,7 @@ def main() -> int:
     a = parse()
     from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
 
-    refuse_foreign(a.output)
+    refuse_foreign(a.output, figures=2 if a.checkpoint else 1)
     subject = Subject.load(a, a.device) if a.checkpoint else None
     table, figure = toy(a)
     parts: list[str | Table] = [ABOUT, table]

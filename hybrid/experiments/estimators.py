@@ -61,7 +61,7 @@ def main() -> int:
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
 
-    refuse_foreign(arguments.output)
+    refuse_foreign(arguments.output, figures=1)
     lm = load(arguments.checkpoint, device=arguments.device)
     split = validation_of(lm)
     if 2 * arguments.rows > split.n_rows:

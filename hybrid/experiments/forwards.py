@@ -57,7 +57,7 @@ def main() -> int:
     from hybrid.judge import load_judge
     from hybrid.lm import load
 
-    refuse_foreign(arguments.output)
+    refuse_foreign(arguments.output, figures=2)
     lm = load(arguments.checkpoint, device=arguments.device)
     points = measure_all(lm, load_judge(arguments.judge, arguments.device), arguments)
     parts = [_explanation(arguments), table(points)]

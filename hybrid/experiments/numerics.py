@@ -39,7 +39,7 @@ def main() -> int:
     a = parse()
     from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
 
-    refuse_foreign(a.output)
+    refuse_foreign(a.output, figures=1 if a.checkpoint else 0)
     # On the CPU: torch.rand rounds otherwise on other devices, and the question is what one arithmetic does.
     subject = Subject.load(a, "cpu") if a.checkpoint else None
     parts: list[str | Table] = [ABOUT, zipf_table(a.samples, a.seeds)]

@@ -4,8 +4,8 @@
     python -m hybrid.experiments.objectives --config configs/quickstart.yaml --only elbo maskgit --seeds 0 1 2 3
 
 Every run has two noisy streams on a clean pass. The time of a step is measured for all objectives in turn, and each is
-given as many steps as fit into the time of the first. Runs that are there already are not repeated, so a comparison can
-be interrupted, and extended.
+given as many steps as fit into the time of the first. Runs and timings that are there already are not repeated, so a
+comparison can be interrupted, and extended; those of other settings, of another text or machine are refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid import cli
@@ -65,11 +66,14 @@ class Outcome:
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.experiments.trained import basis, remembered
 
     refuse_foreign(arguments.output)
     names = arguments.only or list(CONTENDERS)
     plans = {name: [configure(arguments, name, seed) for seed in arguments.seeds] for name in names}
-    costs = step_times({name: configs[0] for name, configs in plans.items()})
+    firsts = {name: configs[0] for name, configs in plans.items()}
+    made_from = {**basis(firsts[names[0]]), "first": names[0]}
+    costs = remembered(Path(arguments.folder) / "costs.json", made_from, lambda kept: with_missing(kept, firsts))
     judge = _judge(arguments)
     outcomes = []
     for i in range(len(arguments.seeds)):  # seed by seed, so that what there is can be compared early
@@ -91,6 +95,17 @@ def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
 
     own = settings(arguments.folder, slug(name), seed)
     return load_config(arguments.config, [*arguments.overrides, *COMMON, *CONTENDERS[name], *own])
+
+
+def with_missing(kept: dict[str, float], configs: dict[str, Config]) -> dict[str, float]:
+    """The kept times of a step, and those of objectives that have none, measured in turn with the first."""
+    missing = {name: config for name, config in configs.items() if name not in kept}
+    if not missing:
+        return kept
+    first = next(iter(configs))
+    measured = step_times({first: configs[first], **missing})
+    scale = kept.get(first, measured[first]) / measured[first]
+    return {**kept, **{name: measured[name] * scale for name in missing}}
 
 
 def step_times(configs: dict[str, Config]) -> dict[str, float]:
@@ -127,7 +142,7 @@ def outcome(
     rows = lm.generate([[]] * arguments.samples, length, block_size=size, stop_at_end=False).tokens
     reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
     return Outcome(
-        name, config.run.seed, run.steps, cost, run.nelbo, at_one, entropy(rows),
+        name, config.run.seed, steps, cost, run.nelbo, at_one, entropy(rows),
         None if reading is None else reading.gen_ppl,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.atomic import has_mark, write_bytes_atomic, write_text_atomic
+from hybrid import atomic
 from hybrid.tracking import environment
 
 _MARK = "<!-- Written by a command; edits are lost when it runs again. -->"
@@ -87,15 +87,36 @@ def command_of(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
-def refuse_foreign(output: str | Path | None) -> None:
-    """Results may replace older results, but nothing else.
+def refuse_foreign(output: str | Path | None, figures: int = 0) -> None:
+    """Results, and the plots beside them, may replace older results, but nothing else.
+
+    Args:
+        figures: how many plots there will be.
 
     Raises:
-        ValueError: a file is there that no experiment wrote.
+        ValueError: something is there that no experiment wrote.
     """
-    path = None if output is None else Path(output)
-    if path is not None and path.exists() and not has_mark(path, _MARK):
-        raise ValueError(f"--output: {path} exists and was not written by an experiment; choose another file")
+    if output is not None:
+        atomic.refuse_foreign(Path(output), _is_result, "was not written by an experiment")
+        refuse_foreign_figures(Path(output), [figure_name(Path(output), number) for number in range(figures)])
+
+
+def refuse_foreign_figures(result: Path, names: Sequence[str]) -> None:
+    """Raise a ValueError if a plot would replace what the result of before does not show."""
+    shows = result.read_text(encoding="utf-8", errors="replace") if _is_result(result) else ""
+    for name in names:
+        atomic.refuse_foreign(
+            result.with_name(name), lambda p: p.is_file() and f"]({p.name})" in shows,
+            f"is no plot of {result}",
+        )  # fmt: skip
+
+
+def _is_result(path: Path) -> bool:
+    return atomic.has_mark(path, _MARK)
+
+
+def figure_name(result: Path, number: int) -> str:
+    return f"{result.stem}.png" if number == 0 else f"{result.stem}-{number + 1}.png"
 
 
 def publish(
@@ -119,14 +140,14 @@ def write_result(
     """
     from PIL import Image
 
-    refuse_foreign(path)
+    refuse_foreign(path, len(figures or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     text = [f"# {title}", _MARK, f"Made by {origin}"]
     text += [part if isinstance(part, str) else part.markdown() for part in parts]
-    for number, (caption, image) in enumerate((figures or {}).items()):
-        name = f"{path.stem}.png" if number == 0 else f"{path.stem}-{number + 1}.png"
+    names = {figure_name(path, number): caption for number, caption in enumerate(figures or {})}
+    text += [f"![{caption}]({name})" for name, caption in names.items()]
+    atomic.write_text_atomic(path, "\n\n".join(text) + "\n")  # first: a plot is known by the text that shows it
+    for name, caption in names.items():
         png = io.BytesIO()
-        Image.fromarray(image).save(png, format="png", optimize=True)
-        write_bytes_atomic(path.with_name(name), png.getvalue())
-        text.append(f"![{caption}]({name})")
-    write_text_atomic(path, "\n\n".join(text) + "\n")
+        Image.fromarray((figures or {})[caption]).save(png, format="png", optimize=True)
+        atomic.write_bytes_atomic(path.with_name(name), png.getvalue())

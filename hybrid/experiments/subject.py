@@ -72,10 +72,14 @@ def load_runs(paths: list[str], device: str) -> list[LanguageModel]:
 
 
 def validation_of(lm: LanguageModel) -> PackedTokens:
-    """The validation split of the data that a model was trained on."""
-    from hybrid.data import prepare
+    """The validation split of the data that a model was trained on.
 
-    return prepare(lm.config.data, tokenizer=lm.tokenizer).validation
+    Raises:
+        ValueError: the corpus is gone, or holds another text now.
+    """
+    from hybrid.origin import prepare_again
+
+    return prepare_again(lm.config.data, lm.tokenizer, lm.origin.data).validation
 
 
 @dataclass(frozen=True)

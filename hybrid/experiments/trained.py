@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from hybrid.options import shown
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +41,11 @@ class Trained(NamedTuple):
 
 
 def trained(config: Config, steps: int, rows: int) -> Trained:
-    """Train to `steps`, if that is not done yet, and evaluate `rows` validation rows (0: all)."""
+    """Train to `steps`, if that is not done yet, and evaluate `rows` validation rows (0: all).
+
+    Raises:
+        ValueError: the run's folder holds a run of other settings, or of another text.
+    """
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
 
@@ -59,22 +66,76 @@ def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, dra
 
 
 def train(config: Config, folder: Path, steps: int) -> int:
-    """Train to `steps`, or find that done; the number of steps of the run."""
-    from hybrid import checkpoint
-    from hybrid.config import load_config
+    """Train to `steps`, or find that done under the same settings; the number of steps of the run."""
     from hybrid.run import Run
+    from hybrid.sweep.plan import Planned
+    from hybrid.sweep.state import state_of
 
-    if (folder / "config.yaml").is_file() and (done := checkpoint.steps_done(folder)):
-        steps = load_config(folder / "config.yaml", checked=False).trainer.steps  # the cost of a step has noise
-        if done == steps:
-            return steps
     config.trainer.steps = steps
-    run = Run(config)
-    run.open()
-    run.train()
-    if checkpoint.steps_done(folder) < steps:
-        raise KeyboardInterrupt
+    planned = Planned(folder.name, config, [])
+    if not state_of(planned, "this experiment", strict=True).is_finished:
+        run = Run(config)
+        run.open()
+        run.train()
+        if not state_of(planned, "this experiment", strict=True).is_finished:
+            raise KeyboardInterrupt
     return steps
+
+
+def remembered(
+    file: Path, made_from: Mapping[str, Any], make: Callable[[dict[str, float]], dict[str, float]]
+) -> dict[str, float]:
+    """Figures that are kept in a file beside what they were made from.
+
+    Args:
+        make: those that are in the file -> all that are wanted, which are then kept there.
+
+    Raises:
+        ValueError: those in the file were made from something else, or do not say from what.
+    """
+    from hybrid.atomic import read_json, to_json, write_json_atomic
+
+    made_from = json.loads(to_json(made_from))
+    kept: dict[str, float] = {}
+    if file.is_file():
+        content = read_json(file)
+        if not isinstance(content, dict) or not isinstance(content.get("made_from"), dict):
+            raise ValueError(f"{file}: does not say from which settings it was made; choose another --folder")
+        was = content["made_from"]
+        changed = sorted(k for k in {*was, *made_from} if was.get(k) != made_from.get(k))
+        if changed:
+            key = changed[0]
+            raise ValueError(
+                f"{file}: was made with {key} = {shown(was.get(key))}, and this experiment wants "
+                f"{shown(made_from.get(key))}; choose another --folder, or remove the file"
+            )
+        kept = _figures(file, content.get("values"))
+    values = make(kept)
+    if values != kept:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(file, {"made_from": made_from, "values": values}, strict=True)
+    return values
+
+
+def _figures(file: Path, values: Any) -> dict[str, float]:
+    if isinstance(values, dict) and all(type(v) in (int, float) and v > 0 for v in values.values()):
+        return values
+    raise ValueError(f"{file}: holds {shown(values)} instead of positive numbers by name; remove the file")
+
+
+def basis(config: Config) -> dict[str, Any]:
+    """What figures that hold for several runs are made from: their settings but for names and seeds, the text and the
+    tokenizer behind these, and the machine."""
+    from hybrid.config import flatten
+    from hybrid.data import prepare
+    from hybrid.device import resolve_device
+    from hybrid.tracking import environment
+
+    facts, data = environment(resolve_device(config.run.device)), prepare(config.data).description
+    own = {key: value for key, value in flatten(config).items() if not key.startswith(("run.", "data.cache_dir"))}
+    machine = {name: facts[name] for name in ("processor", "device", "threads")}
+    text = {name: data[name] for name in ("corpus_sha256", "tokenizer_fingerprint")}
+    return {**own, **machine, **text, "torch": facts["libraries"]["torch"]}
 
 
 def step_seconds(
@@ -103,5 +164,10 @@ def trained_at(folder: str) -> str:
     from hybrid.atomic import read_json
     from hybrid.experiments.record import commit_of, listed
 
-    found = [read_json(path) for path in sorted(Path(folder).glob("*/environment.json"))]
-    return listed("commit", sorted(set(map(commit_of, found))))
+    found = set()
+    for path in sorted(Path(folder).glob("*/environment.json")):
+        try:
+            found.add(commit_of(read_json(path)))
+        except (ValueError, TypeError, KeyError):
+            found.add("a commit that is not recorded")
+    return listed("commit", sorted(found))

@@ -10,6 +10,7 @@ from hybrid.comparison import REAL
 from hybrid.report.groups import Group
 
 REPETITIVE = 0.9  # of the entropy of real text
+_NEEDED = {"block_size", "tokens_per_second", "nfe_per_token", "entropy"}
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ def written(groups: Sequence[Group]) -> list[Written]:
     for group in groups:
         by_decoder: dict[tuple[str, int], list[dict]] = {}
         for run in group.runs:
-            real = next((line for line in run.generated if line["decoder"] == REAL), None)
+            real = next((line for line in run.generated if line["decoder"] == REAL and "entropy" in line), None)
             for line in run.generated:
-                if real is not None and line is not real:
+                if real is not None and line["decoder"] != REAL and line.keys() >= _NEEDED:
                     pair = {**line, "real": real}
                     by_decoder.setdefault((line["decoder"], line["block_size"]), []).append(pair)
         for (decoder, size), lines in by_decoder.items():

@@ -2,68 +2,87 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hybrid.atomic import read_json
 from hybrid.config import Config, load_config, resolve_block_sizes
-from hybrid.tracking import last_validation, read_metrics
+from hybrid.options import shown
+from hybrid.origin import is_same_checkpoint, latest_identity
+from hybrid.report.evaluation import LIKELIHOODS, Evaluation, Facts, Measured, counted, machine_name
+from hybrid.report.fields import Fields, is_number
+from hybrid.tracking import METRICS, last_validation, read_metrics
 
-LIKELIHOODS = ("bound", "exact")
-# What must agree for likelihoods to be comparable, by its path in the description of the data.
+# What must agree for likelihoods to be comparable, by its attribute of a run.
 _SAME_DATA = {
     "corpus_sha256": "data",
-    "validation.target_tokens": "validation text",
+    "target_tokens": "validation text",
     "tokenizer_fingerprint": "tokenizer",
 }
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A likelihood of the validation split, per target token or per byte."""
-
-    block_size: int
-    method: str  # "bound" or "exact"
-    nats: float
-    stderr: float | None  # of the noise in nats, None with one draw
-    bits_per_byte: float | None  # None where the tokens are not the text
-    by_count: dict[int, float]  # mean cross-entropy of a masked token by the number of masked tokens of its block
-
-    @property
-    def bits_per_nat(self) -> float | None:
-        """Bits per byte for each nat per token."""
-        if self.bits_per_byte is None:
-            return None
-        return self.bits_per_byte / self.nats if self.nats else 0.0
+_PARTS = ("config.yaml", "environment.json", METRICS)
+"""Of the folder of a run; with two of them it is one, though it may be damaged."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run, read from its folder."""
+    """One run, read from its folder; `notes` are what must be said of it."""
 
     name: str
     folder: Path
     config: Config
     environment: dict[str, Any]
+    trained_on: Facts
     metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any] | None  # eval.json
+    evaluation: Evaluation | None  # eval.json
+    weights: dict[str, Any] | None  # step and hash of the latest checkpoint
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path, name: str) -> RunRecord:
-        """Raises a ValueError if the folder is no run, or one that has not been validated yet."""
+        """Raises a ValueError if the folder is no run, one that is damaged, or that has not been validated yet."""
         config = load_config(folder / "config.yaml", checked=False)
-        evaluation = read_json(folder / "eval.json") if (folder / "eval.json").is_file() else None
-        run = cls(name, folder, config, read_json(folder / "environment.json"), read_metrics(folder), evaluation)
-        if not run.likelihoods:
+        content = Fields(read_json(folder / "environment.json"), str(folder / "environment.json"))
+        data, environment = Facts.read(content.inner("data")), _environment(content)
+        metrics = read_metrics(folder)
+        _check_sizes(folder, config, metrics)
+        evaluation = Evaluation.read(folder / "eval.json") if (folder / "eval.json").is_file() else None
+        run = cls(name, folder, config, environment, data, metrics, evaluation, latest_identity(folder))
+        run = run._without_stale_evaluation()
+        try:
+            found = run.likelihoods if run.block_sizes else []
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: its last validation or its block sizes cannot be read: {error}") from None
+        if not found:
             raise ValueError(
                 f"{folder}: neither eval.json nor a validation in metrics.jsonl; finish the run (trainer.resume=auto), "
                 f"or evaluate it: python -m hybrid.evaluate --checkpoint {folder}"
+                f"{''.join(f' ({note})' for note in run.notes)}"
             )
         return run
+
+    def _without_stale_evaluation(self) -> RunRecord:
+        """Figures of one checkpoint never stand beside the step of another."""
+        e = self.evaluation
+        if e is None:
+            return self
+        why = None
+        if e.is_of_own_text and e.data.corpus_sha256 != self.trained_on.corpus_sha256:
+            why = "of another text than the run was trained on"
+        latest = self.weights or ({"step": self.metrics[-1]["step"]} if self.metrics else {})
+        is_other = is_same_checkpoint(e.checkpoint, self.weights) is False
+        if e.checkpoint and (is_other or (self.weights is None and e.checkpoint["step"] != latest.get("step"))):
+            of = "another checkpoint of" if e.checkpoint["step"] == latest.get("step") else "of"
+            why = f"{of} step {e.checkpoint['step']}, and the run is at step {latest.get('step')}"
+        if why is None:
+            return self
+        again = f"python -m hybrid.evaluate --checkpoint {self.folder}"
+        note = f"{self.name}: its eval.json is {why}: left out; evaluate it again: {again}"
+        return dataclasses.replace(self, evaluation=None, notes=[*self.notes, note])
 
     @cached_property
     def block_sizes(self) -> list[int]:
@@ -74,21 +93,21 @@ class RunRecord:
     def likelihoods(self) -> list[Measured]:
         """Of eval.json; without it those of the last validation during training."""
         if self.evaluation is not None:
-            lines = [line for line in self.evaluation["results"] if line["likelihood"] in LIKELIHOODS]
-            return [_measured(line) for line in lines]
-        last = last_validation(self.metrics) or {}
-        bits = last.get("val/bits_per_byte")
-        factor = None if bits is None else bits / last["val/nelbo"] if last.get("val/nelbo") else 0.0
+            return self.evaluation.likelihoods
+        last = Fields(last_validation(self.metrics) or {}, f"{self.folder / METRICS}: last validation")
+        nelbo, bits = last.number("val/nelbo", None), last.number("val/bits_per_byte", None)
+        factor = None if bits is None else bits / nelbo if nelbo else 0.0
         found = []
-        for tag, method in last.items():
-            if tag.startswith("val/likelihood/b"):
-                size = tag.rpartition("/b")[2]
-                nats, prefix = last[f"val/nelbo/b{size}"], f"val_by_count/b{size}/n"
-                by_count = {int(key.removeprefix(prefix)): v for key, v in last.items() if key.startswith(prefix)}
-                stderr = last[f"val/stderr/b{size}"]
-                found.append(
-                    Measured(int(size), method, nats, stderr, None if factor is None else nats * factor, by_count)
-                )
+        for tag in last.content:
+            size = tag.rpartition("/b")[2]
+            if tag.startswith("val/likelihood/b") and size.isdecimal():
+                method, nats = last.text(tag), last.number(f"val/nelbo/b{size}")
+                by_count = counted(last.content, f"val_by_count/b{size}/n")
+                if method not in LIKELIHOODS:
+                    raise ValueError(f"{last.where}.{tag}: {shown(method)} is none of {', '.join(LIKELIHOODS)}")
+                stderr = last.number(f"val/stderr/b{size}", None, least=0)
+                bits = None if factor is None else nats * factor
+                found.append(Measured(int(size), method, nats, stderr, bits, by_count))
         return found
 
     def own(self) -> Measured | None:
@@ -102,23 +121,22 @@ class RunRecord:
         if self.evaluation is None:
             e = self.config.eval
             return f"during training, {e.rows or 'all'} rows, {e.draws} draws"
-        s = self.evaluation["settings"]
-        return f"hybrid.evaluate, {s['rows'] or 'all'} rows, {s['draws']} draws"
+        return self.evaluation.how
 
     @property
     def is_evaluated_whole(self) -> bool:
         """Whether on all rows of the validation split."""
-        return not (self.config.eval.rows if self.evaluation is None else self.evaluation["settings"]["rows"])
+        return not (self.config.eval.rows if self.evaluation is None else self.evaluation.rows)
 
     @property
     def generated(self) -> list[dict[str, Any]]:
         """Lines of the decoders that wrote texts, and of the real text."""
-        return [] if self.evaluation is None else self.evaluation.get("generation", [])
+        return [] if self.evaluation is None else self.evaluation.generated
 
     @property
     def judge(self) -> dict[str, Any] | None:
         """Who read the generated texts."""
-        return None if self.evaluation is None else self.evaluation.get("judge")
+        return None if self.evaluation is None else self.evaluation.judge
 
     @property
     def is_autoregressive(self) -> bool:
@@ -127,43 +145,72 @@ class RunRecord:
         return self.block_sizes == [1] and (m.context, m.prediction) == ("causal", "next_token")
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Facts:
         """The text that it was evaluated on."""
-        return self.environment["data"] if self.evaluation is None else self.evaluation["data"]
+        return self.trained_on if self.evaluation is None else self.evaluation.data
+
+    @property
+    def split(self) -> str:
+        """The part of that text that it was evaluated on."""
+        return "validation" if self.evaluation is None else self.evaluation.split
 
     @property
     def truth(self) -> tuple[float, float] | None:
         """If the source of the text is known, nats per token: its entropy, and what it gives the validation split."""
-        entropy, own = self.data.get("entropy_per_token"), self.data["validation"].get("source_nats_per_token")
+        entropy, own = self.data.entropy_per_token, self.data.source_nats_per_token
         return None if entropy is None or own is None else (entropy, own)
 
     @property
     def step(self) -> int:
-        return self.metrics[-1]["step"] if self.metrics else 0
+        """At which its likelihoods were measured."""
+        checkpoint = None if self.evaluation is None else self.evaluation.checkpoint
+        if checkpoint is not None and checkpoint["step"] is not None:
+            return checkpoint["step"]
+        record = last_validation(self.metrics) if self.evaluation is None else None
+        return (record or (self.metrics[-1] if self.metrics else {"step": 0}))["step"]
 
     @property
     def seconds(self) -> float:
-        return self.metrics[-1]["time"] if self.metrics else 0.0
+        """Of training, until then."""
+        return max((r["time"] for r in self.metrics if r["step"] <= self.step), default=0.0)
 
     def tokens(self, step: int) -> int:
         return step * self.config.trainer.batch_tokens
 
     def curve(self, tag: str) -> list[tuple[int, float, float]]:
-        """(step, seconds, value) of a metric where it was logged."""
-        return [(r["step"], r["time"], r[tag]) for r in self.metrics if r.get(tag) is not None]
+        """(step, seconds, value) of a metric where it was logged and is a number."""
+        return [(r["step"], r["time"], r[tag]) for r in self.metrics if is_number(r.get(tag))]
 
     @cached_property
     def sample(self) -> str:
-        """The last texts that it wrote during training."""
-        files = sorted((self.folder / "samples").glob("step-*.txt"))
-        return files[-1].read_text(encoding="utf-8", errors="replace") if files else ""
+        """The last texts that it wrote during training; of later steps than there are now those of before it went back
+        to an earlier one."""
+        end = self.metrics[-1]["step"] if self.metrics else 0
+        found = (p for p in (self.folder / "samples").glob("step-*.txt") if p.is_file() and p.stem[5:].isdecimal())
+        files = sorted((int(path.stem[5:]), path) for path in found)
+        texts = [path for step, path in files if step <= end]
+        return texts[-1].read_text(encoding="utf-8", errors="replace") if texts else ""
 
 
-def _measured(line: dict[str, Any]) -> Measured:
-    """From a line of eval.json."""
-    by_count = {int(n): loss for n, loss in line.get("by_count", {}).items()}
-    nats, bits = line["nats_per_token"], line["bits_per_byte"]
-    return Measured(line["block_size"], line["likelihood"], nats, line["stderr"], bits, by_count)
+def _check_sizes(folder: Path, config: Config, metrics: Sequence[dict[str, Any]]) -> None:
+    """Raise a ValueError for numbers that cannot be drawn."""
+    for record in metrics:
+        if not is_number(record["step"]) or not is_number(record["time"]):
+            said = f"step {shown(record['step'])}, time {shown(record['time'])}"
+            raise ValueError(f"{folder / METRICS}: a record has {said}; remove it")
+    for name, value in (("batch_tokens", config.trainer.batch_tokens), ("steps", config.trainer.steps)):
+        if not is_number(value):
+            raise ValueError(f"{folder / 'config.yaml'}: trainer.{name}: {shown(value)} is too large")
+
+
+def _environment(content: Fields) -> dict[str, Any]:
+    """What a report tells of environment.json."""
+    return {
+        "commit": content.text("commit", None), "dirty": content.flag("dirty", False),
+        "processor": content.text("processor"), "device": content.text("device"), "machine": machine_name(content),
+        "threads": content.integer("threads"), "libraries": {"torch": content.inner("libraries").text("torch")},
+        "parameters": content.integer("parameters"),
+    }  # fmt: skip
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
@@ -176,32 +223,51 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
     for path in paths:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder; name runs, or a folder of runs")
-        found = [folder for folder in _runs_below(path) if (folder / "environment.json").is_file()]
+        found = list(_runs_below(path, set()))
         if not found:
             raise ValueError(f"{path}: no run in it (a run has config.yaml and environment.json)")
         folders |= {folder.resolve(): folder == path for folder in found}
     parts = [folder.parts for folder in folders]
     shared = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))))
-    if len(folders) == 1:
-        shared -= 1
-    runs, left_out = [], []
+    shared = min(shared, min(map(len, parts)) - 1)  # of one alone, and of one inside another, the last part is left
+    runs: list[RunRecord] = []
+    left_out = []
     for folder, is_named in folders.items():
         try:
             runs.append(RunRecord.read(folder, "/".join(folder.parts[shared:])))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if is_named or len(folders) == 1:
                 raise
             left_out.append(f"Left out: {error}")
     if not runs:
         raise ValueError(f"{paths[0]}: none of its {len(folders)} runs can be read; {left_out[0]}")
-    return runs, left_out
+    runs, copies = _without_copies(runs)
+    return runs, left_out + copies
 
 
-def _runs_below(path: Path) -> list[Path]:
+def _without_copies(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """Runs with the same weights are one, and no seeds of a model."""
+    kept: list[RunRecord] = []
+    said = []
+    for run in runs:
+        twin = next((other for other in kept if is_same_checkpoint(run.weights, other.weights)), None)
+        if twin is None:
+            kept.append(run)
+        else:
+            said.append(f"Left out: {run.folder}: has the weights of {twin.name}: a copy, or the same run once more")
+    return kept, said
+
+
+def _runs_below(path: Path, seen: set[Path]) -> Iterator[Path]:
     """A run does not hold other runs."""
-    if (path / "config.yaml").is_file():
-        return [path]
-    return [run for child in sorted(p for p in path.iterdir() if p.is_dir()) for run in _runs_below(child)]
+    if path.resolve() in seen:  # a link leads back
+        return
+    seen.add(path.resolve())
+    if sum((path / part).is_file() for part in _PARTS) > 1:
+        yield path
+        return
+    for child in sorted(p for p in path.iterdir() if p.is_dir()):
+        yield from _runs_below(child, seen)
 
 
 def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
@@ -211,19 +277,13 @@ def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
         ValueError: they were evaluated on other data or with other tokenizers, and it was not forced.
     """
     warnings = []
-    for path, what in _SAME_DATA.items():
-        values = {run.name: _look_up(run.data, path) for run in runs}
+    for name, what in {**_SAME_DATA, "split": "split"}.items():
+        values = {run.name: run.split if name == "split" else getattr(run.data, name) for run in runs}
         first = runs[0].name
-        other = next((name for name, value in values.items() if value != values[first]), None)
+        other = next((run for run, value in values.items() if value != values[first]), None)
         if other is not None:
-            message = f"{first} and {other} have another {what} ({path}: {values[first]} and {values[other]})"
+            message = f"{first} and {other} have another {what} ({name}: {values[first]} and {values[other]})"
             if not force:
                 raise ValueError(f"{message}: their likelihoods can't be compared; leave one out, or say --force")
             warnings.append(f"{message}: compare with care.")
     return warnings
-
-
-def _look_up(values: dict[str, Any], path: str) -> Any:
-    for key in path.split("."):
-        values = values[key]
-    return values

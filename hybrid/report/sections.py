@@ -12,6 +12,7 @@ from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
 from hybrid.report.groups import Group, Mean, common, differences
 from hybrid.report.record import RunRecord
+from hybrid.tables import formatted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,11 +126,14 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
         for w in texts
     ]  # fmt: skip
     columns = ["model", "block size", "decoder", "tokens/s", "forwards per token", "entropy", "judge, nats/byte", ""]
-    evaluated = next(run.evaluation for run in runs if run.generated)
-    assert evaluated is not None
-    s, judge = evaluated["settings"], evaluated["judge"]
+    evaluated = [run.evaluation for run in runs if run.evaluation is not None and run.generated]
+    hows = [e.how_generated for e in evaluated]
+    ways = [
+        f"{formatted(h['samples'], 'g')} texts at once, temperature {formatted(h['temperature'], 'g')}" for h in hows
+    ]
+    judge = evaluated[0].judge
     real = texts[0]
-    text = f"{s['samples']} texts at once from each model and decoder, temperature {s['temperature']:g}."
+    text = f"From each model and decoder {' or '.join(dict.fromkeys(ways))}."
     if judge is not None and real.real_nats_per_byte is not None:
         text += (
             f" The judge {judge['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
@@ -137,7 +141,7 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
             f"texts with less than {REPETITIVE:.0%} of the entropy of real ones are hollow and not on the front. "
             "The line joins those that no other beats in both speed and quality."
         )
-    machines = {run.evaluation["environment"]["processor"] for run in runs if run.evaluation is not None}
+    machines = {e.machine for e in evaluated}
     text += f" Speeds are those of {', '.join(sorted(machines))}."
     drawn = {} if figure is None else {"trade": ("quality against tokens per second", figure)}
     return Section("Quality against speed", text, drawn, Table(columns, rows))
@@ -198,7 +202,7 @@ def provenance(runs: Sequence[RunRecord]) -> list[str]:
     environments = [run.environment for run in runs]
     commits, machines = (sorted(set(map(of, environments))) for of in (commit_of, machine_of))
     corpora = {title(run.config.data.corpus) for run in runs}
-    tokenizers = {run.environment["data"]["tokenizer"] for run in runs}
+    tokenizers = {run.trained_on.tokenizer for run in runs}
     seeds = sorted({run.config.run.seed for run in runs})
     return [
         f"{len(runs)} runs on {', '.join(sorted(corpora))}, tokens: {', '.join(sorted(tokenizers))}; "

@@ -41,14 +41,16 @@ def main() -> int:
     planned = plan.plan(file, arguments.overrides, folder)
     for warning in dict.fromkeys(w for run in planned.runs for w in run.warnings):
         log.warning("%s", warning)
-    states = {run.name: state.state_of(run) for run in planned.runs}
+    states = state.states_of(planned.runs)
     if arguments.dry_run:
         print(state.table(planned.runs, states))
         return 0
+    for run in planned.runs:
+        refuse_foreign_settings(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
     failures = train(planned.runs, states, arguments.jobs)
     failures |= evaluate(planned, failures, arguments.jobs)
-    print(state.table(planned.runs, {run.name: state.state_of(run) for run in planned.runs}, failures))
+    print(state.table(planned.runs, state.states_of(planned.runs), failures))
     log.info("compare them with: python -m hybrid.report %s", shlex.quote(str(folder)))
     return FAILED if failures else 0
 
@@ -65,10 +67,27 @@ def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[st
             log.info("%s: finished already", run.name)
             continue
         folder = Path(run.config.run.folder)
+        refuse_foreign_settings(run, folder)
         write_text_atomic(folder / f"{run.name}.yaml", to_yaml(run.config))
         command = [sys.executable, script, "--config", str(folder / f"{run.name}.yaml")]
         jobs.append(Job(run.name, command, folder / f"{run.name}.log"))
     return work_through(jobs, n_jobs, "trained")
+
+
+def refuse_foreign_settings(run: Planned, folder: Path) -> None:
+    """Raise a ValueError if the settings of a run would replace a file that is not those of such a run before."""
+    from hybrid.atomic import refuse_foreign
+    from hybrid.config import dialect, load_config
+
+    def is_ours(path: Path) -> bool:
+        try:
+            whole = dialect.read(path).keys() >= {"run", "data", "model", "trainer"}
+            before = load_config(path, checked=False)
+        except ValueError:
+            return False
+        return whole and (before.run.name, before.trainer.resume) == (run.name, "auto")
+
+    refuse_foreign(folder / f"{run.name}.yaml", is_ours, "does not hold the settings of this run", "--folder", "folder")
 
 
 def evaluate(planned: Plan, failures: dict[str, str], n_jobs: int) -> dict[str, str]:

@@ -1,21 +1,44 @@
-"""How far each run of a sweep is, as its folder tells."""
+"""How far each run of a sweep is, as its folder tells; and whether it is the run that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import argparse
+import logging
+import warnings
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybrid import checkpoint
 from hybrid.atomic import read_json
-from hybrid.config import differences, load_config
+from hybrid.config import Config, differences, load_config
+from hybrid.origin import (
+    is_same_checkpoint,
+    judge_identity,
+    latest_identity,
+    recorded_data,
+    recorded_start,
+    refuse_other_data,
+)
 from hybrid.run import MAY_CHANGE
 from hybrid.sweep.plan import Planned
 from hybrid.tables import aligned, formatted
 from hybrid.tracking import METRICS, last_validation, read_metrics
 
+log = logging.getLogger(__name__)
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
 _MUST_AGREE = ("trainer.batch_tokens", "trainer.init_from", "trainer.precision", "run.seed")
+# Settings that no result depends on; how long a run takes is looked at where it is known how far it is.
+_NO_MATTER = (
+    "run.", "decoder", "data.cache_dir", "trainer.resume", "trainer.steps", "trainer.minutes", "trainer.log_every",
+    "trainer.eval_every", "trainer.sample_every", "trainer.save_every", "trainer.keep_last", "eval.sample",
+    "eval.batch_rows",
+)  # fmt: skip
+# Options of hybrid.evaluate that say where something is; what it is is compared by its hash.
+_PATHS = ("checkpoint", "judge")
+Prepared = MutableMapping[str, Mapping[str, Any] | None]
+"""Descriptions of data that were prepared already, by the settings of the data."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +52,127 @@ class State:
     seconds: float | None = None
 
 
-def state_of(run: Planned) -> State:
+def states_of(runs: Sequence[Planned]) -> dict[str, State]:
+    """`state_of` each run, by name."""
+    prepared: Prepared = {}
+    return {run.name: state_of(run, prepared=prepared) for run in runs}
+
+
+def state_of(
+    run: Planned, who: str = "the sweep", strict: bool = False, prepared: Prepared | None = None
+) -> State:  # fmt: skip
     """Read the folder of a run.
 
+    Args:
+        who: wants it.
+        strict: no setting may differ on which any result depends, if only by rounding.
+
     Raises:
-        ValueError: it holds a run with other settings.
+        ValueError: it holds a run with other settings, trained on another text, from other weights, or for longer.
     """
     folder = Path(run.config.run.folder) / run.name
     if not (folder / "config.yaml").is_file():
         return State(0, False)
-    changed = differences(load_config(folder / "config.yaml", checked=False), run.config)
-    for key, (old, new) in changed.items():
-        if not key.startswith(MAY_CHANGE) or key in _MUST_AGREE:
-            raise ValueError(
-                f"{folder}: has {key} = {old!r}, and the sweep wants {new!r}; choose another --folder or remove the run"
-            )
+    before = load_config(folder / "config.yaml", checked=False)
+    for key, (old, new) in differences(before, run.config).items():
+        is_length = key in ("trainer.steps", "trainer.minutes")
+        if key.startswith(_NO_MATTER) and key not in _MUST_AGREE and not (strict and is_length):
+            continue
+        if strict or not key.startswith(MAY_CHANGE) or key in _MUST_AGREE:
+            raise _other(folder, f"has {key} = {old!r}", who, repr(new))
+        log.warning("%s: has %s = %r, and %s wants %r; what it has done stays as it is", folder, key, old, who, new)
     step = checkpoint.steps_done(folder)
     if not step:
         return State(0, False)
+    _refuse_other_origin(folder, run.config, who, {} if prepared is None else prepared)
     records = read_metrics(folder) if (folder / METRICS).is_file() else []
     seconds = records[-1]["time"] if records else None
     last = last_validation(records)
     trainer = run.config.trainer
-    is_over = step >= trainer.steps or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
+    is_whole = step >= trainer.steps
+    if is_whole and before.trainer.steps != trainer.steps:
+        raise _other(folder, f"has trainer.steps = {before.trainer.steps}", who, repr(trainer.steps))
+    is_over = is_whole or (trainer.minutes is not None and (seconds or 0) >= 60 * trainer.minutes)
+    if is_over and not is_whole and before.trainer.minutes not in (None, trainer.minutes):
+        raise _other(folder, f"has trainer.minutes = {before.trainer.minutes}", who, repr(trainer.minutes))
+    if not is_over and before.trainer.steps != trainer.steps:
+        log.warning(
+            "%s: %d of its steps were made on the way to %d; it goes on to %d, but not as if it had been planned so",
+            folder, step, before.trainer.steps, trainer.steps,
+        )  # fmt: skip
     if last is None or last["step"] < step or not is_over:  # the last validation comes after the last checkpoint
         return State(step, False, seconds=seconds)
     return State(step, True, last["val/nelbo"], last.get("val/bits_per_byte"), seconds)
 
 
+def _other(folder: Path, has: str, who: str, wanted: str) -> ValueError:
+    return ValueError(
+        f"{folder}: {has}, and {who} wants {wanted}; choose another --folder or remove the run"
+    )  # fmt: skip
+
+
+def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepared) -> None:
+    """What is not in the settings: the text behind the name of a corpus, the weights behind the path of a run."""
+    from hybrid.data import prepare
+
+    key = repr(config.data)
+    if key not in prepared:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # the training says them
+                prepared[key] = prepare(config.data).description
+        except ValueError as error:  # gone, perhaps; what is finished does not need it
+            log.warning("whether the runs have the data of today is not known: %s", error)
+            prepared[key] = None
+    data = prepared[key]
+    if data is not None:
+        refuse_other_data(folder, data, config.data)
+    start = config.trainer.init_from
+    if start is None:
+        return
+    recorded, today = recorded_start(folder), latest_identity(Path(start))
+    if is_same_checkpoint(recorded, today) is False:
+        was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
+        raise _other(folder, f"started from {start} at {was}", who, f"what is there now, {now}")
+
+
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
-    """Whether eval.json is the result of hybrid.evaluate with these options.
+    """Whether eval.json is the result of hybrid.evaluate with these options, of today's checkpoint, judge and text.
 
     Raises:
         ValueError: an option that hybrid.evaluate does not take.
     """
     from hybrid.evaluate import parse, settings_of
 
-    settings = settings_of(parse(list(words)))
-    path = folder / "eval.json"
-    return path.is_file() and read_json(path)["settings"] == settings
+    arguments = parse(list(words))
+    try:
+        content = read_json(folder / "eval.json")
+        found, wanted = (
+            {k: v for k, v in s.items() if k not in _PATHS} for s in (content["settings"], settings_of(arguments))
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+    judge = content.get("judge") if isinstance(content.get("judge"), Mapping) else {}
+    judged_by = judge.get("checkpoint"), None if arguments.judge is None else judge_identity(Path(arguments.judge))
+    same = is_same_checkpoint(content.get("checkpoint"), latest_identity(folder)), is_same_checkpoint(*judged_by)
+    if found != wanted or False in same or bool(judge) is (arguments.judge is None):
+        return False
+    if same[0] is None:
+        log.warning("%s: eval.json does not tell which checkpoint was evaluated; it is taken for the latest", folder)
+    recorded = content.get("data")
+    return isinstance(recorded, Mapping) and recorded.get("corpus_sha256") == _text_of(folder, arguments)
+
+
+def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
+    """The hash of the text that hybrid.evaluate would read now."""
+    from hybrid.data import prepare
+    from hybrid.evaluate import other_corpus
+    from hybrid.tokenizer import load_tokenizer
+
+    if arguments.data is None:  # it reads no other than that of the training
+        return (recorded_data(folder) or {}).get("corpus_sha256")
+    data = other_corpus(load_config(folder / "config.yaml", checked=False).data, arguments)
+    with warnings.catch_warnings(action="ignore"):
+        return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
 
 
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
