@@ -18,8 +18,11 @@ from torch import Tensor
 
 import hybrid
 from hybrid.checkpoint import find_checkpoint
+from hybrid.lm import load
+from hybrid.model.fused import is_fused
 from hybrid.run import Run
-from hybrid.tensorfiles import load_tensors
+from hybrid.states import module_tensors
+from hybrid.tensorfiles import load_group, load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +282,39 @@ def test_a_path_that_no_file_system_takes_is_one_line(length: int) -> None:
 
 def test_a_device_object_is_a_device(trained: Path) -> None:
     assert hybrid.load(trained, device=torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_model_that_has_generated_is_saved_as_it_was_trained(trained, tmp_path):
+    """Its own weights are fused by then; files never see those."""
+    fresh = load(trained)
+    originals = {name: tensor.clone() for name, tensor in module_tensors(fresh.model).items()}
+    fresh.generate([[1]], 4)
+    assert is_fused(fresh.model)
+    saved = load_group(fresh.save(tmp_path / "saved"), "model")
+    assert set(saved) == set(originals)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in originals.items())
+
+
+def test_likelihoods_do_not_depend_on_what_was_generated_before(trained):
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    one, other = load(trained), load(trained)
+    other.generate([[1]], 4)
+    assert torch.equal(one.nll(tokens).nll, other.nll(tokens).nll)
+    assert torch.equal(one.logits(tokens), other.logits(tokens))
+
+
+def test_weights_that_have_changed_since_are_not_saved_as_these(copy_of_trained, tmp_path):
+    lm = load(copy_of_trained)
+    lm.generate([[1]], 4)
+    step = max((copy_of_trained / "checkpoints").glob("step-*"))
+    shutil.rmtree(step)
+    with pytest.raises(ValueError, match=r"save: the weights were loaded from .*, which has changed since; load them"):
+        lm.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_model_that_is_to_be_trained_on_keeps_its_weights(trained):
+    lm = load(trained)
+    lm.model.train()
+    lm.generate([[1]], 4)
+    assert not is_fused(lm.model) and len(list(lm.model.layers.parameters())) > 0

@@ -5,8 +5,8 @@ matrices behind them, queries, keys and values become one matrix, gate and up an
 of multiplications. `FusedLayer` is a `Layer` that only meets its rows otherwise; tests compare it with the training
 pass to 1e-12 in float64.
 
-    for_inference(model, dtype)      a model that is trained: a copy, kept beside it until its weights change
-    fuse(model, dtype)               a model that only generates: in place, a layer at a time
+    fuse(model, dtype)               in place, a layer at a time: a model that only generates, whose weights are on disk
+    for_inference(model, dtype)      that, or of a model that is trained a copy, kept beside it until its weights change
 
 Fused weights are buffers: no optimizer and no file ever sees them.
 
@@ -59,17 +59,25 @@ class Affine(nn.Module):
 
     def __init__(self, dtype: torch.dtype, *maps: nn.Linear, norm: Norm | None = None):
         super().__init__()
-        weights = torch.cat([whole(one.weight.detach()) for one in maps])  # (out, in)
-        bias = None
-        if maps[0].bias is not None:
-            bias = torch.cat([whole(one.bias.detach()) for one in maps])
-        if norm is not None:
-            shift = _shift(norm)
-            if shift is not None:
-                bias = weights @ shift if bias is None else bias + weights @ shift
-            weights = weights * _scale(norm)
-        self.register_buffer("matrix", weights.t().to(dtype).contiguous())
-        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        n_in, n_out = maps[0].in_features, sum(one.out_features for one in maps)
+        matrix = torch.empty(n_in, n_out, dtype=dtype, device=maps[0].weight.device)
+        scale, shift = (None, None) if norm is None else (_scale(norm)[:, None], _shift(norm))
+        bias = torch.zeros(n_out, dtype=maps[0].weight.dtype, device=matrix.device)
+        places = zip(maps, *(t.split([one.out_features for one in maps], dim=-1) for t in (matrix, bias)), strict=True)
+        with torch.no_grad():
+            for one, columns, constants in places:
+                weight = whole(one.weight)  # (out, in)
+                if scale is None:
+                    columns.copy_(weight.t())
+                else:
+                    torch.mul(weight.t(), scale, out=columns)  # straight into its place: copies on the way are memory
+                if one.bias is not None:
+                    constants += whole(one.bias)
+                if shift is not None:
+                    constants += weight @ shift
+        self.register_buffer("matrix", matrix)
+        has_bias = maps[0].bias is not None or shift is not None
+        self.register_buffer("bias", bias.to(dtype) if has_bias else None)
 
     def forward(self, y: Tensor) -> Tensor:
         return y @ self.matrix if self.bias is None else y @ self.matrix + self.bias
@@ -175,11 +183,13 @@ def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
 
 
 def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """What generation runs: the model itself if it is fused, else a copy with fused weights.
+    """What generation runs: an expendable model itself, fused from then on, or a copy of another with fused weights.
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
     that is spread over ranks none is kept, since a copy is whole.
     """
+    if model.is_expendable and not model.training:
+        fuse(model, dtype)
     if is_fused(model):
         return model
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
