@@ -8,7 +8,7 @@ pass to 1e-12 in float64.
     fuse(model, dtype)               in place, a layer at a time: a model that only generates, whose weights are on disk
     for_inference(model, dtype)      that, or of a model that is trained a copy, kept beside it until its weights change
 
-Fused weights are buffers: no optimizer and no file ever sees them.
+Fused weights are buffers: no optimizer and no file ever sees them. They are for passes without gradients.
 
 Shape legend: b batch, r rows, h query heads, g key-value heads, d head dim.
 """
@@ -80,14 +80,16 @@ class Affine(nn.Module):
         self.register_buffer("bias", bias.to(dtype) if has_bias else None)
 
     def forward(self, y: Tensor) -> Tensor:
-        return y @ self.matrix if self.bias is None else y @ self.matrix + self.bias
+        y = y @ self.matrix
+        return y if self.bias is None else y + self.bias
 
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
         """x + forward(y), in one operation where the dtypes allow it."""
-        if x.dtype != self.matrix.dtype:
+        matrix = self.matrix
+        if x.dtype != matrix.dtype:
             return x + self.forward(y)
         x = x if self.bias is None else x + self.bias
-        return torch.addmm(x.flatten(0, -2), y.flatten(0, -2), self.matrix).view(x.shape)
+        return torch.addmm(x.flatten(0, -2), y.flatten(0, -2), matrix).view(x.shape)
 
 
 class FusedLayer(Layer):
@@ -115,8 +117,8 @@ class FusedLayer(Layer):
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        y = normalised(x, c.norm, c.norm_eps).to(self.dtype)
-        rows = self.qkv(y).unflatten(-1, (-1, c.head_width))  # (b, r, h + 2g, d)
+        y = normalised(x, c.norm, c.norm_eps).to(self.qkv.matrix.dtype)
+        rows = self.qkv.forward(y).unflatten(-1, (-1, c.head_width))  # (b, r, h + 2g, d)
         qk, v = rows[:, :, : -c.kv_heads], rows[:, :, -c.kv_heads :]
         if self.heads is not None:
             qk = normalised(qk, "rms", c.norm_eps) * self.heads
@@ -126,10 +128,10 @@ class FusedLayer(Layer):
     def rest(self, x: Tensor, out: Tensor) -> Tensor:
         c = self.config
         x = self.out.add_to(x, out)
-        rows = self.up(normalised(x, c.norm, c.norm_eps).to(self.dtype))
+        rows = self.up.forward(normalised(x, c.norm, c.norm_eps).to(self.up.matrix.dtype))
         if c.mlp == "swiglu":
             gate, up = rows.chunk(2, dim=-1)
-            return self.down.add_to(x, F.silu(gate) * up)
+            return self.down.add_to(x, F.silu(gate).mul_(up))
         return self.down.add_to(x, F.gelu(rows, approximate="tanh"))
 
 
