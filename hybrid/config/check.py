@@ -25,6 +25,8 @@ _AT_LEAST: dict[str, float] = {
     "model.n_heads": 1,
     "model.n_kv_heads": 1,
     "model.hidden_dim": 1,
+    "model.head_dim": 2,
+    "model.mask_token_id": 0,
     "objective.draws": 1,
     "objective.ar_weight": 0,
     "optim.weight_decay": 0,
@@ -52,6 +54,8 @@ _AT_MOST: dict[str, float] = {
     "model.n_heads": 2**16,
     "model.n_kv_heads": 2**16,
     "model.hidden_dim": 2**24,
+    "model.head_dim": 2**16,
+    "model.mask_token_id": 2**24,
     "objective.draws": 2**16,
     "optim.warmup_steps": 10**12,
     "trainer.steps": 10**12,
@@ -68,7 +72,7 @@ _AT_MOST: dict[str, float] = {
     "eval.batch_rows": 2**20,
     "eval.sample_tokens": 2**24,
 }
-_POSITIVE = ("model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
+_POSITIVE = ("model.norm_eps", "model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
 _FRACTIONS = ("optim.decay_fraction", "optim.final_lr_ratio")
 _BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.momentum", "optim.ema_decay")
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
-from hybrid.config.schema import OPEN, SPECS, Config, choices, groups, keys, table
+from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, choices, groups, keys, table
 from hybrid.options import build, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
@@ -58,7 +58,7 @@ def check_specs(config: Config) -> None:
     """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
     for name, address in SPECS.items():
         spec = value_of(config, name)
-        if not (name in OPEN and isinstance(spec, str)):
+        if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
             build(table(address), spec, name)
 
 
@@ -187,7 +187,9 @@ def _value(name: str, value: Any) -> Any:
     return convert(name, value, key.annotation)
 
 
-def _spec(name: str, value: Any) -> dict[str, Any]:
+def _spec(name: str, value: Any) -> dict[str, Any] | None:
+    if value is None and name in NULLABLE:
+        return None
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
@@ -204,9 +206,11 @@ def _merge(config: DictConfig, layer: dict[str, Any]) -> DictConfig:
         if last in holder:
             present: Any = OmegaConf.to_container(OmegaConf.select(config, path[0])) if path else config
             joined = _joined(present[last], holder.pop(last))
-            joined = {"name": joined["name"], **joined}
-            # Keys of type Any keep the short form; `decoder` is always a mapping.
-            OmegaConf.update(config, name, joined["name"] if path and len(joined) == 1 else joined, merge=False)
+            if joined is not None:
+                joined = {"name": joined["name"], **joined}
+                # Keys of type Any keep the short form; `decoder` is always a mapping.
+                joined = joined["name"] if path and len(joined) == 1 else joined
+            OmegaConf.update(config, name, joined, merge=False)
     try:
         return OmegaConf.merge(config, layer)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:  # not reached by known means: the layer is checked

@@ -162,8 +162,6 @@ class _Session:
             planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
             guidance=engine.guidance,
         )
-        # The law of a model that may predict MASK: a position may be revealed as one, and has to be revealed again.
-        self.may_say_mask = self.mask < engine.model.vocab_size and engine.model.banned_token_id is None
         self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
 
     def _fused(self, model: Transformer) -> Transformer:
@@ -205,8 +203,6 @@ class _Session:
             tokens = live.tokens
             if changed:
                 tokens, confidence = here.reveal(view, reveal & live.is_masked)
-                if self.may_say_mask:
-                    changed = not torch.equal(tokens, live.tokens)
             shown = tokens
             if remask is not None:
                 if step >= min_steps:  # a finished row stays as it is, in whatever company

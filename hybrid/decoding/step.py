@@ -82,7 +82,11 @@ class Step:
 
     def _predict(self, places: Tensor) -> Prediction:
         log_probs = self.log_probs(places)
-        return Prediction(log_probs, self.sampling.propose(log_probs, self.uniform(counter.TOKEN)[places]))
+        choice = log_probs
+        model = self.networks.denoiser.model
+        if model.mask_token_id < model.vocab_size and model.banned_token_id is None:  # it counts, but is never written
+            choice = log_probs.index_fill(-1, torch.tensor([model.mask_token_id], device=places.device), -torch.inf)
+        return Prediction(log_probs, self.sampling.propose(choice, self.uniform(counter.TOKEN)[places]))
 
     @cached_property
     def hidden(self) -> Tensor:
