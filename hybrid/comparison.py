@@ -256,6 +256,9 @@ def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None
         cut = max(line.get("texts_cut", 0) for line in lines)
         short = f", which cuts up to {cut} texts to its {about['context']} tokens" if cut else ""
         result.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
+        judged = [line["judge_nats_per_byte"] for line in lines if "judge_nats_per_byte" in line]
+        if any(map(math.isnan, judged)):
+            result.append("nats/byte: no value (-) where the judge's tokens do not give the texts back")
         result.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
         if any(math.isnan(line.get("mauve_like", 0.0)) for line in lines):
             result.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 
 from hybrid import checkpoint
-from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
+from hybrid.config import NO_MATTER, ROUNDING, Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
@@ -46,7 +46,7 @@ from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder", "data.cache_dir", "model.attention")
+MAY_CHANGE = (*NO_MATTER, *ROUNDING, "trainer.", "eval.")
 """Settings that a resumed run may change without becoming another run."""
 ORDER_DECODERS = ("left_to_right", "entropy", "confidence")
 """Whose unmasking orders TensorBoard shows at the end, beside that of the run's own decoder."""
@@ -153,22 +153,24 @@ class Run:
 
     def train(self) -> None:
         log.info("%s", self.describe())
-        trainer_step = 0 if self.starts_over else None
+        last_step = -1 if self.starts_over else None  # nothing of before is kept
         if self.resume_from is not None:
-            trainer_step = checkpoint.step_of(self.resume_from)
+            last_step = checkpoint.step_of(self.resume_from)
         self.ranks.wait()  # the first has opened the folder
-        with Tracker(self.folder, trainer_step) if self.ranks.is_main else Untracked() as tracker:
+        with Tracker(self.folder, last_step) if self.ranks.is_main else Untracked() as tracker:
             validate, sample = self._validator(), self._sampler()
-            trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample)
+
+            def conclude() -> None:
+                self._conclude(tracker, trainer, validate)
+                if sample is not None and sample.engine.block_size > 1:
+                    self._show_orders(tracker, sample, trainer.step)
+
+            trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample, conclude)
             if self.resume_from is not None:
                 trainer.restore(self.resume_from, self.ranks.gather(tracker.validation)[0])
             else:
                 self._introduce(tracker, trainer)
-            if trainer.train():
-                self._conclude(tracker, trainer, validate)
-                if sample is not None and sample.engine.block_size > 1:
-                    with trainer.averaged():
-                        self._show_orders(tracker, sample, trainer.step)
+            trainer.train()
 
     def _conclude(self, tracker: Tracker, trainer: Trainer, validate: Validator) -> None:
         """What TensorBoard and the terminal show at the end: final metrics beside the settings, loss by count."""

@@ -22,9 +22,7 @@ import torch
 
 from hybrid.atomic import to_json, write_error
 from hybrid.figures import rasterise
-from hybrid.metrics import METRICS as METRICS
 from hybrid.metrics import MetricsFile, last_validation, supersede
-from hybrid.metrics import read_metrics as read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +70,10 @@ class Tracker:
     """The last record with a validation, of those that were there already."""
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
-        """Open a run folder; with `resume_step`, drop records of later steps (kept in metrics.jsonl.superseded)."""
+        """Open a run folder; with `resume_step`, drop records of later steps (kept in metrics.jsonl.superseded).
+
+        A run that starts over resumes at step -1.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = Path(folder)
@@ -90,7 +91,7 @@ class Tracker:
         except BaseException:
             self._let_go()
             raise
-        self._step = resume_step or 0
+        self._step = max(resume_step or 0, 0)
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record values at a step: numbers (0-d tensors too) go to both places, strings to metrics.jsonl only.

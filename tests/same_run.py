@@ -12,7 +12,7 @@ from training import tensors_of
 
 from hybrid import checkpoint
 from hybrid.atomic import verify_folder
-from hybrid.tracking import read_metrics
+from hybrid.metrics import read_metrics
 
 
 def of_the_clock(tag: str) -> bool:

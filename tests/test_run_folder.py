@@ -14,10 +14,10 @@ from test_tracking import events_of
 from training import before_step, train
 
 from hybrid import checkpoint, run_folder
+from hybrid.metrics import read_metrics
 from hybrid.run import Run
 from hybrid.run_folder import open_folder
 from hybrid.tokenizer import ByteTokenizer
-from hybrid.tracking import read_metrics
 
 
 def entries(folder: Path) -> list[str]:

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from hybrid.figures import attention_figure, count_figure, rasterise
-from hybrid.tracking import Tracker, charts, environment, read_metrics
+from hybrid.metrics import read_metrics
+from hybrid.tracking import Tracker, charts, environment
 
 
 def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
