@@ -149,6 +149,7 @@ class Trainer:
         self._read()
         if not self.folder.is_dir():
             raise ValueError(f"run.folder: {self.folder} is gone, removed while the run was training")
+        self.tracker.flush()  # what is shown of the steps before a checkpoint is not shown again
         counts = snapshot.Counts(self.step, self.skipped, self._bad)
         self._saved = snapshot.write(self.stepper, self.checkpoints, counts)
         self._tidy(self._saved)
@@ -203,7 +204,7 @@ class Trainer:
         evaluate = self.final.get("step") != self.step
         sample = self.sample is not None and self._sampled != self.step
         if evaluate or sample:
-            self.look(evaluate, sample, self.conclude)
+            self.look(evaluate, sample, is_last=True)
         else:
             log.info("the run had ended at step %d already; nothing is left to do", self.step)
         self._tidy(path)
@@ -263,7 +264,7 @@ class Trainer:
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 
-    def look(self, evaluate: bool = True, sample: bool = False, conclude: Callable[[], None] | None = None) -> None:
+    def look(self, evaluate: bool = True, sample: bool = False, is_last: bool = False) -> None:
         """Evaluate and sample with the averaged weights, where there are any."""
         with self.averaged():
             metrics: dict[str, Any] = {}
@@ -279,10 +280,10 @@ class Trainer:
                 metrics |= figures
             if sample:
                 self._sampled = self.step
-            if conclude is not None:  # before the record by which the run is known to have ended: a kill loses nothing
-                conclude()
+            if is_last and self.conclude is not None:  # before the last record: a kill in between loses nothing
+                self.conclude()
         if metrics:
-            self.tracker.log(self.step, metrics)
+            self.tracker.log(self.step, metrics, is_last=is_last)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

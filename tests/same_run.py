@@ -100,7 +100,7 @@ def _without_clock(record: dict[str, Any]) -> str:
 def _charts(run: Path, other: Path) -> list[str]:
     """What TensorBoard shows: numbers by value, texts and images by step.
 
-    What is drawn at the end, before the record by which a run has ended, may be drawn twice: a kill in between loses
+    What is shown at the end, before the record by which a run has ended, may be there twice: a kill in between loses
     none of it.
     """
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
@@ -111,13 +111,11 @@ def _charts(run: Path, other: Path) -> list[str]:
     for events in shown:
         events.Reload()
     a, b = (set(events.Tags()["tensors"]) for events in shown)
-    records = read_metrics(run)
-    recorded, last = set().union(*records), records[-1]["step"]
+    last = read_metrics(run)[-1]["step"]
     found += [f"TensorBoard: tag {tag}" for tag in sorted(a ^ b)]
     for tag in sorted(tag for tag in a & b if not of_the_clock(tag)):
         x, y = ([(e.step, _number(e.tensor_proto)) for e in events.Tensors(tag)] for events in shown)
-        if tag not in recorded:
-            y = [event for i, event in enumerate(y) if event[0] != last or event not in y[:i]]
+        y = [event for i, event in enumerate(y) if event[0] != last or event not in y[:i]]
         twice = [step for step, n in Counter(step for step, _ in y).items() if n > 1]
         if twice:
             found.append(f"TensorBoard: {tag} twice at step {twice[0]}")
