@@ -46,7 +46,7 @@ def main() -> int:
     from hybrid.device import resolve_device  # late, so that --help is quick
     from hybrid.ranks import Ranks, joined
 
-    device = resolve_device(arguments.device, Ranks.from_environment())
+    device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
     return 0

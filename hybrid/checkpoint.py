@@ -108,11 +108,14 @@ def read_best(folder: Path) -> tuple[Path, float] | None:
 def prune(folder: Path, keep_last: int) -> None:
     """Remove all checkpoints but the `keep_last` saved last, the one `latest` names and the best.
 
+    Only for the process that writes there: what a killed one has left is removed as well.
+
     Raises:
         ValueError: `keep_last` is less than 1.
     """
     if keep_last < 1:
         raise ValueError(f"keep_last: {keep_last} is too small; at least the latest checkpoint must be kept")
+    clean_up(folder)
     checkpoints = list_checkpoints(folder)
     best = read_best(folder)
     kept = {*checkpoints[-keep_last:], _read_pointer(Path(folder) / "latest"), best and best[0]}

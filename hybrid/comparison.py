@@ -1,7 +1,7 @@
 """Decoders side by side: what each costs, how diverse its texts are, what a judge says of them.
 
-Every decoder generates the same number of texts of the same length from the same prompts, all at once, and goes on
-behind end-of-text tokens. Pieces of real text of that number and length are measured beside them: that is what the
+Every decoder generates the same number of texts of the same length from the same prompts, in the same batches, and goes
+on behind end-of-text tokens. Pieces of real text of that number and length are measured beside them: that is what the
 figures of good text look like. Figures are of the new tokens alone.
 """
 
@@ -21,7 +21,7 @@ from hybrid.config import parse_options
 from hybrid.continuation import continuation
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
-from hybrid.decoding.shared import generate_shared
+from hybrid.decoding.shared import generate_shared, n_batches
 from hybrid.divergence import LEAST, mauve_like
 from hybrid.lm import LanguageModel
 from hybrid.options import at_least, build
@@ -179,7 +179,8 @@ class Comparison:
         engine = self._engine(size, decoder)
         result = generate_shared(engine, self.prompts, new, self.ranks)
         line: dict[str, Any] = {"decoder": label, "block_size": size}
-        line |= {"nfe_per_token": result.nfe / new, "tokens_per_second": n * new / result.seconds}
+        per_batch = result.nfe / n_batches(n, self.ranks)
+        line |= {"nfe_per_token": per_batch / new, "tokens_per_second": n * new / result.seconds}
         line |= self._diversity(self.prompts, result.tokens)
         if self.judge is not None:
             reading = self.judge.read(self._texts(self.prompts, result.tokens))
@@ -245,7 +246,7 @@ def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None
     """What must be said below the table."""
     prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
     result = [
-        f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of the "
+        f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of a "
         "batch per token of a text"
     ]
     if any(line.get("policy_nats_per_token") is not None for line in lines):
@@ -256,6 +257,9 @@ def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None
         cut = max(line.get("texts_cut", 0) for line in lines)
         short = f", which cuts up to {cut} texts to its {about['context']} tokens" if cut else ""
         result.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
+        judged = [line["judge_nats_per_byte"] for line in lines if "judge_nats_per_byte" in line]
+        if any(map(math.isnan, judged)):
+            result.append("nats/byte: no value (-) where the judge's tokens do not give the texts back")
         result.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
         if any(math.isnan(line.get("mauve_like", 0.0)) for line in lines):
             result.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")

@@ -1,4 +1,4 @@
-"""Data: a corpus becomes two arrays of tokens, and a batch becomes a function of (seed, step, rank).
+"""Data: a corpus becomes two arrays of tokens, which are cut into rows.
 
     corpus -> documents -> train | validation -> tokens, each document closed by end-of-text -> rows of seq_len
 
@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,42 +169,6 @@ class Data:
         return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask, a.is_lossless)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The order of rows
-
-
-def batch_rows(n_rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:
-    """Rows of optimizer step `step`, of all ranks together: int64 [batch_rows].
-
-    Sample k = step * batch_rows + i is entry k % n_rows of a permutation seeded by (seed, k // n_rows): every row
-    comes once per epoch, a batch may reach into the next epoch (or several), and resuming needs no replay.
-    """
-    samples = np.arange(step * batch_rows, (step + 1) * batch_rows, dtype=np.int64)
-    epochs, entries = np.divmod(samples, n_rows)
-    out = np.empty(batch_rows, dtype=np.int64)
-    for epoch in np.unique(epochs):
-        chosen = epochs == epoch
-        out[chosen] = _permutation(n_rows, seed, int(epoch))[entries[chosen]]
-    return out
-
-
-@lru_cache(maxsize=4)
-def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(n_rows)
-
-
-def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The slice of a batch that belongs to `rank` of `world`. Raises ValueError if the slices can't be equal."""
-    if len(indices) % world:
-        raise ValueError(f"a batch of {len(indices)} rows can't be shared equally by {world} ranks; make it a multiple")
-    size = len(indices) // world
-    return indices[rank * size : (rank + 1) * size]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Preparing
-
-
 def check(config: DataConfig) -> None:
     """Raise a ValueError for a value that no corpus could make right; reads no data."""
     refuse_no_name(config.corpus)
@@ -217,7 +180,7 @@ def check(config: DataConfig) -> None:
         raise ValueError(f"data.validation_fraction: {config.validation_fraction!r} must lie between 0 and 1; try 0.05")
     if config.tokenizer == "bpe":
         at_least("data.vocab_size", config.vocab_size, 257)  # 256 bytes and end of text
-    elif config.tokenizer not in TOKENIZERS and not Path(os.path.expanduser(config.tokenizer)).is_file():
+    elif config.tokenizer not in TOKENIZERS and not os.path.isfile(os.path.expanduser(config.tokenizer)):
         try:
             pick("data.tokenizer", config.tokenizer, TOKENIZERS)
         except ValueError as error:

@@ -37,7 +37,7 @@ def main() -> int:
     from hybrid.device import resolve_device  # late, so that --help is quick
     from hybrid.ranks import Ranks, joined
 
-    device = resolve_device(arguments.device, Ranks.from_environment())
+    device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
         evaluate(arguments, device, ranks)
     return 0

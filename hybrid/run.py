@@ -10,26 +10,22 @@ runs/NAME/
 from __future__ import annotations
 
 import logging
-import math
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from hybrid import checkpoint
-from hybrid.config import Config, differences, flatten, load_config, resolve_block_sizes, to_yaml
+from hybrid import checkpoint, exhibits
+from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
-from hybrid.figures import attention_figure, count_figure, order_figure
 from hybrid.lm import build_model, load
 from hybrid.memory import check_batch
 from hybrid.model import Transformer
 from hybrid.model.layers import Layer
-from hybrid.model.masks import TwoStream
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
 from hybrid.options import build, title
@@ -39,19 +35,13 @@ from hybrid.ranks import ALONE, Ranks
 from hybrid.run_folder import check_place, is_begun, is_occupied, open_folder
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
-from hybrid.tables import formatted
-from hybrid.trace import Trace
-from hybrid.tracking import Tracker, Untracked, charts, environment
+from hybrid.tracking import Tracker, Untracked, environment
 from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
 
 log = logging.getLogger(__name__)
-MAY_CHANGE = ("run.", "trainer.", "eval.", "decoder", "data.cache_dir", "model.attention")
+MAY_CHANGE = (*NO_MATTER, *ROUNDING, "trainer.", "eval.")
 """Settings that a resumed run may change without becoming another run."""
-ORDER_DECODERS = ("left_to_right", "entropy", "confidence")
-"""Whose unmasking orders TensorBoard shows at the end, beside that of the run's own decoder."""
-ORDER_BLOCKS, ORDER_POSITIONS = 3, 64
-"""At most so much text is shown of each."""
 
 
 class Run:
@@ -153,56 +143,31 @@ class Run:
 
     def train(self) -> None:
         log.info("%s", self.describe())
-        trainer_step = 0 if self.starts_over else None
+        last_step = -1 if self.starts_over else None  # nothing of before is kept
         if self.resume_from is not None:
-            trainer_step = checkpoint.step_of(self.resume_from)
+            last_step = checkpoint.step_of(self.resume_from)
         self.ranks.wait()  # the first has opened the folder
-        with Tracker(self.folder, trainer_step) if self.ranks.is_main else Untracked() as tracker:
+        with Tracker(self.folder, last_step) if self.ranks.is_main else Untracked() as tracker:
             validate, sample = self._validator(), self._sampler()
-            trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample)
+
+            def conclude() -> None:
+                exhibits.conclude(tracker, self.config, self.data.tokenizer, validate, trainer.final)
+                if sample is not None and sample.engine.block_size > 1:
+                    exhibits.show_orders(tracker, self.config.decoder, sample, trainer.step)
+
+            trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample, conclude)
             if self.resume_from is not None:
                 trainer.restore(self.resume_from, self.ranks.gather(tracker.validation)[0])
             else:
-                self._introduce(tracker, trainer)
-            if trainer.train():
-                self._conclude(tracker, trainer, validate)
-                if sample is not None and sample.engine.block_size > 1:
-                    with trainer.averaged():
-                        self._show_orders(tracker, sample, trainer.step)
-
-    def _conclude(self, tracker: Tracker, trainer: Trainer, validate: Validator) -> None:
-        """What TensorBoard and the terminal show at the end: final metrics beside the settings, loss by count."""
-        final = {k: v for k, v in trainer.final.items() if k in ("val/nelbo", "val/bits_per_byte")}
-        tracker.hparams(flatten(self.config), final)
-        chance = math.log(self.data.tokenizer.vocab_size)
-        for b in validate.latest:
-            figure = count_figure(b.by_count, f"block size {b.block_size}, step {trainer.final['step']}", chance)
-            tracker.image(f"loss_by_count/b{b.block_size}", figure, trainer.final["step"])
-            log.info(
-                "block size %d: %.4f nats per token, %s bits per byte (%s, +- %.4f)",
-                b.block_size, b.nelbo, formatted(b.bits_per_byte, ".4f"), b.method, b.stderr,
-            )  # fmt: skip
+                objective, sizes = trainer.stepper.objective, self._evaluated_sizes()
+                exhibits.introduce(tracker, self.config, objective, self.block_sizes[0], sizes)
+            trainer.train()
 
     def _evaluated_sizes(self) -> list[int]:
         c = self.config
         if c.eval.block_sizes is None:
             return self.block_sizes
         return resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
-
-    def _show_orders(self, tracker: Tracker, sample: Sampler, step: int) -> None:
-        """In which order a few blocks are unmasked, by the decoder of the run and by others.
-
-        Every rank writes the whole text: a model that is spread over ranks runs on all of them at once.
-        """
-        own, size = self.config.decoder, sample.engine.block_size
-        prompt = self.data.tokenizer.encode(sample.prompts[0])
-        n = min(ORDER_BLOCKS * size, ORDER_POSITIONS, sample.max_new_tokens, self.config.data.seq_len - len(prompt))
-        for decoder in (own, *({"name": name} for name in ORDER_DECODERS if name != own["name"])):
-            trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
-            for _ in trace.stream([prompt], n):
-                pass
-            figure = order_figure(*trace.texts[0].order(), size, f"{title(decoder)}, block size {size}, step {step}")
-            tracker.image(f"unmasking_order/{decoder['name']}", figure, step)
 
     def _validator(self) -> Validator:
         sizes = self._evaluated_sizes()
@@ -240,20 +205,6 @@ class Run:
         )
         sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
         return sample if c.eval.sample_tokens and sample.prompts else None
-
-    def _introduce(self, tracker: Tracker, trainer: Trainer) -> None:
-        """What TensorBoard shows before the first curve: layout, configuration, attention pattern."""
-        c, objective = self.config, trainer.stepper.objective
-        tracker.layout(charts(self._evaluated_sizes(), not objective.is_elbo or objective.ar_weight > 0))
-        tracker.text("config", to_yaml(c), 0)
-        tracker.hparams(flatten(c))
-        size = self.block_sizes[0]
-        length = min(c.data.seq_len, max(2 * size, 32), 64)
-        pattern = TwoStream.of(length, min(size, length), c.model.context, c.model.prediction)
-        mask = pattern.dense()[0].numpy()
-        streams = {"clean": pattern.rows.n_clean, "noisy": pattern.rows.n_noisy}
-        title = f"{c.model.context}, block size {size}" + (f" ({length} tokens)" if length < c.data.seq_len else "")
-        tracker.image("attention_pattern", attention_figure(mask, title, streams, size), 0)
 
     def _find_resume(self) -> Path | None:
         mode = self.config.trainer.resume

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from hybrid import counter
-from hybrid.data import PackedTokens, batch_rows, shard
+from hybrid.data import PackedTokens
 from hybrid.model import Transformer
 from hybrid.noise import Keys
 from hybrid.objective import Objective
 from hybrid.optim import EMA, OptimConfig, Optimizer, lr_factor
 from hybrid.parallel import Shared
 from hybrid.ranks import ALONE, Ranks, whole
+from hybrid.shuffling import batch_rows, shard
 
 if TYPE_CHECKING:
     from hybrid.trainer import TrainerConfig

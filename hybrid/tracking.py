@@ -22,9 +22,7 @@ import torch
 
 from hybrid.atomic import to_json, write_error
 from hybrid.figures import rasterise
-from hybrid.metrics import METRICS as METRICS
 from hybrid.metrics import MetricsFile, last_validation, supersede
-from hybrid.metrics import read_metrics as read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +70,10 @@ class Tracker:
     """The last record with a validation, of those that were there already."""
 
     def __init__(self, folder: Path, resume_step: int | None = None) -> None:
-        """Open a run folder; with `resume_step`, drop records of later steps (kept in metrics.jsonl.superseded)."""
+        """Open a run folder; with `resume_step`, drop records of later steps (kept in metrics.jsonl.superseded).
+
+        A run that starts over resumes at step -1.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = Path(folder)
@@ -81,7 +82,8 @@ class Tracker:
         self.validation = last_validation(records)
         self._start = time.monotonic() - max((record["time"] for record in records), default=0.0)
         self._metrics = MetricsFile(self.folder)
-        purge_step = None if resume_step is None else resume_step + 1
+        # TensorBoard takes the first session of a run for its beginning, and hides later steps only at a second one.
+        purge_step = 0 if resume_step is None else resume_step + 1
         self._before = threading.excepthook
         threading.excepthook = self._on_thread_error
         try:
@@ -90,10 +92,13 @@ class Tracker:
         except BaseException:
             self._let_go()
             raise
-        self._step = resume_step or 0
+        self._step = max(resume_step or 0, 0)
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, Any], *, is_last: bool = False) -> None:
         """Record values at a step: numbers (0-d tensors too) go to both places, strings to metrics.jsonl only.
+
+        Args:
+            is_last: by this record the run is known to have ended: what TensorBoard shows is on the disk before it is.
 
         Raises:
             ValueError: a tag is `step` or `time`, or a value is no number and no string.
@@ -101,8 +106,15 @@ class Tracker:
         """
         plain = {tag: _number_or_string(tag, value) for tag, value in values.items()}
         record = {"step": int(step), "time": round(time.monotonic() - self._start, 3), **plain}
-        self._metrics.append(record)
         self._step = max(self._step, int(step))
+        if is_last:
+            self._show(step, plain)
+            self.flush()
+        self._metrics.append(record)
+        if not is_last:
+            self._show(step, plain)
+
+    def _show(self, step: int, plain: Mapping[str, int | float | str]) -> None:
         for tag, value in plain.items():
             if not isinstance(value, str):
                 with self._showing():
@@ -197,7 +209,7 @@ class Untracked(Tracker):
     def __init__(self) -> None:
         """Opens nothing."""
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None: ...
+    def log(self, step: int, values: Mapping[str, Any], *, is_last: bool = False) -> None: ...
 
     def text(self, tag: str, text: str, step: int, *, markdown: bool = False) -> None: ...
 

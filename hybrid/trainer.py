@@ -93,6 +93,7 @@ class Trainer:
     Args:
         validate: -> metrics, among them val/nelbo.
         sample: -> (text, figures), or None.
+        conclude: shows what is shown once, at the end, with the averaged weights.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class Trainer:
         folder: Path,
         validate: Callable[[], dict[str, Any]],
         sample: Callable[[], tuple[str, dict[str, float]]] | None = None,
+        conclude: Callable[[], None] | None = None,
     ):
         self.stepper, self.tracker, self.folder = stepper, tracker, folder
-        self.validate, self.sample = validate, sample
+        self.validate, self.sample, self.conclude = validate, sample, conclude
         self.config = stepper.trainer
         self.checkpoints = folder / "checkpoints"
         self.step = 0  # steps done
@@ -133,6 +135,8 @@ class Trainer:
             nelbo = validation["val/nelbo"]
             self.final = {**validation, "val/nelbo": nelbo if isinstance(nelbo, float) else math.nan}
             self._sampled = self.step if any(tag.startswith("gen/") for tag in validation) else None
+        if self._saved is not None:
+            self._tidy(path)  # a kill may have come between saving and this
         log.info("resumed at step %d from %s", self.step, path)
 
     def save(self) -> Path:
@@ -145,6 +149,7 @@ class Trainer:
         self._read()
         if not self.folder.is_dir():
             raise ValueError(f"run.folder: {self.folder} is gone, removed while the run was training")
+        self.tracker.flush()  # what is shown of the steps before a checkpoint is not shown again
         counts = snapshot.Counts(self.step, self.skipped, self._bad)
         self._saved = snapshot.write(self.stepper, self.checkpoints, counts)
         self._tidy(self._saved)
@@ -167,11 +172,8 @@ class Trainer:
         best = checkpoint.read_best(self.checkpoints)
         return best is None or self.final["val/nelbo"] < best[1]
 
-    def train(self) -> bool:
+    def train(self) -> None:
         """Train to the last step, the time cap or a signal; what was done is saved in any case.
-
-        Returns:
-            whether this has ended the run: False if it was stopped, or had ended before.
 
         Raises:
             ValueError: several non-finite steps in a row; the message says what to try.
@@ -188,25 +190,24 @@ class Trainer:
             if stopped:
                 name = "another rank" if self._signal is None else signal.Signals(self._signal).name
                 log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
-                return False
+                return
             if self.step < config.steps:
                 text = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
                 log.warning(text, self.step, config.steps)
-            return self._conclude(path)
+            self._look_back(path)
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _conclude(self, path: Path) -> bool:
-        """Look for the last time, but at nothing twice; whether there was anything left to look at."""
+    def _look_back(self, path: Path) -> None:
+        """Look for the last time, but at nothing twice."""
         evaluate = self.final.get("step") != self.step
         sample = self.sample is not None and self._sampled != self.step
         if evaluate or sample:
-            self.look(evaluate, sample)
+            self.look(evaluate, sample, is_last=True)
         else:
             log.info("the run had ended at step %d already; nothing is left to do", self.step)
         self._tidy(path)
-        return evaluate or sample
 
     def _loop(self, progress: Progress, deadline: float) -> None:
         config, window = self.config, Window(self.loss_name)
@@ -263,7 +264,7 @@ class Trainer:
                 "optim.warmup_steps, or set trainer.precision=fp32. The last good checkpoint is kept"
             )
 
-    def look(self, evaluate: bool = True, sample: bool = False) -> None:
+    def look(self, evaluate: bool = True, sample: bool = False, is_last: bool = False) -> None:
         """Evaluate and sample with the averaged weights, where there are any."""
         with self.averaged():
             metrics: dict[str, Any] = {}
@@ -279,8 +280,10 @@ class Trainer:
                 metrics |= figures
             if sample:
                 self._sampled = self.step
+            if is_last and self.conclude is not None:  # before the last record: a kill in between loses nothing
+                self.conclude()
         if metrics:
-            self.tracker.log(self.step, metrics)
+            self.tracker.log(self.step, metrics, is_last=is_last)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -164,6 +164,8 @@ OUTPUTS = ["out.html", "out.json", "out.md", "out", *MINE, "nofolder/out.html", 
            "runs/tiny/config.yaml", "runs/tiny/metrics.jsonl", "x" * 300 + ".html", "\udcff.html", "link.html",
            "~nosuchuser/x.html", "texts/00.txt", "fifo"]  # fmt: skip
 DEVICES = ["cpu", "cpu:5", "cuda", "cuda:99", "meta", "mps", "auto", "", "gpu", "xla", "cpu:-1", "1"]
+GAPS = ["the <gap:2> of", "<gap:3>", "<gap:0>", "<gap:-1>", "<gap:99999999999>", "<gap:x>", "a<gap:1>b<gap:1>",
+        "\\<gap:2>", "<gap:31> b", "<gap:", "x" * 40 + "<gap:2>"]  # fmt: skip
 SPLITS = ["validation", "train", "all", "", "test"]
 
 
@@ -181,7 +183,8 @@ def _decoder(rng: random.Random, glue: str = " ") -> list[str]:
 
 OPTIONS = {
     "generate.py": {
-        "--prompt": TEXTS, "--prompt-file": [*PATHS, "odd.txt"], "--max-new-tokens": SMALL, "--block-size": SMALL,
+        "--prompt": lambda rng: [rng.choice([*TEXTS, *GAPS])], "--infill": None, "--batch-size": SMALL,
+        "--prompt-file": [*PATHS, "odd.txt"], "--max-new-tokens": SMALL, "--block-size": SMALL,
         "--decoder": _decoder, "--planner": PATHS, "--guidance": FLOATS, "--num-samples": SMALL,
         "--temperature": FLOATS,
         "--top-k": SMALL, "--top-p": FLOATS, "--stop": TEXTS, "--ignore-end-of-text": None, "--seed": INTEGERS,
@@ -190,6 +193,7 @@ OPTIONS = {
     },
     "-m hybrid.evaluate": {
         "--block-size": SMALL, "--data": [*PATHS, *TEXTS, "sums", "rows.jsonl", "odd.txt"], "--revision": TEXTS,
+        "--format": ["auto", "text", "jsonl", "parquet", "csv", ""],
         "--split": SPLITS, "--draws": SMALL, "--enumerate": None, "--orders": lambda rng: _decoder(rng, ","),
         "--batch-rows": SMALL, "--seed": INTEGERS, "--output": OUTPUTS, "--device": DEVICES,
         "--decoders": lambda rng: _decoder(rng, ","), "--judge": PATHS, "--samples": SMALL, "--new-tokens": SMALL,

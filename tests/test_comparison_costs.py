@@ -38,9 +38,9 @@ def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedT
 
 
 def test_texts_are_held_against_real_ones(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    c = Comparison(lm, split, SETTING, HybridJudge(lm))
+    c = Comparison(lm, split, Setting(samples=20, new_tokens=16, seed=1), HybridJudge(lm))
     real, line = c.lines([4], {"x": DECODERS["left_to_right"]()})
-    written = lm.generate([[]] * 5, 16, 4, "left_to_right", seed=1, stop_at_end=False).tokens
+    written = lm.generate([[]] * 20, 16, 4, "left_to_right", seed=1, stop_at_end=False).tokens
     features = [
         HybridJudge(lm).read([lm.tokenizer.decode(row) for row in rows]).features
         for rows in (c.pieces, c.others, written)

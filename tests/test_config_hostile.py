@@ -71,7 +71,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("x" * 64_019, "(64,021 characters) is a str; a config file is a mapping"),
         ("run: {? " + "x" * 64_019 + " : 1}", "xxx...: unknown key"),
         ("decoder: {name: margin, ? " + "x" * 64_019 + " : 1}", "has no such option"),
-        ("decoder: {name: " + "x" * 64_019 + "}", "decoder.name: 'xxx"),
+        ("decoder: {name: " + "x" * 64_019 + "}", "decoder: 'xxx"),
         ("decoder: {name: " + "x" * 4000 + "}", "(4,002 characters) is not one of ancestral"),
         ("data: {tokenizer: " + "x" * 64_019 + "}", "data.tokenizer: 'xxx"),
         ('run: {name: "a\\0b"}', "run.name: 'a\\x00b' holds a NUL"),

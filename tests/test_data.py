@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from small_corpus import cache_folders, corpus_file, prepared, texts_of, write_jsonl  # noqa: F401 (a fixture)
 
 from hybrid.corpora import CORPORA
-from hybrid.data import Data, DataConfig, batch_rows, prepare, shard
+from hybrid.data import Data, DataConfig, prepare
 from hybrid.files import Document, InMemory
+from hybrid.shuffling import batch_rows, shard
 
 
 def documents_of(data: Data, split: str) -> list[str]:

@@ -132,7 +132,7 @@ def test_the_sizes_of_training_are_the_default(command: Command, copy_of_trained
 
 
 def test_it_agrees_with_the_validation_of_training(command: Command, copy_of_trained: Path) -> None:
-    from hybrid.tracking import read_metrics
+    from hybrid.metrics import read_metrics
 
     assert command("evaluate", "--checkpoint", copy_of_trained, "--rows", 4, "--draws", 2).code == 0
     four, one = json.loads((copy_of_trained / "eval.json").read_text())["results"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign_tokenizers import wordpiece
 
 import hybrid
 from hybrid.judge import HuggingFaceJudge, HybridJudge, Reading, load_judge
+from hybrid.lm import build_model
 from hybrid.model.two_stream import two_stream_hidden
+from hybrid.tokenizer import SubwordTokenizer
 
 TEXTS = ["The value of a list is set.", "And when no key exists", "", "The name"]
 LONG = "When no key exists by its name returns the value of a list."  # more than the context of either judge
@@ -32,8 +36,6 @@ def judge(trained: Path) -> HybridJudge:
 
 def masked_only(judge: HybridJudge) -> HybridJudge:
     """The same weights as a judge that was not trained at block size 1."""
-    import dataclasses
-
     config = dataclasses.replace(
         judge.lm.config, objective=dataclasses.replace(judge.lm.config.objective, block_size=4)
     )
@@ -128,6 +130,16 @@ def test_figures_over_several_texts_by_hand() -> None:
     assert reading.gen_ppl == pytest.approx(math.exp(2))
 
 
+def test_a_judge_that_reads_something_else_than_the_texts(judge: HybridJudge, tmp_path: Path) -> None:
+    """Its vocabulary is of lower-case words and letters: what it does not know, it does not pay for."""
+    words = SubwordTokenizer.from_file(wordpiece(tmp_path / "words.json", ("the", "value", "of", "a", "list")))
+    model = build_model(judge.lm.config, words, judge.lm.device, training=False)
+    other = HybridJudge(dataclasses.replace(judge.lm, tokenizer=words, model=model))
+    assert other.read(["the value of a list"]).nats_per_byte > 0
+    reading = other.read(["the value of a list", "The value of a list"])
+    assert reading.gen_ppl > 1 and math.isnan(reading.nats_per_byte)
+
+
 def test_a_judge_that_finds_a_text_impossible() -> None:
     one = np.ones(1)
     assert Reading(one * 1e6, one * 0, one, one, one[:, None], one > 1).gen_ppl == math.inf
@@ -219,7 +231,7 @@ def test_a_long_text_is_cut_to_the_context(foreign: HuggingFaceJudge) -> None:
 
 def test_padding_does_not_matter(foreign: HuggingFaceJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = foreign.read([*TEXTS, LONG])
-    monkeypatch.setattr("hybrid.judge.LOGITS_PER_FORWARD", 1)  # one text at a time
+    monkeypatch.setattr("hybrid.judge.foreign.LOGITS_PER_FORWARD", 1)  # one text at a time
     alone = foreign.read([*TEXTS, LONG])
     np.testing.assert_allclose(whole.nats, alone.nats, rtol=1e-5)
     np.testing.assert_allclose(whole.features, alone.features, atol=1e-5)

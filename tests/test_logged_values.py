@@ -6,6 +6,7 @@ import contextlib
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from hybrid.data import PackedTokens
 from hybrid.decoding.engine import Generation
 from hybrid.likelihood import row_nll
 from hybrid.lm import LanguageModel
+from hybrid.packing import Counts
 from hybrid.scores import Rows, Scores
 from hybrid.stepper import StepResult
 from hybrid.trainer import Window
@@ -51,10 +53,11 @@ def test_a_record_of_validation_is_a_mean_over_block_sizes(monkeypatch: pytest.M
 
     monkeypatch.setattr(validation, "bound", bounded)
     config = EvalConfig(rows=7, draws=3, batch_rows=5)
-    metrics = Validator(None, None, [1, 3], config, contextlib.nullcontext)()  # type: ignore[arg-type]
+    tokens = PackedTokens(np.zeros(8, np.uint8), None, Counts(1, 8, 16, 8, 16), 4, 7)  # two bytes each
+    metrics = Validator(None, tokens, [1, 3], config, contextlib.nullcontext)()  # type: ignore[arg-type]
     assert asked == [{"rows": 7, "draws": 3, "batch_rows": 5}] * 2
     assert metrics == {
-        "val/nelbo": 2.0, "val/bits_per_byte": 1.0, "val/perplexity": math.exp(2.0),
+        "val/nelbo": 2.0, "val/bits_per_byte": pytest.approx(1.0 / math.log(2)), "val/perplexity": math.exp(2.0),
         "val/nelbo/b1": 1.0, "val/stderr/b1": 0.01, "val/likelihood/b1": "exact", "val_by_count/b1/n001": 1.5,
         "val/nelbo/b3": 3.0, "val/stderr/b3": 0.03, "val/likelihood/b3": "bound",
         "val_by_count/b3/n001": 0.5, "val_by_count/b3/n003": 1.5,

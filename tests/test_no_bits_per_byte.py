@@ -11,7 +11,7 @@ import pytest
 from conftest import Command
 from foreign_tokenizers import wordpiece
 
-from hybrid.tracking import read_metrics
+from hybrid.metrics import read_metrics
 
 WORDS = ("the", "value", "of", "a", "list", "is", "set", "by", "its", "name", "and", "when", "no", "key", "exists")
 

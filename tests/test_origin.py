@@ -16,11 +16,11 @@ from training import train
 
 import hybrid
 from hybrid import checkpoint
+from hybrid.metrics import read_metrics
 from hybrid.origin import identity_of, judge_identity, latest_identity, recorded_data
 from hybrid.run import Run
 from hybrid.sweep.plan import Planned
 from hybrid.sweep.state import is_evaluated, state_of
-from hybrid.tracking import read_metrics
 
 
 def write_corpus(path: Path, letter: str = "z") -> Path:

@@ -18,10 +18,10 @@ from conftest import ROOT
 
 import hybrid
 from hybrid import checkpoint
+from hybrid.metrics import read_metrics
 from hybrid.ranks import ALONE, Ranks
 from hybrid.run import Run
 from hybrid.tensorfiles import load_group
-from hybrid.tracking import read_metrics
 from hybrid.validation import row_batches
 
 MODES = ("ddp", "fsdp")

@@ -21,9 +21,9 @@ from training import assert_same_tensors, before_step, tensors_of, train
 
 import hybrid
 from hybrid import checkpoint
+from hybrid.metrics import read_metrics
 from hybrid.run import Run
 from hybrid.tensorfiles import load_tensors
-from hybrid.tracking import read_metrics
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from test_tracking import events_of
 from training import before_step, train
 
 from hybrid import checkpoint, run_folder
+from hybrid.metrics import read_metrics
 from hybrid.run import Run
 from hybrid.run_folder import open_folder
 from hybrid.tokenizer import ByteTokenizer
-from hybrid.tracking import read_metrics
 
 
 def entries(folder: Path) -> list[str]:
@@ -114,7 +114,7 @@ def test_a_finished_run_that_is_resumed_does_nothing_a_second_time(
         return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
     before = look()
-    tags = {tag: len(events) for tag, events in events_of(copy_of_trained).items()}
+    tags = {tag: len(events) for tag, events in events_of(copy_of_trained).items() if tag != "session_log"}
     for _ in range(2):
         with caplog.at_level("INFO", logger="hybrid"):
             train(configure(copy_of_trained.parent, "trainer.resume=auto"))

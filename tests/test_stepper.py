@@ -15,7 +15,7 @@ from toy import random_tokens, toy_model
 from training import break_steps
 
 from hybrid import counter
-from hybrid.data import PackedTokens, batch_rows
+from hybrid.data import PackedTokens
 from hybrid.likelihood import row_nll
 from hybrid.model.attention import BACKENDS
 from hybrid.noise import Keys
@@ -23,6 +23,7 @@ from hybrid.objective import Count, Masking, Objective, Time
 from hybrid.optim import EMA, OptimConfig, Optimizer
 from hybrid.packing import Counts
 from hybrid.ranks import Ranks
+from hybrid.shuffling import batch_rows
 from hybrid.stepper import Stepper
 from hybrid.trainer import TrainerConfig
 from hybrid.weightings import Cart

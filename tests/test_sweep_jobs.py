@@ -88,15 +88,15 @@ def test_an_interrupt_is_passed_on_and_raised_when_all_have_ended(tmp_path: Path
         deadline = time.monotonic() + 20
         while not all(log.is_file() and "started" in log.read_text() for log in logs) and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         work(jobs, [{}, {}], ignore)
     assert [log.read_text().split() for log in logs] == [["started", "saved"]] * 2
     assert not jobs[2].log.exists()
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_slots_share_the_cores_and_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,8 +157,9 @@ def test_a_long_text_has_the_tokens_of_the_whole(bpe: SubwordTokenizer, words: l
     """Cut where the rule for words cuts anyway."""
     text = "".join(words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hybrid.tokenizer.LONG", 1)
-        patch.setattr("hybrid.tokenizer.PIECE", 2)
+        patch.setattr("hybrid.tokenizer.subword.LONG", 1)
+        patch.setattr("hybrid.tokenizer.subword.PIECE", 2)
+        patch.setattr("hybrid.tokenizer.plain.LONG", 1)
         assert bpe.encode_batch([text])[0].tolist() == bpe.encode(text)
         known = CharTokenizer(text)
         assert known.encode_batch([text])[0].tolist() == known.encode(text)

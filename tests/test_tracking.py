@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from hybrid.figures import attention_figure, count_figure, rasterise
-from hybrid.tracking import Tracker, charts, environment, read_metrics
+from hybrid.metrics import read_metrics
+from hybrid.tracking import Tracker, charts, environment
 
 
 def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -88,7 +89,11 @@ def test_resuming_moves_later_records_away_and_loses_none(tmp_path):
     assert lines_of(tmp_path, "metrics.jsonl.superseded")[:2] == before[4:]
     times = [line["time"] for line in read_metrics(tmp_path)]
     assert times == sorted(times)
-    assert [step for step, _ in events_of(tmp_path)["session_log"]] == [4, 5]  # TensorBoard forgets steps from here on
+    assert [step for step, _ in events_of(tmp_path)["session_log"]] == [
+        0,
+        4,
+        5,
+    ]  # from where it forgets
 
 
 def test_resuming_where_it_stopped_changes_nothing(tmp_path):

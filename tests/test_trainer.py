@@ -19,9 +19,9 @@ from training import ALWAYS_SAVE, assert_same_tensors, before_step, break_steps,
 import hybrid
 from hybrid import checkpoint
 from hybrid.config import load_config
+from hybrid.metrics import read_metrics
 from hybrid.optim import Optimizer, lr_factor
 from hybrid.run import Run
-from hybrid.tracking import read_metrics
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
-from hybrid.data import PackedTokens, batch_rows
+from hybrid.data import PackedTokens
 from hybrid.device import precision_context, resolve_device, resolve_precision
 from hybrid.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.attention import BACKENDS, Backend
@@ -23,6 +23,7 @@ from hybrid.model.masks import TwoStream
 from hybrid.noise import Keys
 from hybrid.objective import Count
 from hybrid.packing import Counts
+from hybrid.shuffling import batch_rows
 from hybrid.timing import interleave
 
 

@@ -10,10 +10,12 @@
 
 from hybrid.config.check import check, resolve_block_sizes
 from hybrid.config.load import load_config, parse_options
-from hybrid.config.schema import Config
+from hybrid.config.schema import NO_MATTER, ROUNDING, Config
 from hybrid.config.show import describe, differences, flatten, inline, to_yaml
 
 __all__ = [
+    "NO_MATTER",
+    "ROUNDING",
     "Config",
     "check",
     "describe",

@@ -243,7 +243,8 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
             raise ValueError(f"{name}: {shown(value)} is longer than any name or path ({LONGEST_TEXT:,} characters)")
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            _refuse_odd_texts(f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
+            is_short = name in SPECS and inner_name == "name"  # as it is written by most: KEY=NAME
+            _refuse_odd_texts(name if is_short else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_odd_texts(f"{name}[{index}]", inner)

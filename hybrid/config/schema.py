@@ -50,6 +50,14 @@ OPEN = ("data.corpus",)
 NULLABLE = ("model.rope_scaling",)
 """Those that may be null."""
 
+NO_MATTER = (
+    "run.", "decoder", "data.cache_dir", "trainer.resume", "trainer.log_every", "trainer.eval_every",
+    "trainer.sample_every", "trainer.save_every", "trainer.keep_last", "trainer.max_bad_steps",
+)  # fmt: skip
+"""What keys begin with that change nothing in what is learned, but for the seed; nor in how it is evaluated."""
+ROUNDING = ("model.attention", "trainer.compile", "trainer.parallel", "trainer.recompute", "trainer.micro_batch_tokens")
+"""Those that change it by rounding alone."""
+
 BACKENDS = ("hybrid.model.attention", "BACKENDS")
 
 

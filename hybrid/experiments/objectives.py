@@ -132,6 +132,7 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
+    from hybrid.decoding.shared import generate_shared
     from hybrid.experiments.trained import elbo, trained
     from hybrid.quality import entropy
 
@@ -139,7 +140,7 @@ def outcome(
     lm, size = run.lm, run.lm.block_sizes[0]
     at_one = elbo(lm, run.split, 1, arguments.rows, draws=1)
     length = min(arguments.new_tokens, lm.config.data.seq_len)
-    rows = lm.generate([[]] * arguments.samples, length, block_size=size, stop_at_end=False).tokens
+    rows = generate_shared(lm.engine(size, stop_at_end=False), [[]] * arguments.samples, length).tokens
     reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
     return Outcome(
         name, config.run.seed, steps, cost, run.nelbo, at_one, entropy(rows),

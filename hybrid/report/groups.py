@@ -8,14 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybrid.config import flatten
+from hybrid.config import NO_MATTER, ROUNDING, flatten
 from hybrid.experiments.record import standard_error
 from hybrid.report.record import Measured, RunRecord
 
-# Settings that do not change what is trained.
-_IRRELEVANT = re.compile(
-    r"run\.|eval\.|decoder|data\.cache_dir|trainer\.(resume|log_every|eval_every|sample_every|save_every|keep_last)"
-)
+_SAME_MODEL = (*NO_MATTER, *ROUNDING, "eval.")
+"""Settings that runs of one model need not share."""
 BLOCK_SIZE = "objective.block_size"
 
 
@@ -104,7 +102,7 @@ class Group:
 def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
     """Dotted key -> the values of all runs, of the settings in which they differ; without seeds and the like."""
     settings = [flatten(run.config) for run in runs]
-    names = [name for name in dict.fromkeys(key for s in settings for key in s) if not _IRRELEVANT.match(name)]
+    names = [name for name in dict.fromkeys(key for s in settings for key in s) if not name.startswith(_SAME_MODEL)]
     columns = {name: [s.get(name) for s in settings] for name in names}
     return {name: values for name, values in columns.items() if len(set(map(repr, values))) > 1}
 
@@ -112,7 +110,7 @@ def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
 def common(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The settings that all runs share."""
     differ = differences(runs)
-    return {k: v for k, v in flatten(runs[0].config).items() if k not in differ and not _IRRELEVANT.match(k)}
+    return {k: v for k, v in flatten(runs[0].config).items() if k not in differ and not k.startswith(_SAME_MODEL)}
 
 
 def gather(runs: Sequence[RunRecord]) -> list[Group]:

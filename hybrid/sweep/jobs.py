@@ -5,11 +5,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -54,8 +52,8 @@ def work(
 ) -> dict[str, Outcome]:
     """Run all jobs, as many at once as there are slots; `slots` are what each adds to the environment of its jobs.
 
-    An interrupt (Ctrl-C, SIGTERM) is passed on to the running jobs, once; when they have ended it is raised here. A
-    second one kills them.
+    An interrupt (Ctrl-C; SIGTERM where `cli.run` makes a KeyboardInterrupt of it) is passed on to the running jobs,
+    once; when they have ended it is raised here. A second one kills them.
 
     Args:
         done: told of each job as it ends.
@@ -71,25 +69,24 @@ def work(
         outcomes[job.name] = outcome
         done(job, outcome)
 
-    with _terminable():
-        try:
-            while waiting or running:
-                while waiting and free:
-                    job = waiting.pop()
-                    process = _start(job, slots[free[-1]])
-                    if process is None:
-                        end(job, Outcome(None, 0.0))
-                        continue
-                    log.info("%s: started, writes to %s", job.name, job.log)
-                    running.append(_Running(job, process, free.pop()))
-                for one in [r for r in running if r.process.poll() is not None]:
-                    running.remove(one)
-                    free.append(one.slot)
-                    end(one.job, Outcome(one.process.returncode, time.monotonic() - one.started))
-                time.sleep(POLL)
-        except KeyboardInterrupt:
-            _stop(running)
-            raise
+    try:
+        while waiting or running:
+            while waiting and free:
+                job = waiting.pop()
+                process = _start(job, slots[free[-1]])
+                if process is None:
+                    end(job, Outcome(None, 0.0))
+                    continue
+                log.info("%s: started, writes to %s", job.name, job.log)
+                running.append(_Running(job, process, free.pop()))
+            for one in [r for r in running if r.process.poll() is not None]:
+                running.remove(one)
+                free.append(one.slot)
+                end(one.job, Outcome(one.process.returncode, time.monotonic() - one.started))
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        _stop(running)
+        raise
     return {job.name: outcomes[job.name] for job in jobs}
 
 
@@ -125,16 +122,6 @@ def _stop(running: Sequence[_Running]) -> None:
         for one in running:
             one.process.kill()
             one.process.wait()
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises a KeyboardInterrupt, as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def slots(jobs: int, cores: int, gpus: int) -> list[dict[str, str]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from hybrid import checkpoint
 from hybrid.atomic import read_json
-from hybrid.config import Config, differences, load_config
+from hybrid.config import NO_MATTER, Config, differences, load_config
+from hybrid.metrics import METRICS, last_validation, read_metrics
 from hybrid.origin import (
     is_same_checkpoint,
     judge_identity,
@@ -24,17 +25,12 @@ from hybrid.origin import (
 from hybrid.run import MAY_CHANGE
 from hybrid.sweep.plan import Planned
 from hybrid.tables import aligned, formatted
-from hybrid.tracking import METRICS, last_validation, read_metrics
 
 log = logging.getLogger(__name__)
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
 _MUST_AGREE = ("trainer.batch_tokens", "trainer.init_from", "trainer.precision", "run.seed")
 # Settings that no result depends on; how long a run takes is looked at where it is known how far it is.
-_NO_MATTER = (
-    "run.", "decoder", "data.cache_dir", "trainer.resume", "trainer.steps", "trainer.minutes", "trainer.log_every",
-    "trainer.eval_every", "trainer.sample_every", "trainer.save_every", "trainer.keep_last", "eval.sample",
-    "eval.batch_rows",
-)  # fmt: skip
+_NO_MATTER = (*NO_MATTER, "trainer.steps", "trainer.minutes", "eval.sample", "eval.batch_rows")
 # Options of hybrid.evaluate that say where something is; what it is is compared by its hash.
 _PATHS = ("checkpoint", "judge")
 Prepared = MutableMapping[str, Mapping[str, Any] | None]

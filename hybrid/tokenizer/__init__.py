@@ -1,0 +1,47 @@
+"""Tokenizers: text to ids and back, lossless, with an end-of-text id that no text can produce.
+
+Ids run from 0 to vocab_size - 1 and include `end_of_text`. MASK is no token of theirs: the model adds it after them.
+To add one: subclass `Tokenizer` and register it in `TOKENIZERS`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hybrid.options import pick
+from hybrid.tokenizer.base import KIND_FILE, Tokenizer
+from hybrid.tokenizer.plain import ByteTokenizer, CharTokenizer
+from hybrid.tokenizer.subword import END_OF_TEXT, SUBWORD_FILE, SubwordTokenizer
+
+__all__ = ["END_OF_TEXT", "KIND_FILE", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer",
+           "SubwordTokenizer", "Tokenizer", "load_tokenizer"]  # fmt: skip
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {"byte": ByteTokenizer, "char": CharTokenizer, "bpe": SubwordTokenizer}
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Read what `Tokenizer.save` wrote into `folder`.
+
+    Raises:
+        ValueError: it isn't there, can't be read, or is not what was saved; names the file.
+    """
+    path = Path(folder) / KIND_FILE
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} holds no tokenizer ({KIND_FILE} is missing)")
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        kind, fingerprint = state["kind"], state["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error!r}); restore it or make it again") from None
+    tokenizer_class = TOKENIZERS[pick(f"kind in {str(path)!r}", kind, TOKENIZERS)]
+    try:
+        tokenizer = tokenizer_class.from_state(state, Path(folder))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error!r}); restore it or make it again") from None
+    if tokenizer.fingerprint != fingerprint:
+        raise ValueError(
+            f"{str(path)!r}: the tokenizer beside it is not the one that was saved "
+            f"(fingerprint {tokenizer.fingerprint}, expected {fingerprint})"
+        )
+    return tokenizer

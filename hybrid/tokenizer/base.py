@@ -1,0 +1,110 @@
+"""What every tokenizer does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+KIND_FILE = "tokenizer_kind.json"
+LONG = 2**20  # characters of a text that is encoded in pieces
+
+
+class Tokenizer(ABC):
+    """What every tokenizer does. `decode(encode(text)) == text` for byte, char and our own BPE."""
+
+    kind: ClassVar[str]  # its name in TOKENIZERS
+    sized: ClassVar[bool] = False  # whether `data.vocab_size` matters to it
+    needs_all_text: ClassVar[bool] = False  # trained on validation text too (an inventory, not statistics)
+
+    vocab_size: int  # ids are 0 .. vocab_size - 1, end of text among them
+    end_of_text: int
+
+    @classmethod
+    @abstractmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
+        """Make one for these texts. Raises ValueError for a `vocab_size` it can't have."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything that defines it, as JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
+        """The reverse of `state`; `folder` is where it was saved."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash (16 hex digits) of all that decides what `encode` returns."""
+        text = json.dumps([self.kind, self.state()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; never `end_of_text`, whatever the text spells.
+
+        Raises:
+            ValueError: a lone surrogate (it has no UTF-8 form), or a character that is not in the vocabulary.
+        """
+        check_encodable(text)
+        return self._encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each as an array of unsigned integers, which takes less room and, for some, less time."""
+        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids` (any integers or an integer tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
+
+        Raises:
+            ValueError: an id outside the vocabulary (a MASK that is still there, for instance).
+        """
+        numbers = [int(i) for i in ids]
+        for number in numbers:
+            if not 0 <= number < self.vocab_size:
+                hint = "; it is the mask token's: decode finished text only" if number == self.vocab_size else ""
+                raise ValueError(f"token id {number} is outside the vocabulary, 0 to {self.vocab_size - 1}{hint}")
+        return self._decode([number for number in numbers if number != self.end_of_text])
+
+    def piece(self, token: int) -> bytes:
+        """What a token adds to the UTF-8 of a text, perhaps a part of a character; nothing for an end of text."""
+        return b"" if token == self.end_of_text else self._piece(token)
+
+    def _piece(self, token: int) -> bytes:
+        return self._decode([token]).encode()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer_kind.json` (and what the kind adds) into `folder`, which is made if it isn't there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"kind": self.kind, "fingerprint": self.fingerprint, **self._saved_state()}
+        (folder / KIND_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def _saved_state(self) -> dict[str, Any]:
+        return self.state()
+
+
+def check_encodable(text: str) -> None:
+    """Raise a ValueError for a text that UTF-8 can't hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has a lone surrogate at character {error.start} ({text[error.start]!r}), which UTF-8 can't "
+            "hold; remove it"
+        ) from None
