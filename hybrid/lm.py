@@ -101,7 +101,7 @@ class LanguageModel:
 
     def nll(
         self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
-        decoder: Any = None,
+        is_target: Tensor | None = None, decoder: Any = None,
     ) -> Likelihood:  # fmt: skip
         """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
         enumerate) and hybrid/orders.py (policy, best_order, importance).
@@ -110,6 +110,8 @@ class LanguageModel:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
+            is_target: bool (batch, length), the tokens that count: -log p(these | the others). Given tokens of an
+                earlier block, or of the same, are seen; those of later blocks are not. None: all count.
             decoder: of `policy`: as for `generate`, or a list of which the best is taken for each block.
 
         Raises:
@@ -126,13 +128,13 @@ class LanguageModel:
                 raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
         if decoder is not None and method != "policy":
             raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-        documents = self._documents(tokens)
+        documents, is_target = self._documents(tokens), self._check_targets(is_target, tokens)
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             if method not in orders.METHODS:
-                return row_nll(self.model, tokens, size, method, draws, seed, documents)
+                return row_nll(self.model, tokens, size, method, draws, seed, documents, is_target)
             assert isinstance(draws, int)
-            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents)
+            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents, is_target)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
@@ -328,6 +330,14 @@ class LanguageModel:
                 f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
             )
         return tokens.to(self.device)
+
+    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
+        if is_target is None:
+            return None
+        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
+            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
+            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
+        return is_target.to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
