@@ -71,7 +71,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("x" * 64_019, "(64,021 characters) is a str; a config file is a mapping"),
         ("run: {? " + "x" * 64_019 + " : 1}", "xxx...: unknown key"),
         ("decoder: {name: margin, ? " + "x" * 64_019 + " : 1}", "has no such option"),
-        ("decoder: {name: " + "x" * 64_019 + "}", "decoder.name: 'xxx"),
+        ("decoder: {name: " + "x" * 64_019 + "}", "decoder: 'xxx"),
         ("decoder: {name: " + "x" * 4000 + "}", "(4,002 characters) is not one of ancestral"),
         ("data: {tokenizer: " + "x" * 64_019 + "}", "data.tokenizer: 'xxx"),
         ('run: {name: "a\\0b"}', "run.name: 'a\\x00b' holds a NUL"),
@@ -148,6 +148,23 @@ def test_a_device_that_this_machine_does_not_have(configure: Configure, tmp_path
     assert resolve_device("cpu:0") == torch.device("cpu")
     for value in (None, 3, ["cpu"], b"cpu"):
         assert "is not a device to run on" in refusal(lambda value=value: resolve_device(value))
+
+
+@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume", "data.revision", "data.subset"])
+def test_a_variable_that_is_not_set_starts_nothing_from_scratch(key: str) -> None:
+    assert refusal(lambda: load_config(None, [f"{key}="])).startswith(f"{key}: '' is empty")
+
+
+@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume"])
+def test_an_empty_place_to_start_from_in_a_file(key: str, tmp_path: Path) -> None:
+    group, name = key.split(".")
+    (tmp_path / "c.yaml").write_text(f"{group}: {{{name}: ''}}")
+    assert refusal(lambda: load_config(tmp_path / "c.yaml")).startswith(f"{key}: '' is empty")
+
+
+@pytest.mark.parametrize("key", ["data.corpus", "data.tokenizer", "run.name"])
+def test_a_name_that_is_not_utf8_is_that_of_the_key(key: str) -> None:
+    assert refusal(lambda: load_config(None, [f"{key}=a\udcff"])).startswith(f"{key}: 'a\\udcff' is not UTF-8")
 
 
 NUMBERS: list[Any] = [
