@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse does; a path that is empty would mean the current folder, or that none was given."""
         parsed, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
