@@ -215,7 +215,7 @@ def prepare_again(
 
 
 def _hashes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"sha256 {now['corpus_sha256'][:12]}..., then {recorded['corpus_sha256'][:12]}..."
+    return f"sha256 {now['corpus_sha256'][:12]}... now, {recorded['corpus_sha256'][:12]}... in training"
 
 
 def _sizes(description: Mapping[str, Any]) -> list[Any]:

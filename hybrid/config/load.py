@@ -147,13 +147,19 @@ def _split(name: str, value: Any) -> list[str]:
 
 
 def _override_value(name: str, text: str, override: str) -> Any:
-    """The value of an override; where a string is expected it is the text as written, unless that is quoted or null."""
+    """The value of an override; where a string is expected it is the text as written, unless that is quoted or null.
+
+    Raises:
+        ValueError: it is not YAML, or empty where null would mean something else than a user wants.
+    """
     key = keys().get(name)
     annotation = key.annotation if key is not None else Any
     wants_text = "str" in type_name(annotation).split(" or ") or (name in OPEN and not text.startswith("{"))
     if wants_text and not text.startswith(("'", '"')):
         allows_null = "null" in type_name(annotation).split(" or ")
-        return None if allows_null and text in ("null", "") else text
+        if allows_null and not text:
+            raise ValueError(f"{name}: '' is empty (a variable of the shell that is not set?); for none write null")
+        return None if allows_null and text == "null" else text
     return dialect.parse(text, f"override {shown(override)}")
 
 
@@ -235,7 +241,7 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
     if isinstance(value, str) and ("${" in value or value == "???"):
         raise ValueError(f"{name}: {shown(value)}: '${{' and '???' are not allowed in values; write the value itself")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{name}: {shown(value)} is not UTF-8; rename the file")
+        raise ValueError(f"{name}: {shown(value)} is not UTF-8, so that no record could hold it; rename what it names")
     if isinstance(value, str) and not name.startswith("eval.sample_prompts"):  # any text may be continued
         if "\0" in value:
             raise ValueError(f"{name}: {shown(value)} holds a NUL, at which the system ends a name; leave it out")
@@ -243,8 +249,8 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
             raise ValueError(f"{name}: {shown(value)} is longer than any name or path ({LONGEST_TEXT:,} characters)")
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            is_short = name in SPECS and inner_name == "name"  # as it is written by most: KEY=NAME
-            _refuse_odd_texts(name if is_short else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
+            is_spec = inner_name == "name" and name in SPECS  # a name alone has become a mapping with a name
+            _refuse_odd_texts(name if is_spec else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_odd_texts(f"{name}[{index}]", inner)
