@@ -111,6 +111,10 @@ class _KnownText:
             "likelihood; use one that depends on the distribution alone (confidence: token=best; margin; entropy)"
         )
 
+    @property
+    def confidence(self) -> Tensor:
+        return self.proposal  # that of what is drawn: refused as well
+
 
 class _Walk:
     """All blocks of some rows of text, side by side, on the way from all targets masked to none."""

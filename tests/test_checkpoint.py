@@ -239,7 +239,9 @@ def test_prune_keeps_the_last_saved_the_latest_and_the_best(tmp_path):
     for step in range(1, 7):
         save(tmp_path, step)
     mark_best(tmp_path, tmp_path / "step-00000002", 1.25)
+    (tmp_path / ".step-00000001.77.tmp").mkdir()  # a kill while an old one was removed
     prune(tmp_path, 2)
+    assert not list(tmp_path.glob(".step*"))
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 5, 6]
     assert read_best(tmp_path) == (tmp_path / "step-00000002", 1.25)
     assert find_checkpoint(tmp_path, "best") == tmp_path / "step-00000002"

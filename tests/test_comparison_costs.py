@@ -10,8 +10,10 @@ from hybrid.comparison import Comparison, Setting
 from hybrid.data import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Generation
+from hybrid.decoding.shared import generate_shared, n_batches
 from hybrid.divergence import mauve_like
 from hybrid.judge import HybridJudge
+from hybrid.ranks import Ranks
 
 SETTING = Setting(samples=5, new_tokens=16, seed=1)
 
@@ -25,6 +27,25 @@ def test_costs_of_a_line_by_hand(
     monkeypatch.setattr(comparison, "generate_shared", lambda *arguments: made)
     line = Comparison(lm, split, SETTING).line(4, "margin", DECODERS["margin"]())
     assert line["nfe_per_token"] == 0.5 and line["tokens_per_second"] == 320.0 and line["distinct_1"] == 16 / 80
+
+
+def test_texts_are_the_same_in_batches_and_so_are_the_forwards_of_one(lm: hybrid.LanguageModel) -> None:
+    engine, prompts = lm.engine(4, "left_to_right", seed=2), [[1], [], [2, 3], [1], [4, 5]]
+    whole, parts = (generate_shared(engine, prompts, 8, batch=n) for n in (64, 2))
+    assert (whole.tokens, whole.sequences) == (parts.tokens, parts.sequences)
+    assert whole.finish_reasons == parts.finish_reasons
+    assert len(whole.tokens) == 5 and parts.nfe > whole.nfe
+    assert [n_batches(n, batch=2) for n in (1, 2, 3, 5)] == [1, 1, 2, 3]
+    assert [n_batches(n, Ranks(0, 3), 2) for n in (6, 7, 12, 13)] == [1, 2, 2, 3]
+
+
+def test_forwards_are_those_of_one_batch(
+    lm: hybrid.LanguageModel, split: PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Generation([list(range(16))] * 130, nfe=24, seconds=1.0)  # in three batches of 64 at most
+    monkeypatch.setattr(comparison, "generate_shared", lambda *arguments: made)
+    setting = Setting(samples=130, new_tokens=16)
+    assert Comparison(lm, split, setting).line(4, "x", DECODERS["margin"]())["nfe_per_token"] == 0.5
 
 
 def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedTokens) -> None:

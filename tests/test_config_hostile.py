@@ -74,6 +74,8 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("decoder: {name: " + "x" * 64_019 + "}", "decoder: 'xxx"),
         ("decoder: {name: " + "x" * 4000 + "}", "(4,002 characters) is not one of ancestral"),
         ("data: {tokenizer: " + "x" * 64_019 + "}", "data.tokenizer: 'xxx"),
+        ("data: {tokenizer: " + "x" * 300 + "}", "data.tokenizer: 'xxx"),  # no name of a file is so long
+        ("data: {tokenizer: " + "x/" * 2000 + "}", "data.tokenizer: 'x/x"),
         ('run: {name: "a\\0b"}', "run.name: 'a\\x00b' holds a NUL"),
         ('base: "a\\0b"', "base: 'a\\x00b' is not the path of a YAML file"),
         ("base: .", "cannot be read: Is a directory"),

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Command, Configure
@@ -18,6 +19,8 @@ from hybrid.metrics import read_metrics
 from hybrid.run import Run
 from hybrid.run_folder import open_folder
 from hybrid.tokenizer import ByteTokenizer
+from hybrid.tracking import Tracker
+from hybrid.validation import Validator
 
 
 def entries(folder: Path) -> list[str]:
@@ -165,3 +168,49 @@ def test_a_stopped_run_shows_no_final_metrics(configure: Configure, tmp_path: Pa
     assert "final/val/nelbo" not in events_of(folder)
     train(configure(tmp_path, "trainer.resume=auto"))
     assert [step for step, _ in events_of(folder)["final/val/nelbo"]] == [8]
+
+
+def die(*arguments: Any, **options: Any) -> None:
+    """As a kill at this moment would."""
+    raise SystemExit(9)
+
+
+def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resuming(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising = iter([1.0, 2.0, 3.0, 4.0])
+    validate = Validator.__call__
+    monkeypatch.setattr(Validator, "__call__", lambda self: {**validate(self), "val/nelbo": next(rising)})
+    options = ["trainer.save_every=2", "trainer.eval_every=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "mark_best", die)
+        with pytest.raises(SystemExit):
+            train(configure(tmp_path, *options))
+    checkpoints = train(configure(tmp_path, *options, "trainer.resume=auto")) / "checkpoints"
+    assert checkpoint.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
+
+
+def test_what_is_shown_at_the_end_is_there_before_the_run_counts_as_finished(
+    configure: Configure, tmp_path: Path
+) -> None:
+    """Killed before the last record, the run shows it again; with that record, everything is on the disk."""
+    shown: list[set[str]] = []
+    log = Tracker.log
+
+    def look(tracker: Tracker, step: int, values: Any, *, is_last: bool = False) -> None:
+        if is_last and not shown:
+            tracker._metrics.append = die  # type: ignore[method-assign]
+        try:
+            log(tracker, step, values, is_last=is_last)
+        finally:
+            if is_last:
+                shown.append({tag for tag, events in events_of(tmp_path / "tiny").items() for e in events if e[0] == 8})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "log", look)
+        with pytest.raises(SystemExit):
+            train(configure(tmp_path))
+        assert not any("val/nelbo" in record for record in read_metrics(tmp_path / "tiny") if record["step"] == 8)
+        train(configure(tmp_path, "trainer.resume=auto"))
+    assert {"final/val/nelbo", "val/nelbo", "loss_by_count/b4", "unmasking_order/first_hitting"} <= shown[0] & shown[1]
+    assert [record["step"] for record in read_metrics(tmp_path / "tiny") if "val/nelbo" in record].count(8) == 1

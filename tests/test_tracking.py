@@ -96,6 +96,21 @@ def test_resuming_moves_later_records_away_and_loses_none(tmp_path):
     ]  # from where it forgets
 
 
+@pytest.mark.parametrize("resume_step, steps", [(-1, [9]), (1, [0, 1, 9])])
+def test_tensorboard_hides_what_is_made_again_at_the_first_resume(tmp_path, resume_step, steps):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    with Tracker(tmp_path) as tracker:
+        for step in range(4):
+            tracker.log(step, {"a": float(step)})
+    with Tracker(tmp_path, resume_step=resume_step) as tracker:
+        tracker.log(9, {"a": 9.0})
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Tensors("a")] == steps
+    assert [record["step"] for record in read_metrics(tmp_path)] == steps
+
+
 def test_resuming_where_it_stopped_changes_nothing(tmp_path):
     with Tracker(tmp_path) as tracker:
         tracker.log(7, {"a": 1.0})
