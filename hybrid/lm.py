@@ -8,7 +8,7 @@ lm.generate("Return the ", max_new_tokens=64).sequences
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor
 from hybrid import checkpoint, orders
 from hybrid.arguments import SEEDS, integer, prompt_ids
 from hybrid.atomic import new_folder, write_json_atomic
+from hybrid.building import build_model
+from hybrid.card import card_of, facts_of
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import document_numbers
 from hybrid.decoding import DECODERS, Sampling
@@ -27,12 +29,10 @@ from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, Progress
 from hybrid.device import PRECISIONS, precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
-from hybrid.memory import check_weights
 from hybrid.model import Transformer
-from hybrid.model.attention import select_backend
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, path_of, pick, shown, title
+from hybrid.options import build, path_of, pick, shown
 from hybrid.origin import Origin, identity_of
 from hybrid.states import load_state, module_tensors
 from hybrid.tensorfiles import has_group, load_group, save_tensors
@@ -40,37 +40,6 @@ from hybrid.tokenizer import Tokenizer, load_tokenizer
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
-
-
-def build_model(
-    config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
-    spread: Callable[[Transformer], None] | None = None, ranks: int = 1,
-) -> Transformer:  # fmt: skip
-    """A model on `device`: freshly initialised as a function of `run.seed`, or (not `training`) without values yet.
-
-    Args:
-        spread: is given the model before it has any storage, to spread it over ranks.
-        ranks: their number.
-
-    Raises:
-        ValueError: the device cannot hold it.
-    """
-    if device.type != "meta":
-        # With the gradient, and a moment or two.
-        kept = (4 if config.optim.name == "adamw" else 3) + bool(config.optim.ema_decay) if training else 1
-        check_weights(config.model, tokenizer.vocab_size, device, kept, 1 if spread is None else ranks)
-    # On meta only where it must be: what is made there costs the import of torch's compiler, a second.
-    with torch.device(device if spread is None else "meta"):
-        model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text, initialise=False)
-    if device.type != "meta":
-        if spread is not None:
-            spread(model)
-            model.to_empty(device=device)
-        if training:
-            torch.manual_seed(config.run.seed)
-            model.reset_parameters()
-        model.attend = select_backend(config.model.attention, device, training)
-    return model
 
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
@@ -247,9 +216,9 @@ class LanguageModel:
             save_tensors(self._weights(), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
-            made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
-            write_json_atomic(temporary / "model.json", {**self._facts(), **made_from})
-            (temporary / "README.md").write_text(self._card(), encoding="utf-8")
+            facts, made_from = facts_of(self), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+            write_json_atomic(temporary / "model.json", {**facts, **made_from})
+            (temporary / "README.md").write_text(card_of(self, facts), encoding="utf-8")
         return Path(folder)
 
     def _weights(self) -> Mapping[str, Tensor]:
@@ -261,27 +230,6 @@ class LanguageModel:
         if identity_of(folder) != self.origin.checkpoint:
             raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
         return load_group(folder, group)
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "parameters": self.model.n_parameters(),
-            "vocab_size": self.model.vocab_size,
-            "mask_token_id": self.mask_token_id,
-            "end_of_text": self.tokenizer.end_of_text,
-            "seq_len": self.config.data.seq_len,
-            "block_sizes": self.block_sizes,
-            "context": self.config.model.context,
-            "prediction": self.config.model.prediction,
-        }
-
-    def _card(self) -> str:
-        facts = "\n".join(f"| {name} | {value} |" for name, value in self._facts().items())
-        return (
-            f"# {self.config.run.name}\n\nA semi-autoregressive hybrid language model, trained with `hybrid` on "
-            f"{title(self.config.data.corpus)}.\n\n| | |\n|---|---|\n{facts}\n\n```python\nimport hybrid\n\n"
-            'lm = hybrid.load("this/folder")\nids = lm.generate("The ", 64).sequences[0]\n'
-            "print(lm.tokenizer.decode(ids))\n```\n"
-        )
 
     def _block_size(self, value: int | None, length: int) -> int:
         trained = self.block_sizes

@@ -17,12 +17,13 @@ from typing import Any, cast
 import torch
 
 from hybrid import checkpoint, exhibits
+from hybrid.building import build_model
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
 from hybrid.data import Data, prepare
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
-from hybrid.lm import build_model, load
+from hybrid.lm import load
 from hybrid.memory import check_batch
 from hybrid.model import Transformer
 from hybrid.model.layers import Layer

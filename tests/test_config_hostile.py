@@ -14,12 +14,12 @@ from conftest import Configure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybrid.building import build_model
 from hybrid.config import dialect, load_config
 from hybrid.config.check import check
 from hybrid.config.schema import SPECS, keys
 from hybrid.config.show import inline
 from hybrid.device import resolve_device
-from hybrid.lm import build_model
 from hybrid.memory import check_batch, check_weights, memory_of, n_parameters
 from hybrid.options import path_of
 from hybrid.run import Run

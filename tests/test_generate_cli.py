@@ -250,11 +250,12 @@ def test_a_trace_beside_the_same_text(command: Command, trained: Path, tmp_path:
 def test_a_planner_of_another_tokenizer_is_refused(
     command: Command, trained: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    from hybrid.lm import LanguageModel, build_model
+    from hybrid.building import build_model
+    from hybrid.lm import LanguageModel
 
     config = configure(tmp_path)
     tokenizer = ByteTokenizer()
-    model = build_model(config, tokenizer, torch.device("cpu"), training=False)
+    model = build_model(config, tokenizer, torch.device("cpu"), training=True)
     other = LanguageModel(config, tokenizer, model).save(tmp_path / "bytes")
     error = command("generate.py", "--checkpoint", trained, "--planner", other).error
     assert re.search(r"planner: its tokenizer \(byte \w+\) is not that of the model \(char \w+\)", error), error

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hybrid.building import build_model
 from hybrid.config import load_config
-from hybrid.lm import LanguageModel, build_model
+from hybrid.lm import LanguageModel
 from hybrid.tokenizer import ByteTokenizer
 
 PROGRAM = """
