@@ -60,7 +60,7 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     from hybrid.options import title
     from hybrid.trace import Trace, check_path, write_page
 
-    page: Path | None = arguments.trace
+    page = None if arguments.trace is None else Path(arguments.trace)
     if page is not None:
         if ranks.world > 1:
             raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
@@ -223,9 +223,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
     parser.add_argument("--no-cache", action="store_true", help="recompute everything: the same text, slowly")
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
-    parser.add_argument(
-        "--trace", type=Path, metavar="FILE.html", help="write a page in which one steps through the unmasking"
-    )
+    parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
         "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"

@@ -33,6 +33,9 @@ TERMINATED = 143
 LONGEST_LINE = 2000
 """Characters of an error: the values in it are bounded where it arises, this is for what was overlooked."""
 
+_PATHS = ("RUN", "FILE", "FILE.html", "FOLDER", "PATH", "CORPUS")
+"""Metavars of arguments that name a file or a folder."""
+
 if "OMP_WAIT_POLICY" not in os.environ:
     # Torch's OpenMP reads it when it is loaded, so it must be set before. Threads that wait for each other spin, by
     # default for milliseconds: beside one other busy process on two cores, training then ran at a twentieth of its
@@ -49,6 +52,17 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse does; a path that is empty would mean the current folder, or that none was given."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(parsed, action.dest, None)
+            metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
+            if metavar in _PATHS and "" in (value if isinstance(value, list) else [value]):
+                name = action.option_strings[-1] if action.option_strings else metavar
+                self.error(f"{name}: '' is empty (a variable of the shell that is not set?); name a path")
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the options")

@@ -152,7 +152,7 @@ class Console:
 
     def _cut(self, head: list[int], new: list[int]) -> str | None:
         """The new text before the first stop string, or None if there is none in it."""
-        if not self.stops:
+        if not self.stops or self.mask in head:
             return None
         text = self._added(head, self._known(head, new))
         found = [text.index(stop) for stop in self.stops if stop in text]

@@ -157,7 +157,7 @@ def refuse_foreign_output(output: Path) -> None:
     from hybrid.atomic import has_keys, refuse_foreign
 
     keys = ("results", "settings", "data", "environment")
-    foreign = "does not hold an evaluation of ours, or a damaged one (then remove it)"
+    foreign = "does not hold an evaluation of ours (if it is a damaged one, remove it)"
     refuse_foreign(output, lambda path: has_keys(path, keys), foreign)
 
 

@@ -41,7 +41,8 @@ def open_locked(path: Path) -> int:
         OSError: the file cannot be made.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags, 0o666)  # as `open` does: without the mode it would be a program
         _lock(descriptor, wait=True)
         if _is_at(path, descriptor):
             os.truncate(descriptor, 0)

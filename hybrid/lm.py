@@ -8,7 +8,7 @@ lm.generate("Return the ", max_new_tokens=64).sequences
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.memory import check_weights
 from hybrid.model import Transformer
 from hybrid.model.attention import select_backend
+from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import build, path_of, pick, shown, title
-from hybrid.origin import Origin
+from hybrid.origin import Origin, identity_of
 from hybrid.states import load_state, module_tensors
 from hybrid.tensorfiles import has_group, load_group, save_tensors
 from hybrid.tokenizer import Tokenizer, load_tokenizer
@@ -45,7 +46,7 @@ def build_model(
     config: Config, tokenizer: Tokenizer, device: torch.device, training: bool,
     spread: Callable[[Transformer], None] | None = None, ranks: int = 1,
 ) -> Transformer:  # fmt: skip
-    """A freshly initialised model on `device`; the initialisation is a function of `run.seed`.
+    """A model on `device`: freshly initialised as a function of `run.seed`, or (not `training`) without values yet.
 
     Args:
         spread: is given the model before it has any storage, to spread it over ranks.
@@ -58,17 +59,16 @@ def build_model(
         # With the gradient, and a moment or two.
         kept = (4 if config.optim.name == "adamw" else 3) + bool(config.optim.ema_decay) if training else 1
         check_weights(config.model, tokenizer.vocab_size, device, kept, 1 if spread is None else ranks)
-    # On meta only where it must be: initialising there costs the import of torch's compiler, a second.
-    with torch.device("cpu" if spread is None and device.type != "meta" else "meta"):
-        model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text)
+    # On meta only where it must be: what is made there costs the import of torch's compiler, a second.
+    with torch.device(device if spread is None else "meta"):
+        model = Transformer(config.model, tokenizer.vocab_size, tokenizer.end_of_text, initialise=False)
     if device.type != "meta":
         if spread is not None:
             spread(model)
             model.to_empty(device=device)
-        else:
-            model = model.to(device)
-        torch.manual_seed(config.run.seed)
-        model.reset_parameters()
+        if training:
+            torch.manual_seed(config.run.seed)
+            model.reset_parameters()
         model.attend = select_backend(config.model.attention, device, training)
     return model
 
@@ -88,7 +88,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.embedding.weight.device
+        return self.model.device
 
     @property
     def mask_token_id(self) -> int:
@@ -101,7 +101,7 @@ class LanguageModel:
 
     def nll(
         self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
-        decoder: Any = None,
+        is_target: Tensor | None = None, decoder: Any = None,
     ) -> Likelihood:  # fmt: skip
         """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
         enumerate) and hybrid/orders.py (policy, best_order, importance).
@@ -110,6 +110,8 @@ class LanguageModel:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
+            is_target: bool (batch, length), the tokens that count: -log p(these | the others). Given tokens of an
+                earlier block, or of the same, are seen; those of later blocks are not. None: all count.
             decoder: of `policy`: as for `generate`, or a list of which the best is taken for each block.
 
         Raises:
@@ -126,17 +128,19 @@ class LanguageModel:
                 raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
         if decoder is not None and method != "policy":
             raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-        documents = self._documents(tokens)
+        documents, is_target = self._documents(tokens), self._check_targets(is_target, tokens)
+        self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             if method not in orders.METHODS:
-                return row_nll(self.model, tokens, size, method, draws, seed, documents)
+                return row_nll(self.model, tokens, size, method, draws, seed, documents, is_target)
             assert isinstance(draws, int)
-            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents)
+            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents, is_target)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
         tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
+        self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             masked = torch.ones_like(tokens, dtype=torch.bool)[:, None]
             hidden = two_stream_hidden(self.model, tokens, masked, size, self._documents(tokens))
@@ -226,6 +230,12 @@ class LanguageModel:
         limits = (self.mask_token_id, self.config.model.prediction, sizes, self.config.data.seq_len)
         return infilling_size(prompts, *limits, others=trained)
 
+    def _fuse(self) -> None:
+        """Of a loaded model, as generation does it: likelihoods do not depend on whether it has generated before."""
+        if self.model.is_expendable and not self.model.training:
+            with precision_context(self.precision, self.device)():
+                for_inference(self.model, self.model.dtype)
+
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
 
@@ -234,13 +244,23 @@ class LanguageModel:
             OSError: it could not be written.
         """
         with new_folder(Path(folder)) as temporary:
-            save_tensors(module_tensors(self.model), temporary / "model.safetensors")
+            save_tensors(self._weights(), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
             made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
             write_json_atomic(temporary / "model.json", {**self._facts(), **made_from})
             (temporary / "README.md").write_text(self._card(), encoding="utf-8")
         return Path(folder)
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        """As they were trained: a model that has generated has fused them, so they are read once more."""
+        if not is_fused(self.model):
+            return module_tensors(self.model)
+        folder, group = self.origin.folder, self.origin.weights
+        assert folder is not None, "a model that was not loaded is never fused in place"
+        if identity_of(folder) != self.origin.checkpoint:
+            raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
+        return load_group(folder, group)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -311,6 +331,14 @@ class LanguageModel:
             )
         return tokens.to(self.device)
 
+    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
+        if is_target is None:
+            return None
+        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
+            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
+            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
+        return is_target.to(self.device)
+
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
             return None
@@ -321,6 +349,9 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     """Load a run folder, a checkpoint of a run, or a folder written by `LanguageModel.save`.
 
     Averaged weights (EMA) are taken where there are any. Nothing is unpickled.
+
+    The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
+    writes them as they were trained. To train `.model` further, set `.model.train()` before: it then keeps them.
 
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
@@ -336,4 +367,5 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     load_state(model, load_group(found, weights))
-    return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home))
+    model.is_expendable = True
+    return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home, weights))

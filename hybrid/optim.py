@@ -121,8 +121,8 @@ class Optimizer:
         unknown = [name for name in tensors if name.split("/")[0] not in self.parts]
         if set(meta) != set(self.parts):
             raise ValueError(
-                f"optim.name: the checkpoint was trained with {'/'.join(sorted(meta))}, not {self.config.name!r}; "
-                "set it back, or start from the weights alone with trainer.init_from"
+                f"optim.name: the checkpoint was trained with {'/'.join(sorted(meta)) or 'none'}, not "
+                f"{self.config.name!r}; set it back, or start from the weights alone with trainer.init_from"
             )
         if unknown:
             raise ValueError(f"optimizer: the checkpoint holds {shown(unknown)}, which no part of it has")

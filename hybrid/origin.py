@@ -215,7 +215,7 @@ def prepare_again(
 
 
 def _hashes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return f"sha256 {now['corpus_sha256'][:12]}..., then {recorded['corpus_sha256'][:12]}..."
+    return f"sha256 {now['corpus_sha256'][:12]}... now, {recorded['corpus_sha256'][:12]}... in training"
 
 
 def _sizes(description: Mapping[str, Any]) -> list[Any]:
@@ -233,8 +233,10 @@ class Origin:
 
     checkpoint: dict[str, Any] | None = None  # step and sha256; None: not known
     data: dict[str, Any] | None = None
+    folder: Path | None = None  # of the checkpoint
+    weights: str = "model"  # the group of its tensors
 
     @classmethod
-    def read(cls, folder: Path, home: Path) -> Origin:
+    def read(cls, folder: Path, home: Path, weights: str) -> Origin:
         """Of a checkpoint's `folder`, and the one that has the configuration of its model."""
-        return cls(identity_of(folder), recorded_data(home))
+        return cls(identity_of(folder), recorded_data(home), folder, weights)

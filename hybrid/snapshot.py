@@ -10,8 +10,8 @@ from torch import Tensor
 
 from hybrid import checkpoint
 from hybrid.options import shown
-from hybrid.ranks import part, spread
-from hybrid.states import fitting, is_finite, load_state, module_tensors
+from hybrid.ranks import part
+from hybrid.states import is_finite, load_state, module_tensors, overwrite
 from hybrid.tensorfiles import load_group
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ def restore(stepper: Stepper, path: Path) -> Counts:
     load_state(s.model, load_group(path, "model"))
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))
     if s.ema is not None:
-        averages = fitting(load_group(path, "ema"), s.ema.shadow, "ema: ")
-        s.ema.shadow = {name: spread(averages[name], t).clone() for name, t in s.ema.shadow.items()}
+        overwrite(load_group(path, "ema"), s.ema.shadow, "ema: ")
     if s.objective.learner is not None:
         s.objective.learner.restore(dict(load_group(path, "proposal")))
     return counts

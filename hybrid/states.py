@@ -35,28 +35,30 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     names = _names_of_each(module)
     given = {next((name for name in same if name in tensors), same[0]): own[same[0]] for same in names}
     optional = {name for same in names for name in same} & set(tensors) - set(given)
-    found = fitting(tensors, {**given, **{name: own[name] for name in optional}}, "")
-    with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(spread(tensor, own[name]))
+    overwrite(tensors, {**given, **{name: own[name] for name in optional}}, "")
 
 
-def fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors, each read once, if they can take the place of `own`: the same names and shapes, finite numbers.
+def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+    """Copy `tensors` into those of `own`, if all can take their place: the same names and shapes, finite numbers.
+
+    Each is read twice, to be looked at and to be copied, so that no more than one of a file is in memory at a time.
 
     Raises:
-        ValueError: they cannot; one line that begins with `where` and names the first few.
+        ValueError: they cannot; one line that begins with `where` and names the first few, and nothing was copied.
     """
-    found = {name: tensors[name] for name in tensors if name in own}
-    reshaped = [
-        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
-        for name, tensor in found.items()
-        if tensor.shape != own[name].shape
-    ]
+    reshaped, broken = [], []
+    for name in own:
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
+        if tensor.shape != own[name].shape:
+            reshaped.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
+        elif why := _flaw(tensor, own[name].dtype):
+            broken.append(f"{name} {why}")
     problems = [
         f"{label} {_first_few(names)}"
         for label, names in (
-            ("missing", [name for name in own if name not in found]),
+            ("missing", [name for name in own if name not in tensors]),
             ("unexpected", [name for name in tensors if name not in own]),
             ("of another shape", reshaped),
         )
@@ -64,10 +66,11 @@ def fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str
     ]
     if problems:
         raise ValueError(f"{where}checkpoint is of another architecture: {'; '.join(problems)}")
-    broken = [f"{name} {why}" for name, tensor in found.items() if (why := _flaw(tensor, own[name].dtype))]
     if broken:
         raise ValueError(f"{where}checkpoint is damaged: {_first_few(broken)}; take another one")
-    return found
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(spread(tensors[name], tensor))
 
 
 def _flaw(tensor: Tensor, dtype: torch.dtype) -> str:

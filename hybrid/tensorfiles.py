@@ -84,7 +84,7 @@ def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
         world = int(found.group(2))
         if [file.name for file in files] != [f"{group}.{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]:
             raise ValueError(f"{checkpoint}: {len(files)} of the {world} files of {group} are there, or not only they")
-    return _Parts([_open(file) for file in files])
+    return _Parts(files)
 
 
 def _files_of(checkpoint: Path, group: str) -> list[Path]:
@@ -96,18 +96,22 @@ def _files_of(checkpoint: Path, group: str) -> list[Path]:
 
 
 class _Parts(Mapping[str, Tensor]):
-    """Tensors whose first dimension is spread over files; what is in one file only is whole."""
+    """Tensors whose first dimension is spread over files; what is in one file only is whole.
 
-    def __init__(self, files: list[Any]):
-        self.files = [(file, set(file.keys())) for file in files]
-        self.names = list(dict.fromkeys(name for file in files for name in file.keys()))  # noqa: SIM118
+    A file is opened for each tensor: pages of one that stays open count as memory of the process, all of them in the
+    end.
+    """
+
+    def __init__(self, files: list[Path]):
+        self.files = [(file, list(_open(file).keys())) for file in files]
+        self.names = dict.fromkeys(name for _, names in self.files for name in names)
 
     def __getitem__(self, name: str) -> Tensor:
         holders = [file for file, names in self.files if name in names]
         if not holders:
             raise KeyError(name)
         try:
-            parts = [file.get_tensor(name) for file in holders]
+            parts = [_open(file).get_tensor(name) for file in holders]
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
         if len(parts) == 1:
@@ -116,6 +120,9 @@ class _Parts(Mapping[str, Tensor]):
             kinds = ", ".join(f"{list(part.shape)} {part.dtype}" for part in parts[:3])
             raise ValueError(f"{name}: its parts of {len(parts)} ranks do not fit together: {kinds}")
         return torch.cat(parts)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # Mapping's own would read the tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

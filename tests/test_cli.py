@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Command
 
 from hybrid import cli
 
@@ -199,3 +199,29 @@ def test_an_error_of_any_length_is_bounded(capsys: pytest.CaptureFixture[str]) -
     line = capsys.readouterr().err
     assert line.startswith("error: data.corpus: xxx") and line.endswith("... (64,039 characters)\n")
     assert len(line) < 2_001
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate.py", "--checkpoint", ""),
+        ("generate.py", "--checkpoint", "x", "--trace", ""),
+        ("generate.py", "--checkpoint", "x", "--prompt-file", ""),
+        ("generate.py", "--checkpoint", "x", "--planner", ""),
+        ("train.py", "--config", ""),
+        ("evaluate", "--checkpoint", "x", "--data", ""),
+        ("evaluate", "--checkpoint", "x", "--output", ""),
+        ("evaluate", "--checkpoint", "x", "--decoders", "all", "--judge", ""),
+        ("sweep.__main__", "--config", "x", "--folder", ""),
+        ("report.__main__", "x", "--output", ""),
+        ("bench.__main__", "all", "--json", ""),
+    ],
+    ids=" ".join,
+)
+def test_a_variable_that_is_not_set_is_no_path(words: tuple[str, ...], command: Command) -> None:
+    *_, name, _ = words
+    assert f"{name}: '' is empty (a variable of the shell that is not set?)" in command(*words).error
+
+
+def test_a_folder_of_runs_that_is_empty_is_not_the_current_one(command: Command) -> None:
+    assert "RUN: '' is empty" in command("report.__main__", "runs", "").error

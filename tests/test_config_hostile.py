@@ -152,6 +152,23 @@ def test_a_device_that_this_machine_does_not_have(configure: Configure, tmp_path
         assert "is not a device to run on" in refusal(lambda value=value: resolve_device(value))
 
 
+@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume", "data.revision", "data.subset"])
+def test_a_variable_that_is_not_set_starts_nothing_from_scratch(key: str) -> None:
+    assert refusal(lambda: load_config(None, [f"{key}="])).startswith(f"{key}: '' is empty")
+
+
+@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume"])
+def test_an_empty_place_to_start_from_in_a_file(key: str, tmp_path: Path) -> None:
+    group, name = key.split(".")
+    (tmp_path / "c.yaml").write_text(f"{group}: {{{name}: ''}}")
+    assert refusal(lambda: load_config(tmp_path / "c.yaml")).startswith(f"{key}: '' is empty")
+
+
+@pytest.mark.parametrize("key", ["data.corpus", "data.tokenizer", "run.name"])
+def test_a_name_that_is_not_utf8_is_that_of_the_key(key: str) -> None:
+    assert refusal(lambda: load_config(None, [f"{key}=a\udcff"])).startswith(f"{key}: 'a\\udcff' is not UTF-8")
+
+
 NUMBERS: list[Any] = [
     -1, 0, 1, 2, 3, 7, 10**3, 10**6, 2**31, 1000000007, 2**62, 2**63 - 1, 2**63, 2**64, 10**21, 10**400, -(10**30),
     0.5, 1.0, -0.5, 1e-320, 1e21, 1e308, math.inf, -math.inf, math.nan,

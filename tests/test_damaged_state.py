@@ -172,7 +172,7 @@ STATES = [
     (at("step", value=7), "of step 7"),
     (at("skipped", value=-1), "skipped: -1"),
     (at("bad", value=True), "bad: True"),
-    (lambda state: {**state, "optimizer": {}}, "optim.name: the checkpoint was trained with"),
+    (lambda state: {**state, "optimizer": {}}, "optim.name: the checkpoint was trained with none, not"),
     (lambda state: {**state, "optimizer": DEEP}, "instead of what describes one"),
     (lambda state: {key: value for key, value in state.items() if key != "optimizer"}, "instead of what describes one"),
     (at("optimizer", "adamw", value=None), "instead of what describes one"),

@@ -70,11 +70,13 @@ def test_a_copy_follows_the_weights(change, tied) -> None:
     """However they are changed, also behind autograd's back."""
     model = toy_model(dtype=torch.float32, tied_embeddings=tied)
     copy = for_inference(model, torch.float32)
-    at = [b.data_ptr() for b in copy.layers.buffers()]
+    at = [t.data_ptr() for layer in copy.layers for t in layer.tensors()]
     before = logits(copy)
     CHANGES[change](model)
     after = for_inference(model, torch.float32)
-    assert after is copy and [b.data_ptr() for b in copy.layers.buffers()] == at, "in place, at the same addresses"
+    assert after is copy and [t.data_ptr() for layer in copy.layers for t in layer.tensors()] == at, (
+        "in place, at the same addresses"
+    )
     torch.testing.assert_close(logits(copy), logits(model), rtol=1e-4, atol=1e-4)
     assert (logits(copy) - before).abs().max() > 1e-3
 

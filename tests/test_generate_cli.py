@@ -341,6 +341,18 @@ def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, 
     assert re.search(message, error), error
 
 
+def test_a_stop_beside_gaps_cuts_what_is_behind_the_prompt(command: Command, trained: Path) -> None:
+    words = ["--infill", "--prompt", "the <gap:2> list", "--block-size", 16, "--max-new-tokens", 8, "--json"]
+    whole = json.loads(text_of(command, trained, *words))
+    head, new = whole["texts"][0][:11], whole["texts"][0][11:]
+    assert head.startswith("the ") and head.endswith(" list") and len(new) > 3
+    cut = json.loads(text_of(command, trained, *words, "--stop", new[2]))
+    assert cut["texts"] == [head + new[: new.index(new[2])]] and cut["finish_reasons"] == ["stop"]
+    assert cut["filled"] == whole["filled"]
+    held = json.loads(text_of(command, trained, *words[:-2], 0, "--json", "--stop", "list"))
+    assert held["texts"] == [head] and held["finish_reasons"] == ["length"]
+
+
 def test_an_empty_stop_is_refused(command: Command, trained: Path) -> None:
     assert "--stop: ''" in command("generate.py", "--checkpoint", trained, "--stop", "").error
 

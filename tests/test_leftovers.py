@@ -128,3 +128,14 @@ def test_where_nothing_can_be_locked_only_the_sole_writer_removes(
     assert hidden(tmp_path) == [".latest.1.tmp"]
     remove_leftovers(tmp_path, sole_writer=True)
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_file_may_be_read_as_the_user_wants_and_is_no_program(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_text_atomic(tmp_path / "a.txt", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode

@@ -18,8 +18,11 @@ from torch import Tensor
 
 import hybrid
 from hybrid.checkpoint import find_checkpoint
+from hybrid.lm import load
+from hybrid.model.fused import is_fused
 from hybrid.run import Run
-from hybrid.tensorfiles import load_tensors
+from hybrid.states import module_tensors
+from hybrid.tensorfiles import load_group, load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +150,9 @@ def test_a_model_outlives_its_corpus(trained: Path, tmp_path: Path, tokens: Tens
         ({"method": "guess"}, "method: 'guess' is not one of"),
         ({"draws": 0}, "draws: 0 must be an integer of at least 1, or 'all'"),
         ({"draws": "many"}, "draws: 'many' must be"),
+        ({"is_target": [True]}, r"is_target: \[True\] is not a bool tensor \[3, 13\], as tokens is"),
+        ({"is_target": torch.ones(3, 12, dtype=torch.bool)}, r"is_target: \[3, 12\] torch.bool is not a bool tensor"),
+        ({"is_target": torch.ones(3, 13)}, r"is_target: \[3, 13\] torch.float32 is not"),
     ],
 )
 def test_what_nll_refuses(arguments: dict, message: str, lm: hybrid.LanguageModel, tokens: Tensor) -> None:
@@ -279,3 +285,73 @@ def test_a_path_that_no_file_system_takes_is_one_line(length: int) -> None:
 
 def test_a_device_object_is_a_device(trained: Path) -> None:
     assert hybrid.load(trained, device=torch.device("cpu")).device.type == "cpu"
+
+
+def test_a_model_that_has_generated_is_saved_as_it_was_trained(trained, tmp_path):
+    """Its own weights are fused by then; files never see those."""
+    fresh = load(trained)
+    originals = {name: tensor.clone() for name, tensor in module_tensors(fresh.model).items()}
+    fresh.generate([[1]], 4)
+    assert is_fused(fresh.model)
+    saved = load_group(fresh.save(tmp_path / "saved"), "model")
+    assert set(saved) == set(originals)
+    assert all(torch.equal(saved[name], tensor) for name, tensor in originals.items())
+
+
+def test_likelihoods_do_not_depend_on_what_was_generated_before(trained):
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
+    one, other = load(trained), load(trained)
+    other.generate([[1]], 4)
+    assert torch.equal(one.nll(tokens).nll, other.nll(tokens).nll)
+    assert torch.equal(one.logits(tokens), other.logits(tokens))
+
+
+def test_weights_that_have_changed_since_are_not_saved_as_these(copy_of_trained, tmp_path):
+    lm = load(copy_of_trained)
+    lm.generate([[1]], 4)
+    step = max((copy_of_trained / "checkpoints").glob("step-*"))
+    shutil.rmtree(step)
+    with pytest.raises(ValueError, match=r"save: the weights were loaded from .*, which has changed since; load them"):
+        lm.save(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_model_that_is_to_be_trained_on_keeps_its_weights(trained):
+    lm = load(trained)
+    lm.model.train()
+    lm.generate([[1]], 4)
+    assert not is_fused(lm.model) and len(list(lm.model.layers.parameters())) > 0
+
+
+def test_a_continuation_has_the_likelihood_of_the_whole_less_that_of_its_context(
+    lm: hybrid.LanguageModel, tokens: Tensor
+) -> None:
+    """At block size 1, and for whole blocks of the exact any-order likelihood; where nothing counts it is 0."""
+    for size, method in ((1, "exact"), (4, "enumerate")):
+        whole, context = lm.nll(tokens, size, method), lm.nll(tokens[:, :8], size, method)
+        behind = (torch.arange(13) >= 8).expand(3, -1)
+        found = lm.nll(tokens, size, method, is_target=behind)
+        torch.testing.assert_close(found.nll, whole.nll - context.nll, rtol=0, atol=1e-4)
+        assert found.tokens.tolist() == [5, 5, 5]
+        assert lm.nll(tokens, size, method, is_target=torch.zeros_like(behind)).nll.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize("method", ["exact", "bound", "enumerate", "policy", "best_order", "importance"])
+def test_what_counts_reaches_every_likelihood(method: str, lm: hybrid.LanguageModel) -> None:
+    """Over all ends of one token behind a context that lies in the same block, probabilities sum to 1 (a bound: to no
+    more). The token stands inside a block, so that the context before it is seen there too."""
+    size = 1 if method == "exact" else 4
+    vocab = lm.tokenizer.vocab_size
+    rows = torch.tensor([[1, 2, 3, 1, 2, 3, v] for v in range(vocab)])
+    is_target = (torch.arange(7) == 6).expand(vocab, -1)
+    options = {"decoder": "margin"} if method == "policy" else {}
+    draws = "all" if method == "bound" else 2
+    found = lm.nll(
+        rows,
+        size,
+        method,
+        **({} if method in ("exact", "enumerate") else {"draws": draws}),
+        is_target=is_target,
+        **options,
+    )
+    assert float((-found.nll).exp().sum()) == pytest.approx(1, abs=1e-5)  # one token: the bound is tight

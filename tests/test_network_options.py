@@ -7,11 +7,14 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from decoding_toy import Spy, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_streams import cached_hidden
 from toy import MODES, random_tokens, toy_model
 
+from hybrid.config import check, load_config, to_yaml
+from hybrid.decoding import DECODERS
 from hybrid.likelihood import row_nll
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.fused import fuse
@@ -234,3 +237,52 @@ def test_new_options_keep_the_names_and_order_of_weights():
 @pytest.mark.parametrize("name", ROPE_SCALINGS)
 def test_scalings_are_built_from_their_defaults(name):
     build(ROPE_SCALINGS, name, "model.rope_scaling")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_texts_are_the_same_cached_and_not_alone_and_in_a_batch(name):
+    for mode in MODES:
+        model = varied(mode, name, dtype=torch.float32)
+        prompts = [[], [1, 5, 3], [5, 1, 4, 3, 1]]
+        for spec in ("first_hitting", {"name": "confidence", "steps": 2}, "remdm"):
+            batch = engine(model, 4, spec, seed=3).generate(prompts, 9).tokens
+            assert engine(model, 4, spec, seed=3, cache=False).generate(prompts, 9).tokens == batch
+            assert [engine(model, 4, spec, seed=3).generate([p], 9).tokens[0] for p in prompts] == batch
+            assert not any(model.mask_token_id in row for row in batch), "MASK is never written"
+
+
+def test_a_mask_that_counts_takes_part_in_confidences():
+    """What a decoder sees of a model that may predict MASK is the law of all ids, MASK among them."""
+    seen = []
+    model = toy_model(vocab=4, mask_token_id=2, ban_mask=False, seed=2)
+    spy = Spy(build(DECODERS, "confidence", "decoder"), lambda view: seen.append(view.log_probs.exp()))
+    engine(model, 3, spy, stop_at_end=False).generate([[1]], 5)
+    masses = torch.cat([p[..., 2].flatten() for p in seen])
+    assert masses.max() > 0.01 and torch.cat([p.sum(-1).flatten() for p in seen]).allclose(torch.tensor(1.0).double())
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ([], None),
+        (["model.rope_scaling=llama3"], "llama3"),
+        (["model.rope_scaling=yarn", "model.rope_scaling.factor=2.0"], {"name": "yarn", "factor": 2.0}),
+        (["model.rope_scaling={name: yarn, factor: 2.0}", "model.rope_scaling=null"], None),
+    ],
+)
+def test_a_scaling_is_a_spec_or_null_in_a_configuration(overrides, expected, tmp_path):
+    config = load_config(None, overrides)
+    check(config)
+    assert config.model.rope_scaling == expected
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "c.yaml").model.rope_scaling == expected
+
+
+def test_a_scaling_that_is_none_is_refused_with_its_key():
+    for override, message in [
+        ("model.rope_scaling=lama3", r"model.rope_scaling: 'lama3' is not one of llama3, yarn \(did you mean 'llama3'"),
+        ("model.rope_scaling={name: yarn, factr: 2.0}", r"model.rope_scaling.factr: yarn has no such option"),
+        ("model.rope_scaling=[1]", r"model.rope_scaling: \[1\] is neither a name nor a mapping"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check(load_config(None, [override]))

@@ -55,7 +55,7 @@ _AT_MOST: dict[str, float] = {
     "model.n_kv_heads": 2**16,
     "model.head_dim": 2**16,
     "model.hidden_dim": 2**24,
-    "model.mask_token_id": 2**32,
+    "model.mask_token_id": 2**24 - 1,
     "objective.draws": 2**16,
     "optim.warmup_steps": 10**12,
     "trainer.steps": 10**12,
@@ -72,7 +72,7 @@ _AT_MOST: dict[str, float] = {
     "eval.batch_rows": 2**20,
     "eval.sample_tokens": 2**24,
 }
-_POSITIVE = ("model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
+_POSITIVE = ("model.norm_eps", "model.rope_theta", "optim.lr", "optim.muon_lr", "trainer.minutes")
 _FRACTIONS = ("optim.decay_fraction", "optim.final_lr_ratio")
 _BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.momentum", "optim.ema_decay")
 
@@ -167,6 +167,11 @@ def _check_run(config: Config) -> None:
         raise ValueError(f"run.name: {shown(run.name)} does not name a folder inside run.folder = {shown(run.folder)}")
     if not run.folder:
         raise ValueError("run.folder: '' is not a folder; the default is 'runs'")
+    for key, value, default in (
+        ("trainer.init_from", config.trainer.init_from, "null"), ("trainer.resume", config.trainer.resume, "never"),
+    ):  # fmt: skip
+        if value == "":
+            raise ValueError(f"{key}: '' is empty (a variable of the shell that is not set?); the default is {default}")
     if run.device != "auto":
         parse_device(run.device)
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
-from hybrid.config.schema import OPEN, SPECS, Config, choices, groups, keys, table
+from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, choices, groups, keys, table
 from hybrid.options import build, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
@@ -58,7 +58,7 @@ def check_specs(config: Config) -> None:
     """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
     for name, address in SPECS.items():
         spec = value_of(config, name)
-        if not (name in OPEN and isinstance(spec, str)):
+        if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
             build(table(address), spec, name)
 
 
@@ -147,13 +147,19 @@ def _split(name: str, value: Any) -> list[str]:
 
 
 def _override_value(name: str, text: str, override: str) -> Any:
-    """The value of an override; where a string is expected it is the text as written, unless that is quoted or null."""
+    """The value of an override; where a string is expected it is the text as written, unless that is quoted or null.
+
+    Raises:
+        ValueError: it is not YAML, or empty where null would mean something else than a user wants.
+    """
     key = keys().get(name)
     annotation = key.annotation if key is not None else Any
     wants_text = "str" in type_name(annotation).split(" or ") or (name in OPEN and not text.startswith("{"))
     if wants_text and not text.startswith(("'", '"')):
         allows_null = "null" in type_name(annotation).split(" or ")
-        return None if allows_null and text in ("null", "") else text
+        if allows_null and not text:
+            raise ValueError(f"{name}: '' is empty (a variable of the shell that is not set?); for none write null")
+        return None if allows_null and text == "null" else text
     return dialect.parse(text, f"override {shown(override)}")
 
 
@@ -187,7 +193,9 @@ def _value(name: str, value: Any) -> Any:
     return convert(name, value, key.annotation)
 
 
-def _spec(name: str, value: Any) -> dict[str, Any]:
+def _spec(name: str, value: Any) -> dict[str, Any] | None:
+    if value is None and name in NULLABLE:
+        return None
     if isinstance(value, str):
         return {"name": value}
     if not isinstance(value, Mapping):
@@ -204,9 +212,11 @@ def _merge(config: DictConfig, layer: dict[str, Any]) -> DictConfig:
         if last in holder:
             present: Any = OmegaConf.to_container(OmegaConf.select(config, path[0])) if path else config
             joined = _joined(present[last], holder.pop(last))
-            joined = {"name": joined["name"], **joined}
-            # Keys of type Any keep the short form; `decoder` is always a mapping.
-            OmegaConf.update(config, name, joined["name"] if path and len(joined) == 1 else joined, merge=False)
+            if joined is not None:
+                joined = {"name": joined["name"], **joined}
+                # Keys of type Any keep the short form; `decoder` is always a mapping.
+                joined = joined["name"] if path and len(joined) == 1 else joined
+            OmegaConf.update(config, name, joined, merge=False)
     try:
         return OmegaConf.merge(config, layer)  # pyright: ignore[reportReturnType]
     except OmegaConfBaseException as error:  # not reached by known means: the layer is checked
@@ -231,7 +241,7 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
     if isinstance(value, str) and ("${" in value or value == "???"):
         raise ValueError(f"{name}: {shown(value)}: '${{' and '???' are not allowed in values; write the value itself")
     if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-        raise ValueError(f"{name}: {shown(value)} is not UTF-8; rename the file")
+        raise ValueError(f"{name}: {shown(value)} is not UTF-8, so that no record could hold it; rename what it names")
     if isinstance(value, str) and not name.startswith("eval.sample_prompts"):  # any text may be continued
         if "\0" in value:
             raise ValueError(f"{name}: {shown(value)} holds a NUL, at which the system ends a name; leave it out")
@@ -239,8 +249,8 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
             raise ValueError(f"{name}: {shown(value)} is longer than any name or path ({LONGEST_TEXT:,} characters)")
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            is_short = name in SPECS and inner_name == "name"  # as it is written by most: KEY=NAME
-            _refuse_odd_texts(name if is_short else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
+            is_spec = inner_name == "name" and name in SPECS  # a name alone has become a mapping with a name
+            _refuse_odd_texts(name if is_spec else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_odd_texts(f"{name}[{index}]", inner)

@@ -38,6 +38,7 @@ class Config:
 SPECS = {
     "data.corpus": ("hybrid.corpora", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
+    "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
     "objective.estimator": ("hybrid.objective", "OBJECTIVES"),
     "objective.proposal": ("hybrid.proposals", "PROPOSALS"),
     "objective.schedule": ("hybrid.noise", "SCHEDULES"),
@@ -45,6 +46,9 @@ SPECS = {
 }
 OPEN = ("data.corpus",)
 """Those whose value may also be a text that is no name of the table (there: files, the Hub)."""
+
+NULLABLE = ("model.rope_scaling",)
+"""Those that may be null."""
 
 NO_MATTER = (
     "run.", "decoder", "data.cache_dir", "trainer.resume", "trainer.log_every", "trainer.eval_every",

@@ -29,7 +29,7 @@ from hybrid.decoding.results import Change, Generation, Progress
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
-from hybrid.decoding.view import Decoder, Prediction
+from hybrid.decoding.view import Decoder
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.cache import KVCache
@@ -162,8 +162,6 @@ class _Session:
             planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
             guidance=engine.guidance,
         )
-        # The law of a model that may predict MASK: a position may be revealed as one, and has to be revealed again.
-        self.may_say_mask = self.mask < engine.model.vocab_size and engine.model.banned_token_id is None
         self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
 
     def _fused(self, model: Transformer) -> Transformer:
@@ -201,20 +199,17 @@ class _Session:
             if step == 0:
                 state = decoder.start(view)
             reveal, remask = decoder.select(view, state)
-            changed, prediction = bool(reveal.any()), None
-            chosen, tokens = reveal & live.is_masked, live.tokens
+            changed, confidence = bool(reveal.any()), None
+            tokens = live.tokens
             if changed:
-                prediction = here.prediction_at(chosen)
-                tokens = tokens.masked_scatter(chosen, prediction.proposal)
-                if self.may_say_mask:
-                    changed = not torch.equal(tokens, live.tokens)
+                tokens, confidence = here.reveal(view, reveal & live.is_masked)
             shown = tokens
             if remask is not None:
                 if step >= min_steps:  # a finished row stays as it is, in whatever company
                     remask = remask & live.is_masked.any(-1, keepdim=True)
                 tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, self.mask)
             if self.watch is not None:
-                self._tell(live, chosen, prediction, shown, tokens)
+                self._tell(live, confidence, shown, tokens)
             live.update(tokens)
             idle = 0 if changed or step < min_steps else idle + 1
             if idle > MAX_IDLE_STEPS:
@@ -224,16 +219,14 @@ class _Session:
                 self.text[live.index, live.position] = live.tokens
                 yield self._progress()
 
-    def _tell(self, live: Live, chosen: Tensor, prediction: Prediction | None, shown: Tensor, tokens: Tensor) -> None:
+    def _tell(self, live: Live, confidence: Callable[[], Tensor] | None, shown: Tensor, tokens: Tensor) -> None:
         """Tell who watches: `shown` is `live.tokens` with what was revealed, `tokens` without what was taken back."""
         assert self.watch is not None
-        confidence = torch.zeros(shown.shape, dtype=torch.float64, device=shown.device)
-        if prediction is not None:
-            confidence[chosen] = prediction.confidence.double()
+        sure = torch.ones(shown.shape) if confidence is None else confidence()
         revealed = (live.tokens == self.mask) & (shown != self.mask)
         remasked = (shown != self.mask) & (tokens == self.mask)
         for k, row in enumerate(live.rows):
-            columns = (live.position, shown, confidence)
+            columns = (live.position, shown, sure)
             new = list(zip(*(values[k][revealed[k]].tolist() for values in columns), strict=True))
             self.watch(row.index, Change(self.networks.nfe, new, live.position[k][remasked[k]].tolist()))
 

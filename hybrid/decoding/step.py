@@ -5,6 +5,7 @@ Shape legend: r active rows, B block size, V vocabulary, m positions that are re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,17 +64,29 @@ class Step:
         """At all masked positions, for a decoder that wants to see them."""
         return self._predict(self.is_masked)
 
-    def prediction_at(self, places: Tensor) -> Prediction:
-        """At the masked positions where `places` (r, B) is True. If the decoder has not looked, head and sampling run
-        on these alone; the tokens are the same, as their uniforms are keyed by position."""
-        if "prediction" not in vars(self):
-            return self._predict(places)
-        chosen = places[self.is_masked]
-        return Prediction(self.prediction.log_probs[chosen], self.prediction.proposal[chosen])
+    def reveal(self, view: View, chosen: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """The tokens (r, B) with those of the masked positions `chosen` (r, B) revealed, and what makes their
+        confidences (r, B), for who wants to know.
+
+        If the decoder has not looked, head and sampling run on the chosen positions alone; the tokens are the same, as
+        their uniforms are keyed by position.
+        """
+        if "prediction" in vars(self):
+            return torch.where(chosen, view.proposal, self.tokens), lambda: view.confidence
+        drawn = self._predict(chosen)
+        shape = self.tokens.shape
+        return (
+            self.tokens.masked_scatter(chosen, drawn.proposal),
+            lambda: drawn.log_probs.new_ones(shape).masked_scatter(chosen, drawn.confidence),
+        )
 
     def _predict(self, places: Tensor) -> Prediction:
         log_probs = self.log_probs(places)
-        return Prediction(log_probs, self.sampling.propose(log_probs, self.uniform(counter.TOKEN)[places]))
+        choice = log_probs
+        model = self.networks.denoiser.model
+        if model.mask_token_id < model.vocab_size and model.banned_token_id is None:  # it counts, but is never written
+            choice = log_probs.index_fill(-1, torch.tensor([model.mask_token_id], device=places.device), -torch.inf)
+        return Prediction(log_probs, self.sampling.propose(choice, self.uniform(counter.TOKEN)[places]))
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -42,22 +43,22 @@ class BlockRows:
     def without_live(self) -> BlockRows:
         return BlockRows(self.lengths, self.pending, self.live[:, :0], [0] * len(self.n_live))
 
-    @property
+    @cached_property
     def counts(self) -> list[int]:
         """Pending tokens of each text."""
         return [len(tokens) for tokens in self.pending]
 
-    @property
+    @cached_property
     def n_pending(self) -> int:
         """Rows for pending tokens: those of the text that has most, padding for the others."""
         return max(self.counts)
 
-    @property
+    @cached_property
     def places(self) -> list[tuple[int, int, int]]:
         """(length, pending tokens, live tokens) of each text."""
         return list(zip(self.lengths, self.counts, self.n_live, strict=True))
 
-    @property
+    @cached_property
     def are_alike(self) -> bool:
         """Whether all texts stand at the same place, without padding: their rows are then laid out once."""
         return len(set(self.places)) == 1 and self.n_live[0] == self.live.shape[1]

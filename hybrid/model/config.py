@@ -27,7 +27,7 @@ class ModelConfig:
     rope_theta: float = option(10000.0, "base of the rotary frequencies")
     rope_scaling: Any = option(None, "stretches the rotary frequencies: an entry of ROPE_SCALINGS, or null")
     mask_token_id: int | None = option(None, "an id of the vocabulary that means MASK; null: one behind it")
-    ban_mask: bool = option(True, "MASK is never predicted; false: its row of the head is one like the others")
+    ban_mask: bool = option(True, "MASK has no probability; false: it counts as any token does, but is never written")
     context: str = option("block_causal", "what a clean token sees of its own block", ("block_causal", "causal"))
     prediction: str = option("in_place", "where token l is read: at l, or at l-1", ("in_place", "next_token"))
     attention: str = option("auto", "attention backend", ("auto", "eager", "sdpa", "flex", "xformers"))

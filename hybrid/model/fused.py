@@ -5,16 +5,17 @@ matrices behind them, queries, keys and values become one matrix, gate and up an
 of multiplications. `FusedLayer` is a `Layer` that only meets its rows otherwise; tests compare it with the training
 pass to 1e-12 in float64.
 
-    for_inference(model, dtype)      a model that is trained: a copy, kept beside it until its weights change
-    fuse(model, dtype)               a model that only generates: in place, a layer at a time
+    fuse(model, dtype)               in place, a layer at a time: a model that only generates, whose weights are on disk
+    for_inference(model, dtype)      that, or of a model that is trained a copy, kept beside it until its weights change
 
-Fused weights are buffers: no optimizer and no file ever sees them.
+Fused weights are no parameters: no optimizer and no file ever sees them. They are for passes without gradients.
 
 Shape legend: b batch, r rows, h query heads, g key-value heads, d head dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -51,55 +52,75 @@ def _shift(norm: Norm) -> Tensor | None:
     return whole(norm.bias.detach()) if isinstance(norm, LayerNorm) else None
 
 
-class Affine(nn.Module):
+class Affine:
     """y -> y @ matrix + bias: linear maps side by side, behind the weights of a norm."""
 
     matrix: Tensor  # (in, out)
     bias: Tensor | None
 
     def __init__(self, dtype: torch.dtype, *maps: nn.Linear, norm: Norm | None = None):
-        super().__init__()
-        weights = torch.cat([whole(one.weight.detach()) for one in maps])  # (out, in)
-        bias = None
-        if maps[0].bias is not None:
-            bias = torch.cat([whole(one.bias.detach()) for one in maps])
-        if norm is not None:
-            shift = _shift(norm)
-            if shift is not None:
-                bias = weights @ shift if bias is None else bias + weights @ shift
-            weights = weights * _scale(norm)
-        self.register_buffer("matrix", weights.t().to(dtype).contiguous())
-        self.register_buffer("bias", None if bias is None else bias.to(dtype))
+        n_in, n_out = maps[0].in_features, sum(one.out_features for one in maps)
+        matrix = torch.empty(n_in, n_out, dtype=dtype, device=maps[0].weight.device)
+        scale, shift = (None, None) if norm is None else (_scale(norm)[:, None], _shift(norm))
+        bias = torch.zeros(n_out, dtype=maps[0].weight.dtype, device=matrix.device)
+        places = zip(maps, *(t.split([one.out_features for one in maps], dim=-1) for t in (matrix, bias)), strict=True)
+        with torch.no_grad():
+            for one, columns, constants in places:
+                weight = whole(one.weight)  # (out, in)
+                if scale is None:
+                    columns.copy_(weight.t())
+                else:
+                    torch.mul(weight.t(), scale, out=columns)  # straight into its place: copies on the way are memory
+                if one.bias is not None:
+                    constants += whole(one.bias)
+                if shift is not None:
+                    constants += weight @ shift
+        self.matrix = matrix
+        self.bias = bias.to(dtype) if maps[0].bias is not None or shift is not None else None
 
-    def forward(self, y: Tensor) -> Tensor:
-        return y @ self.matrix if self.bias is None else y @ self.matrix + self.bias
+    def __call__(self, y: Tensor) -> Tensor:
+        y = y @ self.matrix
+        return y if self.bias is None else y + self.bias
 
     def add_to(self, x: Tensor, y: Tensor) -> Tensor:
-        """x + forward(y), in one operation where the dtypes allow it."""
-        if x.dtype != self.matrix.dtype:
-            return x + self.forward(y)
+        """x + self(y), in one operation where the dtypes allow it."""
+        matrix = self.matrix
+        if x.dtype != matrix.dtype:
+            return x + self(y)
         x = x if self.bias is None else x + self.bias
-        return torch.addmm(x.flatten(0, -2), y.flatten(0, -2), self.matrix).view(x.shape)
+        return torch.addmm(x.flatten(0, -2), y.flatten(0, -2), matrix).view(x.shape)
 
 
 class FusedLayer(Layer):
-    """The function of a `Layer`."""
-
-    heads: Tensor | None  # (h + g, d): weights of the norms of queries and keys, if there are any
+    """The function of a `Layer`. Its tensors are plain attributes, which are quicker to find than buffers."""
 
     def __init__(self, layer: Layer, dtype: torch.dtype):
         nn.Module.__init__(self)
         self.config = layer.config
         self.qkv = Affine(dtype, layer.wq, layer.wk, layer.wv, norm=layer.attention_norm)
-        heads = None
+        self.heads: Tensor | None = None  # (h + g, d): weights of the norms of queries and keys, if there are any
         if isinstance(layer.q_norm, RMSNorm) and isinstance(layer.k_norm, RMSNorm):
             q, k = (_scale(norm).to(dtype) for norm in (layer.q_norm, layer.k_norm))
-            heads = torch.cat([q.expand(self.config.n_heads, -1), k.expand(self.config.kv_heads, -1)])
-        self.register_buffer("heads", heads)
+            self.heads = torch.cat([q.expand(self.config.n_heads, -1), k.expand(self.config.kv_heads, -1)])
         self.out = Affine(dtype, layer.wo)
         into_mlp = (layer.w_gate, layer.w_up) if self.config.mlp == "swiglu" else (layer.w_up,)
         self.up = Affine(dtype, *into_mlp, norm=layer.mlp_norm)
         self.down = Affine(dtype, layer.w_down)
+
+    @property
+    def affines(self) -> tuple[Affine, ...]:
+        return self.qkv, self.out, self.up, self.down
+
+    def tensors(self) -> list[Tensor]:
+        found = [self.heads, *(t for affine in self.affines for t in (affine.matrix, affine.bias))]
+        return [tensor for tensor in found if tensor is not None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedLayer:
+        """What torch calls to move or convert a module."""
+        self.heads = None if self.heads is None else fn(self.heads)
+        for affine in self.affines:
+            affine.matrix, affine.bias = fn(affine.matrix), None if affine.bias is None else fn(affine.bias)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,7 +128,7 @@ class FusedLayer(Layer):
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        y = normalised(x, c.norm, c.norm_eps).to(self.dtype)
+        y = normalised(x, c.norm, c.norm_eps).to(self.qkv.matrix.dtype)
         rows = self.qkv(y).unflatten(-1, (-1, c.head_width))  # (b, r, h + 2g, d)
         qk, v = rows[:, :, : -c.kv_heads], rows[:, :, -c.kv_heads :]
         if self.heads is not None:
@@ -118,10 +139,10 @@ class FusedLayer(Layer):
     def rest(self, x: Tensor, out: Tensor) -> Tensor:
         c = self.config
         x = self.out.add_to(x, out)
-        rows = self.up(normalised(x, c.norm, c.norm_eps).to(self.dtype))
+        rows = self.up(normalised(x, c.norm, c.norm_eps).to(self.up.matrix.dtype))
         if c.mlp == "swiglu":
             gate, up = rows.chunk(2, dim=-1)
-            return self.down.add_to(x, F.silu(gate) * up)
+            return self.down.add_to(x, F.silu(gate).mul_(up))
         return self.down.add_to(x, F.gelu(rows, approximate="tanh"))
 
 
@@ -175,11 +196,13 @@ def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
 
 
 def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """What generation runs: the model itself if it is fused, else a copy with fused weights.
+    """What generation runs: an expendable model itself, fused from then on, or a copy of another with fused weights.
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
     that is spread over ranks none is kept, since a copy is whole.
     """
+    if model.is_expendable and not model.training:
+        fuse(model, dtype)
     if is_fused(model):
         return model
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
@@ -236,13 +259,13 @@ def _refresh(copy: Transformer, model: Transformer, dtype: torch.dtype) -> None:
     """Write the present weights of `model` into `copy`, a layer at a time, where they are."""
     copy.embedding.weight = nn.Parameter(model.embedding.weight.detach(), requires_grad=False)
     for own, layer in zip(copy.layers, model.layers, strict=True):
-        _overwrite(own, FusedLayer(cast(Layer, layer), dtype))
-    _overwrite(copy.final_norm, FusedNorm(model.final_norm, model.config.norm, dtype))
+        _overwrite(cast(FusedLayer, own).tensors(), FusedLayer(cast(Layer, layer), dtype).tensors())
+    _overwrite(copy.final_norm.buffers(), FusedNorm(model.final_norm, model.config.norm, dtype).buffers())
     head = _head(model, dtype)
     if head is not None:
         cast(Tensor, copy.head_weight).copy_(head)
 
 
-def _overwrite(module: nn.Module, by: nn.Module) -> None:
-    for own, new in zip(module.buffers(), by.buffers(), strict=True):
+def _overwrite(tensors: Iterable[Tensor], by: Iterable[Tensor]) -> None:
+    for own, new in zip(tensors, by, strict=True):
         own.copy_(new)

@@ -95,7 +95,9 @@ class Layer(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, rows, d)
         if not getattr(attend, "groups_heads", False):
             k, v = per_query_head(k, q.shape[1]), per_query_head(v, q.shape[1])
-        out = attend(q, k.to(q.dtype), v.to(q.dtype), pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
+        if v.dtype != q.dtype:  # a rotation may have made more of q and k than of v
+            k, v = k.to(q.dtype), v.to(q.dtype)
+        out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         x = pattern.select_queries(x)
         if read is not None:
             x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]

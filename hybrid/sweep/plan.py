@@ -84,7 +84,7 @@ def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
     words = evaluation_words(sweep["evaluate"], folder) if "evaluate" in sweep else None
     if words is not None:
         # What hybrid.evaluate would refuse after hours of training.
-        require_libraries(parse_evaluation(["--checkpoint", "", *words]))
+        require_libraries(parse_evaluation(["--checkpoint", "RUN", *words]))
     return Plan(runs, words)
 
 
