@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,6 +36,8 @@ LONGEST_LINE = 2000
 
 _PATHS = ("RUN", "FILE", "FILE.html", "FOLDER", "PATH", "CORPUS")
 """Metavars of arguments that name a file or a folder."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # Torch's OpenMP reads it when it is loaded, so it must be set before. Threads that wait for each other spin, by
@@ -132,8 +135,13 @@ def error_line(error: BaseException) -> str:
         text = f"{name}: {error.strerror}" if error.filename is not None else error.strerror
     else:
         text = str(error) or type(error).__name__
-    line = f"error: {' '.join(text.split())}"
+    line = _without_control(f"error: {' '.join(text.split())}")
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 100]}... ({len(line):,} characters)"
+
+
+def _without_control(text: str) -> str:
+    """Escaped: a file's damaged bytes, say, must not reach the terminal as commands."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
@@ -149,7 +157,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 class _PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = _without_control(super().format(record))
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 

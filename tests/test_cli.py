@@ -194,6 +194,17 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGTERM, before[signal.SIGTERM])
 
 
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a library says of a damaged file may hold its bytes."""
+
+    def main() -> None:
+        logging.getLogger("hybrid").warning("a\x0e\tb\x9b2J")
+        raise ValueError("file \x1b[2J\x0e is\nbroken")
+
+    assert cli.run(main) == cli.BAD_INPUT
+    assert capsys.readouterr().err == "warning: a\\x0e\tb\\x9b2J\nerror: file \\x1b[2J\\x0e is broken\n"
+
+
 def test_an_error_of_any_length_is_bounded(capsys: pytest.CaptureFixture[str]) -> None:
     assert raises(ValueError("data.corpus: " + "x" * 64_019)) == 2
     line = capsys.readouterr().err

@@ -56,7 +56,7 @@ def test_rows_are_the_same_alone_and_in_a_batch_cached_and_not(spec, mode):
     """float32; ragged prompts: an empty one, one ending inside a block, one with an end of text; a short last block."""
     model = toy_model(*mode, vocab=9, dtype=torch.float32)
     prompts = [[], [1, 2, 3], [8, 5, 0, 8, 1, 1]]
-    for block_size in (1, 4, 5, 14) if isinstance(spec, str) else (4, 14):
+    for block_size in (1, 4, 5, 14) if isinstance(spec, str) and mode == MODES[0] else (4, 14):
         batch = engine(model, block_size, spec, seed=3).generate(prompts, 8)
         uncached = engine(model, block_size, spec, seed=3, cache=False).generate(prompts, 8)
         alone = [engine(model, block_size, spec, seed=3).generate([p], 8).tokens[0] for p in prompts]
