@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, PREDICTIONS, random_tokens, toy_model
 
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 from hybrid.model.cache import KVCache
 from hybrid.model.two_stream import with_begin
 
 
-def step(model, cache, pending, live, block_size):
+def step(model, cache, pending, live, sight):
     rows = BlockRows(cache.lengths, pending, live, [live.shape[1]] * len(live))
     with torch.no_grad():
-        return block_hidden(model, cache, rows, Sight(block_size))
+        return block_hidden(model, cache, rows, Sight(sight) if isinstance(sight, int) else sight)
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
@@ -63,3 +63,22 @@ def test_a_token_read_off_a_state_that_was_cut_is_not_made_up() -> None:
     cache.cut([3])
     with pytest.raises(AssertionError, match="read again"):
         step(model, cache, [torch.tensor([], dtype=torch.long)], live, 2)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_causal_cache_may_be_cut_inside_of_a_block_also_under_a_window(prediction) -> None:
+    """What a window reaches back to is counted from the start of the block, wherever the cut is."""
+    model = toy_model("causal", prediction)
+    begin, sight = model.config.begin, Sight(4, window=8)
+    old, new = random_tokens(1, 12), random_tokens(1, 12, seed=1)
+    live = torch.full((1, 4), model.mask_token_id)
+    for kept in range(12):
+        text = with_begin(model, torch.cat([old[:, :kept], new[:, kept:]], dim=1))
+        hidden = []
+        for cut in (True, False):
+            cache = KVCache.empty(model, 1, begin + 16)
+            if cut:
+                step(model, cache, list(with_begin(model, old)), live, sight)
+                cache.cut([kept])
+            hidden.append(step(model, cache, [text[0, cache.lengths[0] :]], live, sight))
+        torch.testing.assert_close(*hidden, rtol=0, atol=1e-12)
