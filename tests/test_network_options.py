@@ -218,6 +218,8 @@ def test_what_does_not_fit_is_refused():
         ({"mask_token_id": 9}, r"model.mask_token_id: 9 must be one of the 7 ids"),
         ({"mask_token_id": 6}, r"not that of end of text \(6\)"),
         ({"rope_scaling": "linear"}, r"model.rope_scaling: 'linear' is not one of llama3, yarn"),
+        ({"rope_scaling": "yarn", "rope_theta": 1.0}, r"model.rope_theta: 1.0 has no frequencies to stretch"),
+        ({"rope_scaling": {"name": "yarn", "attention_factor": 0.0}}, r"rope_scaling.attention_factor: 0.0 must be"),
         ({"rope_scaling": {"name": "yarn", "factor": 0.5}}, r"model.rope_scaling.factor: 0.5 is too small"),
         ({"rope_scaling": {"name": "llama3", "low_freq_factor": 5.0}}, r"rope_scaling.low_freq_factor: 5.0 must be"),
     ]:
