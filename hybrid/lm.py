@@ -327,6 +327,9 @@ class LanguageModel:
             raise ValueError(
                 f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
             )
+        banned = self.model.banned_token_id
+        if banned is not None and (tokens == banned).any():
+            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
         return tokens.to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
