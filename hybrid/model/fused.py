@@ -2,8 +2,8 @@
 
 A forward of a few rows costs what its weights cost to read and its operations to start. So norms' weights go into the
 matrices behind them, queries, keys and values become one matrix, gate and up another, each (in, out) and in the dtype
-of multiplications. `FusedLayer` is a `Layer` that only meets its rows otherwise; tests compare it with the training
-pass to 1e-12 in float64.
+of multiplications. A `FusedLayer` computes what its `Layer` does, from such weights; tests compare it with the
+training pass to 1e-12 in float64.
 
     fuse(model, dtype)               in place, a layer at a time: a model that only generates, whose weights are on disk
     for_inference(model, dtype)      that, or of a model that is trained a copy, kept beside it until its weights change
@@ -201,7 +201,7 @@ def fuse(model: Transformer, dtype: torch.dtype | None = None) -> None:
 
 
 def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
-    """(vocab, dim) that lies in memory as (dim, vocab); None where the embedding serves as it is."""
+    """The head's matrix (vocab, dim), in memory as (dim, vocab); None where the embedding serves as it is."""
     weight = whole(model.head_matrix().detach())
     if model.config.tied_embeddings and weight.dtype == dtype:
         return None
@@ -247,7 +247,7 @@ _LOCK = Lock()
 
 def _state(model: Transformer) -> list[Any]:
     """What differs when weights do. Versions are not enough, since writing to `.data` leaves them and so do torch's
-    fused optimizers; sums alone would miss an exchange. It reads the weights once, as a forward does."""
+    fused optimizers. Sums are not either: they miss a permutation. It reads the weights once, as a forward does."""
     parameters = list(model.parameters())
     wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
     sums = torch.stack([p.detach().sum(dtype=dtype) for p, dtype in zip(parameters, wide, strict=True)]).tolist()
