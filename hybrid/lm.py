@@ -277,6 +277,9 @@ class LanguageModel:
             raise ValueError(
                 f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
             )
+        banned = self.model.banned_token_id
+        if banned is not None and (tokens == banned).any():
+            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
         return tokens.to(self.device)
 
     def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:

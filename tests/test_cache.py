@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, PREDICTIONS, random_tokens, toy_model
 
+from hybrid.model.attention import Eager
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 from hybrid.model.cache import KVCache
 from hybrid.model.two_stream import with_begin
 
 
-def step(model, cache, pending, live, block_size):
+def step(model, cache, pending, live, sight):
     rows = BlockRows(cache.lengths, pending, live, [live.shape[1]] * len(live))
     with torch.no_grad():
-        return block_hidden(model, cache, rows, Sight(block_size))
+        return block_hidden(model, cache, rows, Sight(sight) if isinstance(sight, int) else sight)
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
@@ -63,3 +64,54 @@ def test_a_token_read_off_a_state_that_was_cut_is_not_made_up() -> None:
     cache.cut([3])
     with pytest.raises(AssertionError, match="read again"):
         step(model, cache, [torch.tensor([], dtype=torch.long)], live, 2)
+
+
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+def test_padding_is_finite(mode) -> None:
+    """Rows behind a short live block and pending tokens that a text lacks: nobody reads them, and no NaN is made."""
+    model = toy_model(*mode)
+    model.attend = Eager()  # whose softmax of nothing is NaN
+    cache = KVCache.empty(model, 2, model.config.begin + 8)
+    pending = [with_begin(model, random_tokens(1, n))[0] for n in (0, 4)]
+    rows = BlockRows(cache.lengths, pending, torch.full((2, 4), model.mask_token_id), [4, 2])
+    with torch.no_grad():
+        assert block_hidden(model, cache, rows, Sight(4)).isfinite().all()
+    assert cache.keys.isfinite().all() and cache.values.isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_causal_cache_may_be_cut_inside_of_a_block_also_under_a_window(prediction) -> None:
+    """What a window reaches back to is counted from the start of the block, wherever the cut is."""
+    model = toy_model("causal", prediction)
+    begin, sight = model.config.begin, Sight(4, window=8)
+    old, new = random_tokens(1, 12), random_tokens(1, 12, seed=1)
+    live = torch.full((1, 4), model.mask_token_id)
+    for kept in range(12):
+        text = with_begin(model, torch.cat([old[:, :kept], new[:, kept:]], dim=1))
+        hidden = []
+        for cut in (True, False):
+            cache = KVCache.empty(model, 1, begin + 16)
+            if cut:
+                step(model, cache, list(with_begin(model, old)), live, sight)
+                cache.cut([kept])
+            hidden.append(step(model, cache, [text[0, cache.lengths[0] :]], live, sight))
+        torch.testing.assert_close(*hidden, rtol=0, atol=1e-12)
+
+
+def test_rows_that_are_kept_bring_all_that_is_theirs() -> None:
+    """Also the state that a live block is read off when nothing is pending."""
+    model = toy_model("causal", "next_token")
+    text = list(with_begin(model, random_tokens(3, 8)))
+    nothing = torch.tensor([], dtype=torch.long)
+    live = torch.full((3, 2), model.mask_token_id)
+    caches = [KVCache.empty(model, rows, 11) for rows in (3, 2)]
+    step(model, caches[0], text, live, 2)
+    step(model, caches[1], [text[2], text[0]], live[:2], 2)
+    caches[0].cut([9, 5, 9])
+    caches[0].keep([2, 0])
+    assert caches[0].lengths == [9, 9] and caches[0].has_last == [True, True]
+    got, expected = (step(model, cache, [nothing] * 2, live[:2], 2) for cache in caches)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    caches[0].cut([5, 9])
+    caches[0].keep([0])
+    assert caches[0].lengths == [5] and caches[0].has_last == [False]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+import sys
+import threading
 import weakref
 
 import pytest
@@ -128,3 +132,59 @@ def test_bf16_multiplies_in_bf16_and_keeps_the_residual_stream() -> None:
     got = logits(model)
     assert got.dtype == torch.bfloat16
     assert (got.float() - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def texts(model) -> list[list[int]]:
+    return engine(model, 4).generate([[], [1, 5, 3]], 6).tokens
+
+
+def test_several_threads_may_generate_first() -> None:
+    expected, found, interval = texts(toy_model(n_layers=3)), [], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            model = toy_model(n_layers=3)
+            model.is_expendable = True
+            threads = [threading.Thread(target=lambda model=model: found.append(texts(model))) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(found) == 60 and all(one == expected for one in found)
+
+
+@pytest.mark.parametrize("expendable", [False, True])
+def test_copies_of_a_model_are_its_equals(expendable) -> None:
+    """Before it has generated and after; a copy for inference is a model to generate with, too."""
+    model = toy_model()
+    model.is_expendable = expendable
+    ways = {
+        "deepcopy": copy.deepcopy,
+        "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+        "for inference": lambda model: for_inference(model, model.dtype),
+    }
+    early = {name: make(model) for name, make in ways.items() if name != "for inference"}
+    expected = texts(model)
+    for other in [*early.values(), *(make(model) for make in ways.values())]:
+        assert texts(other) == expected
+
+
+def test_inference_mode_leaves_nothing_that_cannot_be_changed_outside_of_it() -> None:
+    model = toy_model(dtype=torch.float32)
+    with torch.inference_mode():
+        texts(model)
+        texts(toy_model())  # whose weights have no versions
+    change_by_optimizer(model, "adamw")
+    torch.testing.assert_close(logits(for_inference(model, torch.float32)), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_fused_model_does_not_train(norm) -> None:
+    """What would move is its embedding alone."""
+    model = toy_model(norm=norm, qk_norm=False)
+    fuse(model)
+    model.eval()
+    with pytest.raises(ValueError, match=r"load it again and call train\(\) before"):
+        model.train()

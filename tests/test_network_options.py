@@ -16,6 +16,7 @@ from toy import MODES, random_tokens, toy_model
 from hybrid.config import check, load_config, to_yaml
 from hybrid.decoding import DECODERS
 from hybrid.likelihood import row_nll
+from hybrid.lm import LanguageModel, build_model
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.fused import fuse
 from hybrid.model.layers import Layer
@@ -23,6 +24,7 @@ from hybrid.model.masks import TwoStream
 from hybrid.model.rope import ROPE_SCALINGS, Rope
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import build
+from hybrid.tokenizer import ByteTokenizer
 
 LLAMA3 = {"name": "llama3", "factor": 4.0, "original_length": 16}
 YARN = {"name": "yarn", "factor": 4.0, "original_length": 16}
@@ -210,6 +212,21 @@ def test_a_banned_mask_takes_no_likelihood():
         assert total == pytest.approx(1, abs=1e-9) if ban else total < 0.99
 
 
+def test_a_banned_mask_is_no_token_of_a_text():
+    """As the MASK behind a vocabulary is none; one that may be predicted counts as any token does."""
+    overrides = ["model.dim=8", "model.n_layers=1", "model.n_heads=2", "data.seq_len=8", "model.mask_token_id=1"]
+    tokenizer, tokens = ByteTokenizer(), torch.tensor([[65, 1, 66]])
+    for ban in (True, False):
+        config = load_config(None, [*overrides, f"model.ban_mask={ban}", "objective.block_size=4"])
+        lm = LanguageModel(config, tokenizer, build_model(config, tokenizer, torch.device("cpu"), training=True).eval())
+        if ban:
+            for ask in (lm.nll, lm.logits):
+                with pytest.raises(ValueError, match=r"tokens: 1 is MASK, which texts do not hold"):
+                    ask(tokens)
+        else:
+            assert lm.nll(tokens).nll.isfinite().all()
+
+
 def test_what_does_not_fit_is_refused():
     for options, message in [
         ({"head_dim": 5}, r"model.head_dim: 5 is odd"),
@@ -218,6 +235,8 @@ def test_what_does_not_fit_is_refused():
         ({"mask_token_id": 9}, r"model.mask_token_id: 9 must be one of the 7 ids"),
         ({"mask_token_id": 6}, r"not that of end of text \(6\)"),
         ({"rope_scaling": "linear"}, r"model.rope_scaling: 'linear' is not one of llama3, yarn"),
+        ({"rope_scaling": "yarn", "rope_theta": 1.0}, r"model.rope_theta: 1.0 has no frequencies to stretch"),
+        ({"rope_scaling": {"name": "yarn", "attention_factor": 0.0}}, r"rope_scaling.attention_factor: 0.0 must be"),
         ({"rope_scaling": {"name": "yarn", "factor": 0.5}}, r"model.rope_scaling.factor: 0.5 is too small"),
         ({"rope_scaling": {"name": "llama3", "low_freq_factor": 5.0}}, r"rope_scaling.low_freq_factor: 5.0 must be"),
     ]:

@@ -24,7 +24,12 @@ class Prediction:
     @property
     def confidence(self) -> Tensor:
         """(m,) probability, at temperature 1, of the token proposed."""
-        return self.log_probs.gather(-1, self.proposal[:, None]).squeeze(-1).exp()
+        return _probability(self.log_probs, self.proposal)
+
+
+def _probability(log_probs: Tensor, ids: Tensor) -> Tensor:
+    """(m, V), (m,) -> (m,)"""
+    return log_probs.gather(-1, ids[:, None]).squeeze(-1).exp()
 
 
 @dataclass(eq=False)
@@ -75,7 +80,8 @@ class View:
     @cached_property
     def confidence(self) -> Tensor:
         """(r, B) probability, at temperature 1, of the token proposed at each masked position; elsewhere 1."""
-        return self.spread(self.prediction.confidence, 1.0)
+        known = self.prediction  # of a text that is known it has no proposal, which says why when it is read
+        return self.spread(_probability(known.log_probs, known.proposal), 1.0)
 
     @cached_property
     def planned(self) -> Tensor:

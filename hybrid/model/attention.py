@@ -62,6 +62,9 @@ class Kept:
         self._by_rows: dict[Any, Any] = {}
         self._by_pattern: WeakKeyDictionary[TwoStream, dict[Any, Any]] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()  # a copy of a model makes its own
+
     def get(self, pattern: TwoStream, make: Callable[[], Any], *more: Any) -> Any:
         """What `make` gives for this pattern (and `more`, if that matters too), made once."""
         if pattern.documents is None:

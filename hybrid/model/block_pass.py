@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.masks import Cached
 from hybrid.model.transformer import Transformer
+
+IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ class Sight:
         """The pattern of a forward."""
         alike = self.documents is None and rows.are_alike
         reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees
-        # What is committed ends where a block ends, so the lengths are the starts of the first blocks here.
-        first = 0 if self.window is None else max(rows.start + reach, 0)
+        # What is committed ends where a block ends, unless the cache was cut elsewhere.
+        first = 0 if self.window is None else max(self._first_of_block(rows.start, config.begin) + reach, 0)
         span, n_pending = slice(first, rows.end), rows.n_pending
         first_query = 0 if config.begin else n_pending
         n_rows = n_pending + rows.live.shape[1]
@@ -119,7 +122,7 @@ class Sight:
             here = slice(rows.start, rows.end)
             return Cached(here, cache.n_slots, end, span, unmasked=True, first_query=first_query)
         slots, is_token = rows.slots(alike)
-        start = self._block_start(slots, config.begin)
+        start = self._first_of_block(slots, config.begin).clamp(min=0)
         end = self._block_end(slots, is_token, n_pending, start, config)
         begin = None if self.window is None else start + reach
         where: slice | Tensor = slice(rows.start, rows.end)
@@ -136,9 +139,9 @@ class Sight:
             slot_document=self.documents, first_query=first_query,
         )  # fmt: skip
 
-    def _block_start(self, slots: Tensor, begin: int) -> Tensor:
-        """First slot of the block of each slot; the begin token is a block of its own."""
-        return (begin + (slots - begin) // self.block_size * self.block_size).clamp(min=0)
+    def _first_of_block(self, slots: IntOrTensor, begin: int) -> IntOrTensor:
+        """First slot of the block of each slot; below 0 for the begin token, a block of its own."""
+        return begin + (slots - begin) // self.block_size * self.block_size
 
     def _block_end(self, slots: Tensor, is_token: Tensor, n_pending: int, start: Tensor, config: ModelConfig) -> Tensor:
         """The slot behind the last one that each row sees: of its block, or itself (`causal`, and the begin token)."""

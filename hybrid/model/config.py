@@ -68,6 +68,8 @@ class ModelConfig:
             raise ValueError(f"model.norm_eps: {self.norm_eps!r} must be positive, e.g. 1e-5")
         if self.rope_scaling is not None:
             build(ROPE_SCALINGS, self.rope_scaling, "model.rope_scaling")
+            if not self.rope_theta > 1:
+                raise ValueError(f"model.rope_theta: {self.rope_theta} has no frequencies to stretch; take one above 1")
         if self.mask_token_id is None and not self.ban_mask:
             raise ValueError(
                 "model.ban_mask: false needs model.mask_token_id, an id inside the vocabulary; behind it MASK has no "

@@ -2,8 +2,8 @@
 
 A forward of a few rows costs what its weights cost to read and its operations to start. So norms' weights go into the
 matrices behind them, queries, keys and values become one matrix, gate and up another, each (in, out) and in the dtype
-of multiplications. `FusedLayer` is a `Layer` that only meets its rows otherwise; tests compare it with the training
-pass to 1e-12 in float64.
+of multiplications. A `FusedLayer` computes what its `Layer` does, from such weights; tests compare it with the
+training pass to 1e-12 in float64.
 
     fuse(model, dtype)               in place, a layer at a time: a model that only generates, whose weights are on disk
     for_inference(model, dtype)      that, or of a model that is trained a copy, kept beside it until its weights change
@@ -16,6 +16,7 @@ Shape legend: b batch, r rows, h query heads, g key-value heads, d head dim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from threading import Lock
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -122,6 +123,18 @@ class FusedLayer(Layer):
             affine.matrix, affine.bias = fn(affine.matrix), None if affine.bias is None else fn(affine.bias)
         return self
 
+    def train(self, mode: bool = True) -> FusedLayer:
+        """What torch calls to begin or end training.
+
+        Raises:
+            ValueError: it begins.
+        """
+        if mode:
+            raise ValueError(
+                "train: this model has generated, which has fused its weights; load it again and call train() before"
+            )
+        return cast(FusedLayer, super().train(mode))
+
     @property
     def dtype(self) -> torch.dtype:
         return self.qkv.matrix.dtype
@@ -188,7 +201,7 @@ def fuse(model: Transformer, dtype: torch.dtype | None = None) -> None:
 
 
 def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
-    """(vocab, dim) that lies in memory as (dim, vocab); None where the embedding serves as it is."""
+    """The head's matrix (vocab, dim), in memory as (dim, vocab); None where the embedding serves as it is."""
     weight = whole(model.head_matrix().detach())
     if model.config.tied_embeddings and weight.dtype == dtype:
         return None
@@ -199,12 +212,16 @@ def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
     """What generation runs: an expendable model itself, fused from then on, or a copy of another with fused weights.
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
-    that is spread over ranks none is kept, since a copy is whole.
+    that is spread over ranks none is kept, since a copy is whole. Several threads may ask at once.
     """
-    if model.is_expendable and not model.training:
-        fuse(model, dtype)
-    if is_fused(model):
-        return model
+    # In inference mode tensors would be made that cannot be made current outside of it.
+    with _LOCK, torch.inference_mode(False), torch.no_grad():
+        if model.is_expendable and not model.training:
+            fuse(model, dtype)
+        return model if is_fused(model) else _current_copy(model, dtype)
+
+
+def _current_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
     if any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
         return _copy(model, dtype)
     state, kept = _state(model), _COPIES.get(model)
@@ -224,29 +241,29 @@ class _Kept(NamedTuple):
 
 _COPIES: WeakKeyDictionary[Transformer, _Kept] = WeakKeyDictionary()
 
+_LOCK = Lock()
+"""Of weights that are being fused."""
+
 
 def _state(model: Transformer) -> list[Any]:
     """What differs when weights do. Versions are not enough, since writing to `.data` leaves them and so do torch's
-    fused optimizers; sums alone would miss an exchange. It reads the weights once, as a forward does."""
+    fused optimizers. Sums are not either: they miss a permutation. It reads the weights once, as a forward does."""
     parameters = list(model.parameters())
     wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
     sums = torch.stack([p.detach().sum(dtype=dtype) for p, dtype in zip(parameters, wide, strict=True)]).tolist()
-    return [(p.data_ptr(), p._version, p.dtype, total) for p, total in zip(parameters, sums, strict=True)]
+    return [
+        (p.data_ptr(), None if p.is_inference() else p._version, p.dtype, total)
+        for p, total in zip(parameters, sums, strict=True)
+    ]
 
 
 def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
     copy = Transformer.__new__(Transformer)
     nn.Module.__init__(copy)
     for name in (
-        "config",
-        "vocab_size",
-        "end_of_text",
-        "mask_token_id",
-        "rope",
-        "attend",
-        "recompute",
+        "config", "vocab_size", "end_of_text", "mask_token_id", "rope", "attend", "recompute", "is_expendable",
         "_n_parameters",
-    ):
+    ):  # fmt: skip
         setattr(copy, name, getattr(model, name))
     copy.register_module("embedding", nn.Embedding.from_pretrained(whole(model.embedding.weight.detach())))
     copy.layers = nn.ModuleList(FusedLayer(cast(Layer, layer), dtype) for layer in model.layers)

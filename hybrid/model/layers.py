@@ -1,7 +1,7 @@
 """Norms, and the layer: attention and an MLP, each behind a norm and with a residual.
 
-One `forward` serves training, whole rows in two streams, and generation, a few rows over a cache. What generation does
-otherwise is how weights meet rows: `fused.FusedLayer` overrides `project` and `rest`.
+One `forward` serves training, whole rows in two streams, and generation, a few rows over a cache. Generation only
+multiplies otherwise: `fused.FusedLayer` overrides `project` and `rest`.
 
 Shape legend: b batch, r rows of a forward, q query rows, h heads, g key-value heads, d head dim, m rows that are read.
 """

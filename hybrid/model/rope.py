@@ -66,6 +66,8 @@ class Yarn:
         at_least("original_length", self.original_length, 1)
         if not 0 < self.beta_slow < self.beta_fast:
             raise ValueError(f"beta_slow: {self.beta_slow} must be positive and below beta_fast {self.beta_fast}")
+        if self.attention_factor is not None and not self.attention_factor > 0:
+            raise ValueError(f"attention_factor: {self.attention_factor} must be positive, or null")
 
     def frequencies(self, plain: Tensor, theta: float) -> tuple[Tensor, float]:
         half = len(plain)

@@ -57,9 +57,7 @@ class Transformer(nn.Module):
         self.rope = Rope(config.head_width, config.rope_theta, config.rope_scaling)
         self.attend: Backend = Eager()
         self.recompute = False  # layers are computed again in the backward pass instead of being kept
-        self.is_expendable = (
-            False  # its weights can be read again, so that `fused.for_inference` may fuse them in place
-        )
+        self.is_expendable = False  # weights can be read again, so `fused.for_inference` may fuse them in place
         self._n_parameters = sum(parameter.numel() for parameter in self.parameters())
         if initialise:
             self.reset_parameters()
