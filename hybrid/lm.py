@@ -367,6 +367,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     tokenizer = load_tokenizer(home / "tokenizer")
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
-    load_state(model, load_group(found, weights))
+    with checkpoint.reading(found):
+        load_state(model, load_group(found, weights))
     model.is_expendable = True
     return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home, weights))
