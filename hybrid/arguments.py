@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -81,6 +81,25 @@ def prompt_ids(prompts: Any, encode: Callable[[str], list[int]] | None = None) -
     if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
         raise ValueError(f"prompts: {shown(prompts)} is no list of prompts; give lists of token ids{texts}")
     return [_prompt(i, prompt, encode, texts) for i, prompt in enumerate(prompts)]
+
+
+def token_ids(name: str, ids: Any) -> list[int]:
+    """Ids of one text as a list: integers in any iterable but a string, or an array or tensor [length].
+
+    Raises:
+        ValueError: anything else, named `name`.
+    """
+    if _is_array(ids):
+        if ids.ndim == 2:
+            raise ValueError(f"{name}: {list(ids.shape)} holds the ids of {len(ids)} texts; give them one by one")
+        return _rows_of(ids, 1, name)
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
+        raise ValueError(f"{name}: {shown(ids)} must be a list of token ids")
+    given = list(ids)
+    numbers = [token if type(token) is int else _index(token) for token in given]
+    if None in numbers:
+        raise ValueError(f"{name}: {shown(given[numbers.index(None)])} is no integer; give a list of token ids")
+    return numbers  # type: ignore[return-value]
 
 
 def _prompt(i: int, prompt: Any, encode: Callable[[str], list[int]] | None, texts: str) -> list[int]:

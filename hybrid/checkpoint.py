@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from hybrid.atomic import (
 )
 from hybrid.options import path_of, shown
 from hybrid.ranks import ALONE, Ranks
+from hybrid.states import DamagedState
 from hybrid.tensorfiles import save_group
 
 _log = logging.getLogger(__name__)
@@ -219,6 +220,34 @@ def _read_pointer(pointer: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     return pointer.with_name(name) if _STEP.fullmatch(name) else None
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """Errors inside begin with the folder of the checkpoint; of one that is damaged they tell what else there is.
+
+    Raises:
+        ValueError: one was raised inside.
+    """
+    try:
+        yield
+    except ValueError as error:
+        named = str(error) if str(error).startswith(str(folder)) else f"{folder}: {error}"
+        way_out = f"; {_way_out(folder)}" if isinstance(error, DamagedState) else ""
+        raise ValueError(f"{named}{way_out}") from None
+
+
+def _way_out(damaged: Path) -> str:
+    """What to do about a damaged checkpoint: the checkpoint beside it that was saved last before it, else later."""
+    if not _STEP.fullmatch(damaged.name):
+        return "restore it from a copy, or save it again"
+    saved = list_checkpoints(damaged.parent)
+    at = saved.index(damaged) if damaged in saved else len(saved)
+    for other in (*saved[:at][::-1], *saved[at + 1 :]):
+        with suppress(ValueError):
+            verify_folder(other)
+            return f"take {other}, or restore it from a copy"
+    return "restore it from a copy: there is no other beside it"
 
 
 def is_latest(folder: Path, checkpoint: Path) -> bool:

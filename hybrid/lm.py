@@ -209,17 +209,18 @@ class LanguageModel:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.
 
         Raises:
-            ValueError: the folder exists and holds something else.
+            ValueError: no path, or the folder exists and holds something else.
             OSError: it could not be written.
         """
-        with new_folder(Path(folder)) as temporary:
+        target = path_of("folder", folder)
+        with new_folder(target) as temporary:
             save_tensors(self._weights(), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
             facts, made_from = facts_of(self), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
             write_json_atomic(temporary / "model.json", {**facts, **made_from})
             (temporary / "README.md").write_text(card_of(self, facts), encoding="utf-8")
-        return Path(folder)
+        return target
 
     def _weights(self) -> Mapping[str, Tensor]:
         """As they were trained: a model that has generated has fused them, so they are read once more."""
@@ -235,8 +236,8 @@ class LanguageModel:
         trained = self.block_sizes
         if value is None:
             return min(trained[0], length)
-        if not isinstance(value, str):
-            value = integer("block_size", value, *SEEDS)  # no list, and no bool
+        if isinstance(value, (list, bool)) or not isinstance(value, (str, int)):
+            value = integer("block_size", value, 1, self.config.data.seq_len)  # of numpy or torch, or none at all
         (value,) = resolve_block_sizes(value, self.config.data.seq_len, "block_size")
         if value not in trained:
             known = ", ".join(map(str, trained))
@@ -317,6 +318,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     tokenizer = load_tokenizer(home / "tokenizer")
     model = build_model(config, tokenizer, where, training=False).eval()
     weights = "ema" if has_group(found, "ema") else "model"
-    load_state(model, load_group(found, weights))
+    with checkpoint.reading(found):
+        load_state(model, load_group(found, weights))
     model.is_expendable = True
     return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home, weights))

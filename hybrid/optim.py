@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hybrid.options import option, shown
 from hybrid.parallel import settle
 from hybrid.ranks import part
-from hybrid.states import flatten_optimizer, restore_optimizer
+from hybrid.states import DamagedState, flatten_optimizer, restore_optimizer
 
 
 @dataclass
@@ -117,7 +117,9 @@ class Optimizer:
             ValueError: it is of another optimizer, or does not fit; one line.
         """
         if not isinstance(meta, dict):
-            raise ValueError(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
+            raise DamagedState(
+                f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one"
+            )
         unknown = [name for name in tensors if name.split("/")[0] not in self.parts]
         if set(meta) != set(self.parts):
             raise ValueError(
@@ -125,7 +127,7 @@ class Optimizer:
                 f"{self.config.name!r}; set it back, or start from the weights alone with trainer.init_from"
             )
         if unknown:
-            raise ValueError(f"optimizer: the checkpoint holds {shown(unknown)}, which no part of it has")
+            raise DamagedState(f"optimizer: the checkpoint holds {shown(unknown)}, which no part of it has")
         for name, optimizer in self.parts.items():
             restore_optimizer(optimizer, self.names, tensors, meta[name], prefix=f"{name}/")
 

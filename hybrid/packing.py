@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from hybrid.atomic import read_json
 from hybrid.encoding import GivenBack, encode_documents
 from hybrid.files import HASHED_BYTES, Documents
 from hybrid.leftovers import locked_folder, temporary_of
@@ -141,7 +142,7 @@ def _publish(work: Path, folder: Path) -> None:
 def open_packed(folder: Path) -> Packed | None:
     """What `build` left in `folder`; None if it isn't there or is damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         splits = {}
         for name in SPLITS:
             entry = meta["splits"][name]
@@ -154,7 +155,7 @@ def open_packed(folder: Path) -> Packed | None:
                 arrays[f"{name}.bin"], arrays.get(f"{name}.is_target.bin"), counts, entry["given_back"]
             )
         return Packed(load_tokenizer(folder / "tokenizer"), splits, meta["corpus_sha256"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

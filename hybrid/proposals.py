@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hybrid.options import at_least, option, shown
+from hybrid.states import DamagedState
 
 
 class Proposal(Protocol):
@@ -145,13 +146,13 @@ class Adaptive:
         for name, table in state.items():
             group, _, size = name.partition(".")
             if group != "moments" or not (size.isascii() and size.isdigit() and len(size) < 10):
-                raise ValueError(f"proposal: {shown(name)} is not the name of a table of moments")
+                raise DamagedState(f"proposal: {shown(name)} is not the name of a table of moments")
             if table.shape != (2, self.BINS + 1) or table.dtype != torch.float64:
-                raise ValueError(
+                raise DamagedState(
                     f"proposal: {name} is {list(table.shape)} {table.dtype}, not [2, {self.BINS + 1}] float64"
                 )
             if not bool(table.isfinite().all() and (table >= 0).all()):
-                raise ValueError(f"proposal: {name} holds a number that is negative or not finite")
+                raise DamagedState(f"proposal: {name} holds a number that is negative or not finite")
         self.moments.clear()
         self.moments.update({int(name.split(".")[1]): table for name, table in state.items()})
 

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from hybrid import checkpoint, exhibits
 from hybrid.building import build_model
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
@@ -251,7 +249,7 @@ class Run:
                 f"data.tokenizer = {self.config.data.tokenizer!r} ({mine.name}, {mine.vocab_size} ids); train with its "
                 "tokenizer"
             )
-        with torch.no_grad():
+        with checkpoint.reading(cast(Path, other.origin.folder)):
             load_state(self.model, module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
         return other.origin.checkpoint

@@ -64,9 +64,13 @@ def restore(stepper: Stepper, path: Path) -> Counts:
     """Bring everything into the state that a checkpoint holds.
 
     Raises:
-        ValueError: what is saved there does not fit; one line that names it.
+        ValueError: what is saved there does not fit; one line that names the checkpoint, and another if there is one.
     """
-    s = stepper
+    with checkpoint.reading(path):
+        return _restore(stepper, path)
+
+
+def _restore(s: Stepper, path: Path) -> Counts:
     state = checkpoint.read_state(path)
     counts = Counts(*(_count(state, name, path) for name in Counts._fields))
     if counts.step != checkpoint.step_of(path):

@@ -15,6 +15,10 @@ from hybrid.ranks import spread
 _MACHINE_OPTIONS = {"foreach", "fused", "capturable", "differentiable"}
 
 
+class DamagedState(ValueError):
+    """A checkpoint holds what cannot have been saved so: another one may do."""
+
+
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -67,7 +71,7 @@ def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
     if problems:
         raise ValueError(f"{where}checkpoint is of another architecture: {'; '.join(problems)}")
     if broken:
-        raise ValueError(f"{where}checkpoint is damaged: {_first_few(broken)}; take another one")
+        raise DamagedState(f"{where}checkpoint is damaged: {_first_few(broken)}")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(spread(tensors[name], tensor))
@@ -156,7 +160,7 @@ def restore_optimizer(
         states.setdefault(name, {})[key] = tensors[full_name]
     flaws += _flaws_of_states(optimizer, names, states)
     if flaws:
-        raise ValueError(f"optimizer: what the checkpoint holds does not fit: {_first_few(flaws)}; take another one")
+        raise DamagedState(f"optimizer: what the checkpoint holds does not fit: {_first_few(flaws)}")
     for name, state in states.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
@@ -177,7 +181,7 @@ def _checked_meta(
     """The groups and the numbers of `flatten_optimizer`'s dict, if it is one and of such an optimizer."""
     kinds = {"class": str, "groups": list, "numbers": dict}
     if not isinstance(meta, Mapping) or not all(isinstance(meta.get(key), kind) for key, kind in kinds.items()):
-        raise ValueError(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
+        raise DamagedState(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
     if meta["class"] != type(optimizer).__name__:
         raise ValueError(
             f"optimizer: the checkpoint's is {meta['class'][:100]}, this one is {type(optimizer).__name__}"
@@ -188,11 +192,13 @@ def _checked_meta(
     for group, saved in zip(optimizer.param_groups, meta["groups"], strict=True):
         for key in set(saved) - {"params"}:
             if _kind(saved[key]) != _kind(group.get(key)):
-                raise ValueError(
+                raise DamagedState(
                     f"optimizer: the checkpoint has {key}: {shown(saved[key])}, not like {group.get(key)!r}"
                 )
     if not all(isinstance(values, dict) for values in meta["numbers"].values()):
-        raise ValueError(f"optimizer: the checkpoint's numbers are {shown(meta['numbers'])}, not a mapping of mappings")
+        raise DamagedState(
+            f"optimizer: the checkpoint's numbers are {shown(meta['numbers'])}, not a mapping of mappings"
+        )
     return meta["groups"], meta["numbers"]
 
 

@@ -70,6 +70,18 @@ def test_what_nll_and_logits_are_not(name: str, value: Any, lm: hybrid.LanguageM
             lm.logits(**arguments)
 
 
+def test_a_block_size_is_told_its_range(lm: hybrid.LanguageModel) -> None:
+    for value in ([8], True, 4.0, (4,), 10**5000):
+        with pytest.raises(ValueError, match=rf"^block_size: .* (1 to|data.seq_len =) {lm.config.data.seq_len}\b"):
+            lm.generate([[1]], 2, block_size=value)
+
+
+@pytest.mark.parametrize("folder", [None, "", 5, b"saved", "a\0b"])
+def test_what_save_is_not(folder: Any, lm: hybrid.LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"^folder: .* is not a path$"):
+        lm.save(folder)
+
+
 @pytest.mark.parametrize("path", [None, 5, b"runs", [], True])
 def test_what_load_is_not(path: Any) -> None:
     with pytest.raises(ValueError, match=r"^path: "):

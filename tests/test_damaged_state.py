@@ -18,6 +18,7 @@ from training import train
 import hybrid
 from hybrid import checkpoint
 from hybrid.atomic import new_folder
+from hybrid.judge import load_judge
 from hybrid.run import Run
 from hybrid.tensorfiles import load_group, load_tensors
 
@@ -108,6 +109,47 @@ def test_weights_that_do_not_fit_are_refused_wherever_they_are_read(
     with pytest.raises(ValueError) as caught:
         hybrid.load(tmp_path)
     assert words in one_line(caught)
+
+
+def test_the_damaged_checkpoint_is_named_with_the_one_to_take_instead(
+    configure: Configure, copy_of_trained: Path, tmp_path: Path
+) -> None:
+    step, folder = copy_of_trained / LAST, copy_of_trained.parent
+    before = step.with_name("step-00000004")
+    for group, name in (("ema", WEIGHT), ("model", WEIGHT), ("optimizer", AVERAGE)):
+        damage_tensors(step, group, put(name, with_one(torch.nan)))
+    lm = hybrid.load(before)
+    resumed = configure(folder, "trainer.resume=auto", "trainer.steps=9")
+    reads: list[tuple[str, Callable[[], Any]]] = [
+        ("", lambda: hybrid.load(copy_of_trained)),
+        ("", lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
+        ("", lambda: train(resumed)),
+        ("planner: ", lambda: lm.generate([[1]], 2, planner=copy_of_trained)),
+        ("judge: ", lambda: load_judge(copy_of_trained)),
+    ]
+    told = f"{step}: checkpoint is damaged: {WEIGHT} is not finite; "
+    for key, read in reads:
+        with pytest.raises(ValueError) as caught:
+            read()
+        assert one_line(caught) == f"{key}{told}take {before}, or restore it from a copy"
+    (before / "state.json").write_text("{}")  # this one is damaged, too
+    with pytest.raises(ValueError) as caught:
+        hybrid.load(copy_of_trained)
+    assert one_line(caught) == f"{told}restore it from a copy: there is no other beside it"
+    saved = lm.save(tmp_path / "saved")
+    (saved / "manifest.json").unlink()
+    shutil.copy(step / "ema.safetensors", saved / "model.safetensors")
+    with pytest.raises(ValueError) as caught:
+        hybrid.load(saved)
+    assert one_line(caught) == f"{told.replace(str(step), str(saved))}restore it from a copy, or save it again"
+
+
+def test_a_damaged_optimizer_names_its_checkpoint_too(configure: Configure, copy_of_trained: Path) -> None:
+    damage_tensors(copy_of_trained / LAST, "optimizer", lambda tensors: tensors.pop(AVERAGE))
+    with pytest.raises(ValueError) as caught:
+        train(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
+    told = "optimizer: what the checkpoint holds does not fit: missing exp_avg/layers.0.wq.weight"
+    assert one_line(caught).startswith(f"{copy_of_trained / LAST}: {told}; take {copy_of_trained}/checkpoints/step-")
 
 
 def test_the_weights_of_a_run_without_averages_are_looked_at_too(configure: Configure, copy_of_trained: Path) -> None:

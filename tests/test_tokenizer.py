@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -137,14 +139,42 @@ def test_damaged_files_are_named(tmp_path) -> None:
     (tmp_path / KIND_FILE).write_text(json.dumps({**state, "kind": "chars"}))
     with pytest.raises(ValueError, match=r"'chars' is not one of bpe, byte, char.*did you mean 'char'"):
         load_tokenizer(tmp_path)
-    (tmp_path / KIND_FILE).write_text("{")
-    with pytest.raises(ValueError, match=f"{KIND_FILE}' is damaged"):
-        load_tokenizer(tmp_path)
+    for content, reason in (
+        ("{", "is not valid JSON: "),
+        ("[" * 100_000 + "]" * 100_000, "is nested too deeply"),
+        ('{"kind": "char"}', r"KeyError\('fingerprint'\)"),
+    ):
+        (tmp_path / KIND_FILE).write_text(content)
+        with pytest.raises(ValueError, match=rf"^'[^']*{KIND_FILE}' is damaged \({reason}.*\); restore it"):
+            load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data.tokenizer: .*tokenizer.json' is not a tokenizer.json"):
         SubwordTokenizer.from_file(tmp_path / "tokenizer.json")
     with pytest.raises(ValueError, match=r"data.tokenizer: .*none.json' is no file"):
         SubwordTokenizer.from_file(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_what_is_no_text_or_no_ids_is_refused_by_name(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind].train(TEXTS, 300)
+    for value, told in ((3, "3"), (None, "None"), (b"a", "b'a'"), (["a"], r"\['a'\]")):
+        with pytest.raises(ValueError, match=f"^text: {told} is not a string"):
+            tokenizer.encode(value)  # pyright: ignore[reportArgumentType]
+    for value, told in (("ab", "texts: 'ab'"), (None, "texts: None"), (3, "texts: 3"), (["a", 3], "text: 3")):
+        with pytest.raises(ValueError, match=f"^{told} is not "):
+            tokenizer.encode_batch(value)  # pyright: ignore[reportArgumentType]
+    for value, told in (
+        ("x", "'x' must be a list of token ids"), (None, "None must be a list of token ids"),
+        (3, "3 must be a list"), ([1.5], "1.5 is no integer"), (["1"], "'1' is no integer"), ([True], "True is no int"),
+        ([[1, 2]], r"\[1, 2\] is no integer"), (torch.ones(2, 3).long(), r"\[2, 3\] holds the ids of 2 texts"),
+        (torch.tensor([1.0]), r"\[1\] of float32 must be integers \[length\]"),
+        (torch.tensor(1), r"\[\] of int64 must be integers"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^ids: {told}"):
+            tokenizer.decode(value)  # pyright: ignore[reportArgumentType]
+    ids = tokenizer.encode("at")
+    for same in (tuple(ids), iter(ids), torch.tensor(ids), list(torch.tensor(ids)), np.array(ids, np.uint32)):
+        assert tokenizer.decode(same) == "at"
 
 
 @settings(deadline=None, max_examples=100)

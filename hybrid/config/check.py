@@ -127,10 +127,10 @@ def _block_size(value: Any, seq_len: int, key: str) -> int:
     if type(value) is not int:
         raise ValueError(f"{key}: {shown(value)} is not a block size; give an integer from 1 to {seq_len}, or seq_len")
     if value < 1:
-        raise ValueError(f"{key}: {value} is too small; a block has from 1 to {seq_len} tokens (data.seq_len)")
+        raise ValueError(f"{key}: {shown(value)} is too small; a block has from 1 to {seq_len} tokens (data.seq_len)")
     if value > seq_len:
         raise ValueError(
-            f"{key}: {value} is larger than data.seq_len = {seq_len}; "
+            f"{key}: {shown(value)} is larger than data.seq_len = {seq_len}; "
             f"make it smaller (or seq_len, which is fully masked), or data.seq_len larger"
         )
     return value

@@ -6,9 +6,9 @@ To add one: subclass `Tokenizer` and register it in `TOKENIZERS`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from hybrid.atomic import read_json
 from hybrid.options import pick
 from hybrid.tokenizer.base import KIND_FILE, Tokenizer
 from hybrid.tokenizer.plain import ByteTokenizer, CharTokenizer
@@ -30,9 +30,12 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} holds no tokenizer ({KIND_FILE} is missing)")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
+        state = read_json(path)
         kind, fingerprint = state["kind"], state["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{str(path)!r} is damaged ({reason}); restore it or make it again") from None
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is damaged ({error!r}); restore it or make it again") from None
     tokenizer_class = TOKENIZERS[pick(f"kind in {str(path)!r}", kind, TOKENIZERS)]
     try:

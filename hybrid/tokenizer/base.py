@@ -11,6 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from hybrid.arguments import token_ids
+from hybrid.options import shown
+
 KIND_FILE = "tokenizer_kind.json"
 LONG = 2**20  # characters of a text that is encoded in pieces
 
@@ -59,22 +62,33 @@ class Tokenizer(ABC):
         """Ids of `text`; never `end_of_text`, whatever the text spells.
 
         Raises:
-            ValueError: a lone surrogate (it has no UTF-8 form), or a character that is not in the vocabulary.
+            ValueError: no string, a lone surrogate (it has no UTF-8 form), or a character that the vocabulary lacks.
         """
         check_encodable(text)
         return self._encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each as an array of unsigned integers, which takes less room and, for some, less time."""
-        return [np.array(self.encode(text), dtype=np.uint32) for text in texts]
+        """`encode` of each as an array of unsigned integers, which takes less room and, for some, less time.
+
+        Raises:
+            ValueError: no sequence of strings, or as `encode`.
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence):
+            raise ValueError(f"texts: {shown(texts)} is not a list of strings")
+        for text in texts:
+            check_encodable(text)
+        return self._encode_batch(texts)
+
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array(self._encode(text), dtype=np.uint32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids` (any integers or an integer tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
 
         Raises:
-            ValueError: an id outside the vocabulary (a MASK that is still there, for instance).
+            ValueError: no integers in one row, or an id outside the vocabulary (a MASK that is still there, say).
         """
-        numbers = [int(i) for i in ids]
+        numbers = token_ids("ids", ids)
         for number in numbers:
             if not 0 <= number < self.vocab_size:
                 hint = "; it is the mask token's: decode finished text only" if number == self.vocab_size else ""
@@ -100,7 +114,9 @@ class Tokenizer(ABC):
 
 
 def check_encodable(text: str) -> None:
-    """Raise a ValueError for a text that UTF-8 can't hold."""
+    """Raise a ValueError for what is no text, or one that UTF-8 can't hold."""
+    if not isinstance(text, str):
+        raise ValueError(f"text: {shown(text)} is not a string")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid.tokenizer.base import LONG, Tokenizer, check_encodable
+from hybrid.tokenizer.base import LONG, Tokenizer
 
 
 class ByteTokenizer(Tokenizer):
@@ -32,9 +32,7 @@ class ByteTokenizer(Tokenizer):
     def _encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        for text in texts:
-            check_encodable(text)
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def _decode(self, ids: list[int]) -> str:
@@ -80,12 +78,11 @@ class CharTokenizer(Tokenizer):
                 f"the {len(self.characters)} characters of this tokenizer; leave it out, or use data.tokenizer=byte"
             ) from None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         known = np.frombuffer(self.characters.encode("utf-32-le"), dtype="<u4")  # sorted
         return [self._encode_array(text, known) for text in texts]
 
     def _encode_array(self, text: str, known: np.ndarray) -> np.ndarray:
-        check_encodable(text)
         ids = np.empty(len(text), np.uint32)
         for start in range(0, len(text), LONG):
             points = np.frombuffer(text[start : start + LONG].encode("utf-32-le"), dtype="<u4")

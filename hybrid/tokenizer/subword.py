@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid.tokenizer.base import LONG, Tokenizer, check_encodable
+from hybrid.tokenizer.base import LONG, Tokenizer
 
 SUBWORD_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
@@ -105,9 +105,7 @@ class SubwordTokenizer(Tokenizer):
     def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
         return cls.from_file(folder / SUBWORD_FILE)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        for text in texts:
-            check_encodable(text)
+    def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if any(len(text) > LONG for text in texts) and self._may_be_cut:
             return [self._encode_long(text) for text in texts]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
