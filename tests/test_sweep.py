@@ -214,7 +214,7 @@ def test_a_sweep_that_is_interrupted_goes_on(
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "run: is asked to stop" in err, err
+    assert process.returncode == 143 and "run: is asked to stop" in err, err
     stopped = state_of(plan(base, words[4:], folder).runs[0])
     assert 0 < stopped.step < 4000 and not stopped.is_finished
     assert len(list_checkpoints(folder / "run" / "checkpoints")) == 1
