@@ -15,6 +15,7 @@ from decoding_toy import engine
 from toy import random_tokens, toy_model
 
 from hybrid.model import fused
+from hybrid.model.attention import Eager
 from hybrid.model.fused import for_inference, fuse, is_fused
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.optim import EMA, OptimConfig, Optimizer
@@ -188,3 +189,28 @@ def test_a_fused_model_does_not_train(norm) -> None:
     model.eval()
     with pytest.raises(ValueError, match=r"load it again and call train\(\) before"):
         model.train()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_copy_is_of_the_dtype_that_is_asked_for_and_attends_as_its_model(tied) -> None:
+    model = toy_model(dtype=torch.float32, tied_embeddings=tied)
+    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.float32):
+        model.attend = Eager()
+        copied = for_inference(model, dtype)
+        assert copied.attend is model.attend
+        assert copied.dtype == copied.head_matrix().dtype == logits(copied).dtype == dtype
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_a_fused_model_can_be_converted(biases) -> None:
+    """All that it has goes along."""
+    model = toy_model(dtype=torch.float32, qkv_bias=biases, mlp_bias=biases, norm="layer" if biases else "rms")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)
+    expected = logits(copy.deepcopy(model).double())
+    fuse(model)
+    model.double()
+    got = logits(model)
+    assert got.dtype == torch.float64 and all(t.dtype == got.dtype for layer in model.layers for t in layer.tensors())
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

@@ -49,6 +49,7 @@ def test_rotation() -> None:
         check(lambda t, a=angles: elementwise.rotate(t, a), lambda t, a=angles: elementwise.plain_rotate(t, a), x)
         with torch.no_grad():
             torch.testing.assert_close(elementwise.rotate(x, angles), elementwise.plain_rotate(x, angles))
+            torch.testing.assert_close(elementwise.rotate(x, angles).norm(dim=-1), rope.factor * x.norm(dim=-1))
 
 
 def test_a_rotation_turns_pairs_by_position_times_frequency() -> None:
