@@ -122,6 +122,11 @@ class PackedTokens:
         ends = self.tokens[self.seq_len - 1 :: self.seq_len]
         return self.n_tokens == self.counts.documents * self.seq_len and bool((ends == self.end_of_text).all())
 
+    def count(self, token: int) -> int:
+        """How often an id stands in the text."""
+        size = 1 << 24  # at a time
+        return sum(int((self.tokens[i : i + size] == token).sum()) for i in range(0, self.n_tokens, size))
+
     def rows(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Rows [R, L] by index (0 to n_rows - 1). Raises IndexError for another index."""
         starts = np.asarray(indices, dtype=np.int64).reshape(-1, 1)

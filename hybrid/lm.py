@@ -27,7 +27,7 @@ from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, Progress
-from hybrid.device import PRECISIONS, precision_context, resolve_device
+from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference, is_fused
@@ -203,7 +203,7 @@ class LanguageModel:
         """Of a loaded model, as generation does it: likelihoods do not depend on whether it has generated before."""
         if self.model.is_expendable and not self.model.training:
             with precision_context(self.precision, self.device)():
-                for_inference(self.model, self.model.dtype)
+                for_inference(self.model, autocast_dtype(self.model.embedding.weight))
 
     def save(self, folder: str | Path) -> Path:
         """Write weights (safetensors), configuration, tokenizer and a model card into a new folder, atomically.

@@ -68,10 +68,20 @@ class Run:
         self._compare_data()
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
         self.model = self._build_model(half=precision == "bf16")
+        self._check_mask()
         if self.resume_from is not None:
             self.started_from = recorded_start(_run_of(self.resume_from))
         else:
             self.started_from = config.trainer.init_from and self._start_from(config.trainer.init_from)
+
+    def _check_mask(self) -> None:
+        """Raise a ValueError if the text holds a MASK that has no probability."""
+        mask = self.model.banned_token_id
+        if mask is not None and (n := self.data.train.count(mask) + self.data.validation.count(mask)):
+            raise ValueError(
+                f"model.mask_token_id: {mask} stands {n:,} times in the text, where MASK can't be predicted; take an "
+                "id that no text has, or null for one behind the vocabulary"
+            )
 
     def _build_model(self, half: bool) -> Transformer:
         is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"

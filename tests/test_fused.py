@@ -214,3 +214,15 @@ def test_a_fused_model_can_be_converted(biases) -> None:
     got = logits(model)
     assert got.dtype == torch.float64 and all(t.dtype == got.dtype for layer in model.layers for t in layer.tensors())
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_fused_in_one_precision_does_not_run_in_another_without_a_word() -> None:
+    model = toy_model(dtype=torch.float32)
+    model.is_expendable = True
+    bf16 = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
+    engine(model, 4, precision=bf16).generate([[1]], 4)
+    with pytest.raises(
+        ValueError, match=r"precision: the model multiplies in bfloat16 since its first use, not in flo"
+    ):
+        engine(model, 4).generate([[1]], 4)
+    assert engine(model, 4, precision=bf16).generate([[1]], 4).nfe > 0

@@ -267,3 +267,14 @@ def test_prompts_that_cannot_be_continued_are_left_out(
     assert caplog.text.count("is left out") == 2
     none = train(configure(tmp_path / "none", "eval.sample_prompts=[]", "trainer.steps=2"))
     assert list((none / "samples").iterdir()) == []
+
+
+def test_a_text_that_holds_its_mask_is_refused_before_anything_is_written(configure, tmp_path) -> None:
+    from hybrid.run import Run
+
+    for token in (3, 0):
+        config = configure(tmp_path, f"model.mask_token_id={token}")
+        with pytest.raises(ValueError, match=rf"model.mask_token_id: {token} stands [\d,]+ times in the text"):
+            Run(config)
+    Run(configure(tmp_path, "model.mask_token_id=3", "model.ban_mask=false"))  # there it counts as any token does
+    assert not (tmp_path / "tiny").exists()

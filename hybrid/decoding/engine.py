@@ -30,6 +30,7 @@ from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
 from hybrid.decoding.view import Decoder
+from hybrid.device import autocast_dtype
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.cache import KVCache
@@ -115,7 +116,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None,
         watch: Callable[[int, Change], None] | None = None,
     ) -> Iterator[Progress]:  # fmt: skip
-        """An iterator that yields after every step that revealed something.
+        """An iterator that yields after every step that revealed something. The weights must not change meanwhile.
 
         Args:
             prompts: token ids. MASK among them is a gap to be filled, see `prompts.py`.
@@ -166,7 +167,7 @@ class _Session:
 
     def _fused(self, model: Transformer) -> Transformer:
         with self.engine.precision():
-            return for_inference(model, model.dtype)
+            return for_inference(model, autocast_dtype(model.embedding.weight))
 
     def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine

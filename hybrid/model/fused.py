@@ -213,12 +213,22 @@ def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
     that is spread over ranks none is kept, since a copy is whole. Several threads may ask at once.
+
+    Raises:
+        ValueError: its weights were fused for another dtype; those of that one are gone.
     """
     # In inference mode tensors would be made that cannot be made current outside of it.
     with _LOCK, torch.inference_mode(False), torch.no_grad():
         if model.is_expendable and not model.training:
             fuse(model, dtype)
-        return model if is_fused(model) else _current_copy(model, dtype)
+        if not is_fused(model):
+            return _current_copy(model, dtype)
+    if model.dtype != dtype:
+        now, wanted = (str(one).removeprefix("torch.") for one in (model.dtype, dtype))
+        raise ValueError(
+            f"precision: the model multiplies in {now} since its first use, not in {wanted}; load it again"
+        )
+    return model
 
 
 def _current_copy(model: Transformer, dtype: torch.dtype) -> Transformer:
