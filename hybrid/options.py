@@ -39,16 +39,25 @@ def shown(value: Any, most: int = 100) -> str:
 
 
 def path_of(key: str, value: Any) -> Path:
-    """The path that a user has given.
+    """The path that a user has given. A home folder at its start, `~` or `~user`, is written out: a shell does so only
+    where a word begins with it, and not in `key=~/x`.
 
     Raises:
-        ValueError: it is empty, or nothing that names a file; the message names key and value.
+        ValueError: it is empty, or nothing that names a file, or there is no such home folder; the message names key
+            and value.
     """
-    if isinstance(value, (str, os.PathLike)):
-        text = os.fspath(value)
-        if isinstance(text, str) and text and "\0" not in text:
-            return Path(text)
-    raise ValueError(f"{key}: {shown(value)} is not a path")
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{key}: {shown(value)} is not a path")
+    try:
+        path = os.path.expanduser(text)
+    except UnicodeEncodeError:  # of the name of a user
+        path = text
+    if path.startswith("~"):
+        raise ValueError(
+            f"{key}: {shown(text)}: there is no such home folder; write the whole path, or ./~ for one that begins so"
+        )
+    return Path(path)
 
 
 def nearest(value: Any, names: Iterable[str]) -> str:

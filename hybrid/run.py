@@ -26,11 +26,11 @@ from hybrid.model import Transformer
 from hybrid.model.layers import Layer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
-from hybrid.options import build, title
+from hybrid.options import build, path_of, title
 from hybrid.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
-from hybrid.run_folder import check_place, is_begun, is_occupied, open_folder
+from hybrid.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
 from hybrid.tracking import Tracker, Untracked, environment
@@ -56,7 +56,7 @@ class Run:
             keep_freed_memory()
         precision = resolve_precision(config.trainer.precision, self.device)
         self.precision = precision_context(precision, self.device)
-        self.folder = Path(config.run.folder) / config.run.name
+        self.folder = folder_of(config.run)
         check_place(self.folder)
         self.resume_from = self._find_resume()
         # A run that was killed before its first save: nothing is lost by starting over in its folder.
@@ -213,7 +213,7 @@ class Run:
                 return None  # never started, or stopped before its first save
             found = checkpoint.find_checkpoint(self.folder)
         else:
-            found = checkpoint.find_checkpoint(mode)
+            found = checkpoint.find_checkpoint(path_of("trainer.resume", mode))
             checkpoint.step_of(found)
         before = _run_of(found) / "config.yaml"
         if before.is_file():
@@ -240,7 +240,7 @@ class Run:
 
     def _start_from(self, path: str) -> dict[str, Any] | None:
         """Take the weights of another run, whatever its block size, context or objective; says which they were."""
-        other = load(path, device="cpu")
+        other = load(path_of("trainer.init_from", path), device="cpu")
         mine, theirs = self.data.tokenizer, other.tokenizer
         if mine.fingerprint != theirs.fingerprint:
             raise ValueError(

@@ -104,7 +104,7 @@ def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[st
     base = content.pop("base")
     if not isinstance(base, str) or not base or "\0" in base:
         raise ValueError(f"{path}: base: {shown(base)} is not the path of a YAML file")
-    return [*_files(path.parent / base, (*after, path)), (path, content)]
+    return [*_files(path.parent / path_of(f"{path}: base", base), (*after, path)), (path, content)]
 
 
 def _from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
