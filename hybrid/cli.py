@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from hybrid.options import path_of
+from hybrid.options import bare, path_of
 from hybrid.output import escape_unencodable
 
 BAD_INPUT = 2
@@ -142,8 +142,7 @@ def error_line(error: BaseException) -> str:
         text = f"{name}: {error.strerror}" if error.filename is not None else error.strerror
     else:
         text = str(error) or type(error).__name__
-    line = f"error: {' '.join(text.split())}"
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 100]}... ({len(line):,} characters)"
+    return bare(f"error: {text}", LONGEST_LINE - 10)  # the cut leaves some more
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

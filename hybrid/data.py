@@ -33,7 +33,9 @@ from hybrid.tokenizer import TOKENIZERS, Tokenizer
 class DataConfig:
     corpus: Any = option("pydocs", "embedded (below; a mapping gives its options), or a file, glob, folder or Hub id")
     format: str = option(
-        "auto", "of local files, by suffix (.gz, .zst too); text: one document each, UTF-8 as it is, no BOM", FORMATS
+        "auto",
+        "of local files; auto: by suffix, also before .gz or .zst. A text file is one document, UTF-8 taken as it is",
+        FORMATS,
     )
     revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
     subset: str | None = option(None, "Hub: name of the configuration")

@@ -35,6 +35,16 @@ def shown(value: Any, most: int = 100) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; a list nested deeper than the stack
         text = f"<a {type(value).__name__} too large to show>"
+    return _cut(text, most)
+
+
+def bare(text: Any, most: int = 100) -> str:
+    """`str(text)` for a message in one line, without quotes, cut to about `most` characters: a name, or what another
+    library says."""
+    return _cut(" ".join(str(text).split()), most)
+
+
+def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
 
 
@@ -135,11 +145,11 @@ def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -
     converted = {}
     for option_name, value in arguments.items():
         if not fields:
-            raise ValueError(f"{key}.{option_name[:80]}: {name} has no options")
+            raise ValueError(f"{key}.{bare(option_name)}: {name} has no options")
         if option_name not in fields:
             allowed = f"{', '.join(fields)}{nearest(option_name, fields)}"
             raise ValueError(
-                f"{key}.{option_name[:80]}: {name} has no such option (value {shown(value)}); it has {allowed}"
+                f"{key}.{bare(option_name)}: {name} has no such option (value {shown(value)}); it has {allowed}"
             )
         converted[option_name] = convert(f"{key}.{option_name}", value, hints[option_name])
         choices = fields[option_name].metadata.get("choices")
