@@ -21,10 +21,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from hybrid.options import bare, path_of
 from hybrid.output import escape_unencodable
 
 BAD_INPUT = 2
@@ -57,7 +58,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse does; a path that is empty would mean the current folder, or that none was given."""
+        """As argparse does. A path that is empty would mean the current folder, or that none was given; a home folder
+        that no shell has written out (`--checkpoint='~/x'`) would be made under the name `~`."""
         parsed, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             value = getattr(parsed, action.dest, None)
@@ -65,10 +67,18 @@ class Parser(argparse.ArgumentParser):
             if metavar in _PATHS and "" in (value if isinstance(value, list) else [value]):
                 name = action.option_strings[-1] if action.option_strings else metavar
                 self.error(f"{name}: '' is empty (a variable of the shell that is not set?); name a path")
+            if metavar in _PATHS and metavar != "CORPUS" and value is not None:  # a corpus may be no path at all
+                setattr(parsed, action.dest, _written_out(action.option_strings[-1:] or [metavar], value))
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists the options")
+
+
+def _written_out(names: Sequence[str], value: Any) -> Any:
+    if isinstance(value, list):
+        return [_written_out(names, each) for each in value]
+    return str(path_of(names[0], value)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def run(main: Callable[[], int | None]) -> int:
@@ -135,8 +145,7 @@ def error_line(error: BaseException) -> str:
         text = f"{name}: {error.strerror}" if error.filename is not None else error.strerror
     else:
         text = str(error) or type(error).__name__
-    line = _without_control(f"error: {' '.join(text.split())}")
-    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 100]}... ({len(line):,} characters)"
+    return bare(_without_control(f"error: {' '.join(text.split())}"), LONGEST_LINE - 10)  # the cut leaves some more
 
 
 def _without_control(text: str) -> str:

@@ -40,7 +40,7 @@ from hybrid.files import (
     saved_table,
 )
 from hybrid.listing import FORMATS, KNOWN, find_files, format_of
-from hybrid.options import build, nearest, pick, shown
+from hybrid.options import bare, build, nearest, pick, shown
 from hybrid.sources import BlockMarkov, Markov
 from hybrid.tasks import Sudoku, Sums
 
@@ -202,7 +202,7 @@ def locate(
         saved = saved_table(corpus, split, column) if format == "auto" else None
         files = find_files(corpus, format) if saved is None else ()
     if ignored and (is_embedded(corpus) or saved or files):
-        named = f"{corpus}"[:100]
+        named = bare(corpus)
         warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={named} is not on the Hub", stacklevel=2)
     if not isinstance(corpus, str):
         return build(CORPORA, corpus, "data.corpus")

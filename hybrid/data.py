@@ -13,7 +13,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from hybrid.doubts import warn_of_little_training, warn_of_losses
 from hybrid.files import digest
 from hybrid.leftovers import remove_leftovers
 from hybrid.listing import FORMATS
-from hybrid.options import at_least, option, pick, shown
+from hybrid.options import at_least, option, path_of, pick, shown
 from hybrid.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.tokenizer import TOKENIZERS, Tokenizer
 
@@ -34,7 +33,9 @@ from hybrid.tokenizer import TOKENIZERS, Tokenizer
 class DataConfig:
     corpus: Any = option("pydocs", "embedded (below; a mapping gives its options), or a file, glob, folder or Hub id")
     format: str = option(
-        "auto", "of local files, by suffix (.gz, .zst too); text: one document each, UTF-8 as it is, no BOM", FORMATS
+        "auto",
+        "of local files; auto: by suffix, also before .gz or .zst. A text file is one document, UTF-8 taken as it is",
+        FORMATS,
     )
     revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
     subset: str | None = option(None, "Hub: name of the configuration")
@@ -185,7 +186,7 @@ def check(config: DataConfig) -> None:
         raise ValueError(f"data.validation_fraction: {config.validation_fraction!r} must lie between 0 and 1; try 0.05")
     if config.tokenizer == "bpe":
         at_least("data.vocab_size", config.vocab_size, 257)  # 256 bytes and end of text
-    elif config.tokenizer not in TOKENIZERS and not os.path.isfile(os.path.expanduser(config.tokenizer)):
+    elif config.tokenizer not in TOKENIZERS and not os.path.isfile(path_of("data.tokenizer", config.tokenizer)):
         try:
             pick("data.tokenizer", config.tokenizer, TOKENIZERS)
         except ValueError as error:
@@ -197,7 +198,7 @@ def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) ->
     if given is not None:
         tokenizer = ["given", given.fingerprint]
     elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
-        tokenizer = ["file", digest(Path(os.path.expanduser(config.tokenizer)).read_bytes())]
+        tokenizer = ["file", digest(path_of("data.tokenizer", config.tokenizer).read_bytes())]
     else:
         tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
     made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from hybrid import rows
-from hybrid.options import shown
+from hybrid.options import bare, shown
 from hybrid.reading import read_text
 
 HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, larger ones by path, size and time
@@ -234,7 +234,7 @@ def reason(error: BaseException) -> str:
     """The innermost cause in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return bare(f"{type(error).__name__}: {error}", 300)
 
 
 def quiet_datasets() -> Any:

@@ -43,7 +43,7 @@ def open_locked(path: Path) -> int:
     while True:
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, flags, 0o666)  # as `open` does: without the mode it would be a program
-        _lock(descriptor, wait=True)
+        lock(descriptor, wait=True)
         if _is_at(path, descriptor):
             os.truncate(descriptor, 0)
             return descriptor
@@ -65,7 +65,7 @@ def locked_folder(path: Path) -> Iterator[None]:
             if fcntl is None:
                 break
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            _lock(descriptor, wait=True)
+            lock(descriptor, wait=True)
             if not _is_at(path, descriptor):  # taken for a leftover before it was locked
                 os.close(descriptor)
                 descriptor = None
@@ -99,7 +99,7 @@ def _remove_unless_written(path: Path, sole_writer: bool) -> None:
     except OSError:
         return
     try:
-        is_free = _lock(descriptor, wait=False)
+        is_free = lock(descriptor, wait=False)
         if is_free is False or (is_free is None and not sole_writer):
             return
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -109,8 +109,12 @@ def _remove_unless_written(path: Path, sole_writer: bool) -> None:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, wait: bool) -> bool | None:
-    """Whether the lock could be had; None if the file system has none."""
+def lock(descriptor: int, wait: bool) -> bool | None:
+    """Lock a file for as long as this process, or one that inherits the descriptor, has it open.
+
+    Returns:
+        Whether the lock could be had; None if the file system has none.
+    """
     if fcntl is None:
         return None
     try:

@@ -1,20 +1,24 @@
 """The local files that a path, glob or folder names, and their format. What it names is read, or refused by name.
 
-Left out are, in a folder, hidden names and other suffixes, and linked folders (with a warning).
+Left out are, in a folder, hidden names, and with a word other suffixes and linked folders.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 
 from hybrid.options import shown
-from hybrid.reading import file_start, what_is
+from hybrid.reading import GZIP, ZSTD, file_start, what_is
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = {
     "text": (".txt", ".text", ".md", ".rst"),
@@ -54,7 +58,14 @@ def format_of(files: Sequence[Path], format: str, corpus: str) -> str:
     by_suffix = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
     for path in files:
         if suffix_of(path) not in by_suffix:
-            what = what_is(file_start(path))
+            start = file_start(path)
+            what = what_is(start)
+            if start.startswith((GZIP, ZSTD)):
+                packed = PACKED[0] if start.startswith(GZIP) else PACKED[1]
+                raise ValueError(
+                    f"data.format: {str(path)!r} is packed, which is read, but its name does not tell what is in it; "
+                    f"call it .jsonl{packed} or .txt{packed}, or set data.format to {', '.join(SUFFIXES)}"
+                )
             raise ValueError(
                 f"data.format: {str(path)!r} is {what}"
                 if what is not None
@@ -85,12 +96,13 @@ def _in_folder(folder: str, corpus: str, format: str) -> tuple[Path, ...]:
     unread: list[OSError] = []
     linked: list[str] = []
     found: list[str] = []
+    left_out: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=unread.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         linked += [link for name in folders if os.path.islink(link := os.path.join(parent, name))]
-        found += [
-            os.path.join(parent, name) for name in names if not name.startswith(".") and suffix_of(name) in suffixes
-        ]
+        for name in names:
+            if not name.startswith("."):
+                (found if suffix_of(name) in suffixes else left_out).append(os.path.join(parent, name))
     _refuse_unread(unread)
     if linked:
         warnings.warn(
@@ -99,10 +111,17 @@ def _in_folder(folder: str, corpus: str, format: str) -> tuple[Path, ...]:
             stacklevel=2,
         )
     if not found:
+        (suffix, _), *_ = Counter(map(suffix_of, left_out)).most_common(1) or [("", 0)]
+        files = os.path.join(corpus if len(corpus) <= 200 else "FOLDER", "**", f"*{suffix}")
         raise ValueError(
-            f"data.corpus: no {', '.join(suffixes)} files in folder {shown(corpus)}; name the files with a glob and "
-            f"set data.format (one of {', '.join(FORMATS)})"
+            f"data.corpus: no {', '.join(suffixes)} files in folder {shown(corpus)}; others are read as what you say "
+            f"that they are, e.g. data.corpus={files!r} data.format=text"
         )
+    if left_out:
+        log.info(
+            "data.corpus: %s other files in %s are left out (%s); a glob and data.format read them",
+            f"{len(left_out):,}", shown(corpus), _first(sorted(left_out)),
+        )  # fmt: skip
     return tuple(sorted(map(_regular, found)))
 
 

@@ -35,20 +35,39 @@ def shown(value: Any, most: int = 100) -> str:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; a list nested deeper than the stack
         text = f"<a {type(value).__name__} too large to show>"
+    return _cut(text, most)
+
+
+def bare(text: Any, most: int = 100) -> str:
+    """`str(text)` for a message in one line, without quotes, cut to about `most` characters: a name, or what another
+    library says."""
+    return _cut(" ".join(str(text).split()), most)
+
+
+def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"
 
 
 def path_of(key: str, value: Any) -> Path:
-    """The path that a user has given.
+    """The path that a user has given. A home folder at its start, `~` or `~user`, is written out: a shell does so only
+    where a word begins with it, and not in `key=~/x`.
 
     Raises:
-        ValueError: it is empty, or nothing that names a file; the message names key and value.
+        ValueError: it is empty, or nothing that names a file, or there is no such home folder; the message names key
+            and value.
     """
-    if isinstance(value, (str, os.PathLike)):
-        text = os.fspath(value)
-        if isinstance(text, str) and text and "\0" not in text:
-            return Path(text)
-    raise ValueError(f"{key}: {shown(value)} is not a path")
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{key}: {shown(value)} is not a path")
+    try:
+        path = os.path.expanduser(text)
+    except UnicodeEncodeError:  # of the name of a user
+        path = text
+    if path.startswith("~"):
+        raise ValueError(
+            f"{key}: {shown(text)}: there is no such home folder; write the whole path, or ./~ for one that begins so"
+        )
+    return Path(path)
 
 
 def nearest(value: Any, names: Iterable[str]) -> str:
@@ -126,11 +145,11 @@ def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -
     converted = {}
     for option_name, value in arguments.items():
         if not fields:
-            raise ValueError(f"{key}.{option_name[:80]}: {name} has no options")
+            raise ValueError(f"{key}.{bare(option_name)}: {name} has no options")
         if option_name not in fields:
             allowed = f"{', '.join(fields)}{nearest(option_name, fields)}"
             raise ValueError(
-                f"{key}.{option_name[:80]}: {name} has no such option (value {shown(value)}); it has {allowed}"
+                f"{key}.{bare(option_name)}: {name} has no such option (value {shown(value)}); it has {allowed}"
             )
         converted[option_name] = convert(f"{key}.{option_name}", value, hints[option_name])
         choices = fields[option_name].metadata.get("choices")

@@ -25,7 +25,7 @@ from hybrid.atomic import read_json
 from hybrid.encoding import GivenBack, encode_documents
 from hybrid.files import HASHED_BYTES, Documents
 from hybrid.leftovers import locked_folder, temporary_of
-from hybrid.options import shown
+from hybrid.options import path_of, shown
 from hybrid.progress import progress
 from hybrid.splitting import SPLITS, Survey, chunks, survey
 from hybrid.tokenizer import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
@@ -75,13 +75,10 @@ class Packed(NamedTuple):
 def cache_folder(named: str = "") -> Path:
     """`named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if that is in a home that there isn't."""
     chosen = named or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid"
-    folder = os.path.expanduser(chosen)
-    if folder.startswith("~"):
-        raise ValueError(
-            f"data.cache_dir: {shown(chosen)}: there is no such home folder; set data.cache_dir or $HYBRID_CACHE to a "
-            "folder that can be written"
-        )
-    return Path(folder)
+    try:
+        return path_of("data.cache_dir", chosen)
+    except ValueError as error:
+        raise ValueError(f"{error}; set data.cache_dir or $HYBRID_CACHE to a folder that can be written") from None
 
 
 def build(

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from hybrid.options import bare
+
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 UTF_16 = "UTF-16 text; convert it (iconv -f UTF-16 -t UTF-8)"
 _KINDS = (  # how a file begins -> what it is, and what to do
@@ -31,7 +33,7 @@ _KINDS = (  # how a file begins -> what it is, and what to do
     (b"ARROW1", "an arrow file; write it as parquet, or name the folder that datasets.save_to_disk wrote"),
     (b"%PDF", "a PDF; extract its text"),
 )
-_SNIFFED = 4096  # bytes that tell text from other data
+SNIFFED = 4096  # bytes that tell text from other data
 
 
 @contextmanager
@@ -81,14 +83,14 @@ def decoded(content: bytes, path: Path | str, key: str = "data.corpus") -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise not_utf8(path, error.start, content, key) from None
-    if _is_utf16(content[:_SNIFFED]):  # of Latin letters, without a byte order mark, it is UTF-8 as well
+    if _is_utf16(content[:SNIFFED]):  # of Latin letters, without a byte order mark, it is UTF-8 as well
         raise ValueError(f"{key}: {path} is {UTF_16}")
     return text.removeprefix("\ufeff")
 
 
 def not_utf8(path: Path | str, offset: int, content: bytes, key: str = "data.corpus") -> ValueError:
     """The error for a file whose byte `offset` is not UTF-8; `content` is what it begins with, or more."""
-    what = what_is(content[:_SNIFFED])
+    what = what_is(content[:SNIFFED])
     if what is not None:
         return ValueError(f"{key}: {path} is {what}")
     return ValueError(
@@ -111,7 +113,7 @@ def file_start(path: Path | str) -> bytes:
     """The first bytes of a file; none if it can't be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(_SNIFFED)
+            return file.read(SNIFFED)
     except OSError:
         return b""
 
@@ -123,5 +125,5 @@ def _is_utf16(start: bytes) -> bool:
 
 
 def _damaged(path: Path | str, error: Exception, key: str) -> ValueError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{key}: {path} is packed and damaged ({reason[:200]}); pack or fetch it again")
+    reason = bare(error, 200) or type(error).__name__
+    return ValueError(f"{key}: {path} is packed and damaged ({reason}); pack or fetch it again")

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from hybrid.options import shown
-from hybrid.reading import file_start, not_utf8, opened, what_is
+from hybrid.options import bare, shown
+from hybrid.reading import SNIFFED, file_start, not_utf8, opened, what_is
 
 PAIR = ("prompt", "completion")
+LOOKED_AT = 100  # rows that decide between the two
 BATCH_ROWS, BATCH_CHARACTERS = 1000, 2**24  # of the rows that are written at once
 _BLANK = re.compile(r"\s*")
 
@@ -37,7 +38,7 @@ def text_columns(names: Iterable[str], column: str, where: str) -> tuple[str, ..
 
 
 def shown_names(names: Sequence[str]) -> str:
-    text = ", ".join(str(name)[:100] for name in names[:20])
+    text = ", ".join(bare(name) for name in names[:20])
     return text + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
@@ -51,14 +52,20 @@ def of_files(paths: Sequence[Path]) -> str:
 
 
 def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
-    """As `text_columns`, judged by the first row that has them: if the first one lacks them, that is its own error."""
+    """As `text_columns`, by what most of the first rows have that have either: the others are each an error of its own,
+    which names its line."""
     seen: dict[str, None] = {}
     where = ""
+    votes: list[tuple[str, ...]] = []
     for path, _, row in json_rows(paths):
         where = where or path
         if column in row or set(PAIR) <= row.keys():
-            return text_columns(row, column, path)
+            votes.append(text_columns(row, column, path))
+            if len(votes) == LOOKED_AT:
+                break
         seen.update(dict.fromkeys(row))
+    if votes:
+        return max(((column,), PAIR), key=votes.count)
     if not where:
         raise ValueError(f"data.corpus: {of_files(paths)}: no documents; every file is empty")
     return text_columns(seen, column, where)
@@ -71,7 +78,10 @@ def jsonl_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple
             value = row.get(name)
             if not isinstance(value, str):
                 found = f"is {shown(value)}" if name in row else "is missing"
-                raise ValueError(f"data.column: {path}, line {number}: {name!r} {found}; it must be a string")
+                raise ValueError(
+                    f"data.column: {path}, line {number}: {name!r} {found}; it must be a string in every row (this one "
+                    f"has {shown_names(list(row)) or 'nothing'}): put it there, leave the row out, or set data.column"
+                )
             try:
                 value.encode("utf-8")
             except UnicodeEncodeError:
@@ -109,6 +119,7 @@ def _object(path: Path, number: int, text: str, hint: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
+        _refuse_no_text(path)
         raise ValueError(f"{where}: not JSON ({error.msg}, column {error.colno}); fix this line{hint}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: {_too_much(error)}; leave it out") from None
@@ -131,6 +142,7 @@ def _array(path: Path, number: int, text: str) -> Iterator[Row]:
         try:
             row, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
+            _refuse_no_text(path)
             line = number + text.count("\n", counted, error.pos)
             raise ValueError(f"{where}, line {line}: not JSON ({error.msg}), in an array of rows; fix it") from None
         except (ValueError, RecursionError) as error:
@@ -148,6 +160,14 @@ def _array(path: Path, number: int, text: str) -> Iterator[Row]:
     if not is_closed or position < len(text):
         number += text.count("\n", counted, position)
         raise ValueError(f"{where}, line {number}: not JSON (an array of rows, and then something else); fix it")
+
+
+def _refuse_no_text(path: Path) -> None:
+    """Raise ValueError for a file that is no JSON because it is no UTF-8, though its bytes may be: they say UTF-16."""
+    with opened(path) as file:
+        what = what_is(file.read(SNIFFED))
+    if what is not None:
+        raise ValueError(f"data.corpus: {path} is {what}")
 
 
 def _skip(text: str, position: int) -> int:
@@ -201,8 +221,7 @@ def refuse_unless_text(name: str, type: Any, where: str) -> None:
 
     value = type.value_type if types.is_dictionary(type) else type
     if not (types.is_string(value) or types.is_large_string(value) or types.is_string_view(value)):
-        held = f"{type}"[:100]
-        raise ValueError(f"data.column: {name!r} of {where} holds {held}, not text; name a column of strings")
+        raise ValueError(f"data.column: {name!r} of {where} holds {bare(type)}, not text; name a column of strings")
 
 
 def _parquet(path: Path) -> Any:
@@ -220,7 +239,7 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
         return ValueError(f"data.corpus: {path}: {error.strerror}; check the file")
     start = file_start(path)
     what = None if start.startswith(b"PAR1") else what_is(start)
-    reason = what or " ".join(str(error).split())[:200]
+    reason = what or bare(error, 200)
     return ValueError(f"data.corpus: {path} could not be read as parquet ({reason}); check the files, or data.format")
 
 

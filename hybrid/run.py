@@ -27,13 +27,14 @@ from hybrid.model import Transformer
 from hybrid.model.layers import Layer
 from hybrid.objective import Objective
 from hybrid.optim import EMA, Optimizer
-from hybrid.options import build, title
+from hybrid.options import build, path_of, title
 from hybrid.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.parallel import share_model, spread_model
 from hybrid.ranks import ALONE, Ranks
-from hybrid.run_folder import check_place, is_begun, is_occupied, open_folder
+from hybrid.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.states import load_state, module_tensors
 from hybrid.stepper import Stepper
+from hybrid.tokenizer import SUBWORD_FILE, Tokenizer
 from hybrid.tracking import Tracker, Untracked, environment
 from hybrid.trainer import Trainer
 from hybrid.validation import Sampler, Validator
@@ -57,8 +58,9 @@ class Run:
             keep_freed_memory()
         precision = resolve_precision(config.trainer.precision, self.device)
         self.precision = precision_context(precision, self.device)
-        self.folder = Path(config.run.folder) / config.run.name
+        self.folder = folder_of(config.run)
         check_place(self.folder)
+        self.differs: list[str] = []  # from the run that is resumed, and matters to its course
         self.resume_from = self._find_resume()
         # A run that was killed before its first save: nothing is lost by starting over in its folder.
         self.starts_over = config.trainer.resume == "auto" and self.resume_from is None and is_begun(self.folder)
@@ -224,7 +226,7 @@ class Run:
                 return None  # never started, or stopped before its first save
             found = checkpoint.find_checkpoint(self.folder)
         else:
-            found = checkpoint.find_checkpoint(mode)
+            found = checkpoint.find_checkpoint(path_of("trainer.resume", mode))
             checkpoint.step_of(found)
         before = _run_of(found) / "config.yaml"
         if before.is_file():
@@ -235,6 +237,8 @@ class Run:
         """Refuse to resume on another text, or with another tokenizer, whatever their files are called."""
         if self.resume_from is not None:
             refuse_other_data(_run_of(self.resume_from), self.data.description, self.config.data)
+        for difference in self.differs:  # said when nothing refuses to go on any more
+            log.warning("%s: the run goes on, but not as if it had never stopped", difference)
 
     def _compare(self, found: Path, before: Config) -> None:
         """Refuse to resume as another model, on other data, with another objective or optimizer."""
@@ -247,22 +251,27 @@ class Run:
                     "trainer.init_from"
                 )
             if key in ("trainer.steps", "trainer.batch_tokens", "run.seed"):
-                log.warning("%s: %r instead of %r: the run goes on, but not as if it had never stopped", key, new, old)
+                self.differs.append(f"{key}: {new!r} instead of {old!r}")
 
     def _start_from(self, path: str) -> dict[str, Any] | None:
         """Take the weights of another run, whatever its block size, context or objective; says which they were."""
-        other = load(path, device="cpu")
+        other = load(path_of("trainer.init_from", path), device="cpu")
         mine, theirs = self.data.tokenizer, other.tokenizer
         if mine.fingerprint != theirs.fingerprint:
+            own = path_of("trainer.init_from", path) / "tokenizer" / SUBWORD_FILE
+            way_out = f"set data.tokenizer={own}" if own.is_file() else "train with its tokenizer"
             raise ValueError(
-                f"trainer.init_from: {path!r} has another vocabulary ({theirs.name}, {theirs.vocab_size} ids) than "
-                f"data.tokenizer = {self.config.data.tokenizer!r} ({mine.name}, {mine.vocab_size} ids); train with its "
-                "tokenizer"
+                f"trainer.init_from: {path!r} has another vocabulary ({_described(theirs)}) than data.tokenizer = "
+                f"{self.config.data.tokenizer!r} ({_described(mine)}); {way_out}"
             )
         with checkpoint.reading(cast(Path, other.origin.folder)):
             load_state(self.model, module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
         return other.origin.checkpoint
+
+
+def _described(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.name}, {tokenizer.vocab_size} ids, fingerprint {tokenizer.fingerprint}"
 
 
 def _run_of(checkpoint_folder: Path) -> Path:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid.atomic import to_json, write_text_atomic
 from hybrid.leftovers import remove_leftovers, target_of
-from hybrid.options import shown
+from hybrid.options import path_of, shown
 from hybrid.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from hybrid.trainer import RunConfig
 
 CONFIG = "config.yaml"
 _ROOM = 100
 """Bytes that the longest path in a run folder has beyond that of the folder, and some to spare."""
+
+
+def folder_of(run: RunConfig) -> Path:
+    """Where a run is kept. Raises a ValueError for a home folder that there is not."""
+    return path_of("run.folder", run.folder) / run.name
 
 
 def check_place(folder: Path) -> None:

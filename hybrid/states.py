@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hybrid.options import shown
+from hybrid.options import bare, shown
 from hybrid.ranks import spread
 
 # How an optimizer computes, not what: these belong to the machine, so they stay as they are when a state is restored.
@@ -184,7 +184,7 @@ def _checked_meta(
         raise DamagedState(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
     if meta["class"] != type(optimizer).__name__:
         raise ValueError(
-            f"optimizer: the checkpoint's is {meta['class'][:100]}, this one is {type(optimizer).__name__}"
+            f"optimizer: the checkpoint's is {bare(meta['class'])}, this one is {type(optimizer).__name__}"
         )
     order = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
     if order != [isinstance(group, dict) and group.get("params") for group in meta["groups"]]:

@@ -1,5 +1,6 @@
 """Which files a path, glob or folder names: all of them, or an error that names what is not read."""
 
+import gzip
 import os
 import socket
 
@@ -155,6 +156,43 @@ def test_what_is_no_text_is_called_by_its_name(tmp_path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(ValueError, match=r"data.format: '.*x.zip' is a zip archive; unpack it"):
         locate(str(tmp_path / "x.zip"))
+
+
+def test_a_packed_file_without_a_suffix_inside_is_told_how_to_be_called(tmp_path) -> None:
+    for suffix, content in ((".gz", gzip.compress(b"text")), (".zst", b"\x28\xb5\x2f\xfd and so on")):
+        path = tmp_path / f"c{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            locate(str(path))
+        assert str(caught.value) == (
+            f"data.format: '{path}' is packed, which is read, but its name does not tell what is in it; call it "
+            f".jsonl{suffix} or .txt{suffix}, or set data.format to text, jsonl, parquet"
+        )
+    assert locate(str(tmp_path / "c.gz"), format="text").load(tmp_path / "s").read([0])[0].text == "text"
+
+
+def test_what_a_folder_leaves_out_is_counted(tmp_path, caplog) -> None:
+    for name in ("a.txt", "b.txt", "sub/z.csv", "c.py", "d.csv", ".hidden.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    caplog.set_level("INFO", logger="hybrid")
+    assert [path.name for path in find_files(str(tmp_path))] == ["a.txt", "b.txt"]
+    assert caplog.messages == [
+        f"data.corpus: 3 other files in '{tmp_path}' are left out ({tmp_path}/c.py and 2 more); a glob and data.format "
+        "read them"
+    ]
+    caplog.clear()
+    assert len(find_files(str(tmp_path / "*.txt"))) == 2 and not caplog.messages
+
+
+def test_a_folder_of_other_files_says_how_to_read_them(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("py/a.py", "py/sub/b.py", "py/notes.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    with pytest.raises(ValueError, match=r"e\.g\. data\.corpus='py/\*\*/\*\.py' data\.format=text$"):
+        find_files("py")
+    assert format_of(found := find_files("py/**/*.py"), "text", "py/**/*.py") == "text" and len(found) == 2
 
 
 def test_suffixes_in_any_case_and_packed(tmp_path) -> None:

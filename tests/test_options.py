@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.options import at_least, build, convert, nearest, option, pick, shown, type_name
+from hybrid.options import at_least, bare, build, convert, nearest, option, pick, shown, type_name
 
 
 @dataclass(frozen=True)
@@ -138,3 +138,11 @@ def test_a_message_shows_a_value_of_any_size_in_a_bounded_length():
     assert shown("short") == "'short'"
     assert shown("x" * 100_000) == "'" + "x" * 79 + "... (100,002 characters)"
     assert shown(10**5000) == "<a int too large to show>"
+
+
+def test_a_text_of_any_size_is_cut_the_same_way() -> None:
+    assert bare("a  b\n c") == "a b c" and shown("a  b\n c") == r"'a  b\n c'"
+    assert bare("x" * 100) == "x" * 100
+    assert bare("x" * 101) == "x" * 80 + "... (101 characters)"
+    assert shown("x" * 99) == "'" + "x" * 79 + "... (101 characters)"
+    assert bare(ValueError("x" * 1000), 200) == "x" * 180 + "... (1,000 characters)"

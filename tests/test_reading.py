@@ -76,8 +76,6 @@ def test_damaged_packed_files_are_named(kind: str, tmp_path) -> None:
 @pytest.mark.parametrize("format", ["text", "jsonl"])
 def test_what_is_not_utf8_is_called_by_its_name(content: bytes, what: str, format: str, tmp_path) -> None:
     (tmp_path / "a").write_bytes(content)
-    if format == "jsonl" and content.isascii() and b"\x00" in content:
-        what = "is UTF-16 text|not JSON"
     with pytest.raises(ValueError, match=what) as caught:
         load(tmp_path / "a", tmp_path / "s", format=format)
     assert "LATIN1" not in str(caught.value)

@@ -71,6 +71,33 @@ def test_a_first_row_without_the_column_is_what_is_wrong(tmp_path) -> None:
     assert f"'text' is not a column of {path}; it has id, body; set data.column" in refused(path, tmp_path / "s")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "gz", "json"])
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_called_by_its_name(kind: str, order: str, tmp_path) -> None:
+    path = tmp_path / ("a.jsonl.gz" if kind == "gz" else f"a.{kind}")
+    rows = json.dumps(ROWS, indent=1) if kind == "json" else "".join(f"{json.dumps(row)}\n" for row in ROWS)
+    content = rows.encode(order)
+    path.write_bytes(gzip_of(content) if kind == "gz" else content)
+    told = refused(path, tmp_path / "s")
+    assert told == f"data.corpus: {path} is UTF-16 text; convert it (iconv -f UTF-16 -t UTF-8)"
+
+
+@pytest.mark.parametrize(
+    "n_texts, n_pairs, odd", [(3, 1, "text"), (1, 3, "prompt"), (2, 2, "text"), (150, 160, "text")]
+)
+def test_most_of_the_first_rows_decide_which_columns_are_meant(n_texts: int, n_pairs: int, odd: str, tmp_path) -> None:
+    """Of a hundred; the pair stands before the texts, where it once decided alone."""
+    path = tmp_path / "a.jsonl"
+    pairs, texts = ['{"prompt": "x", "completion": "y"}'] * n_pairs, ['{"text": "z"}'] * n_texts
+    path.write_text("\n".join([*pairs, *texts] if n_texts < 100 else [*texts, *pairs]))
+    line = {"text": 1, "prompt": n_pairs + 1}[odd] if n_texts < 100 else n_texts + 1
+    has = "text" if odd == "prompt" else "prompt, completion"
+    assert refused(path, tmp_path / "s") == (
+        f"data.column: {path}, line {line}: {odd!r} is missing; it must be a string in every row (this one has {has}): "
+        "put it there, leave the row out, or set data.column"
+    )
+
+
 def test_upper_case_and_empty_files_among_many(tmp_path) -> None:
     (tmp_path / "rows").mkdir()
     for i in range(300):

@@ -12,7 +12,7 @@ from hybrid.config.schema import SPECS, Config, keys, table
 from hybrid.corpora import is_embedded
 from hybrid.device import parse_device
 from hybrid.objective import Count, build_estimator
-from hybrid.options import at_least, at_most, build, shown
+from hybrid.options import at_least, at_most, build, path_of, shown
 from hybrid.weightings import Elbo
 
 # Smallest values. Keys that may be null are checked when they are not.
@@ -163,15 +163,25 @@ def _check_ranges(config: Config) -> None:
 
 def _check_run(config: Config) -> None:
     run, prompts = config.run, config.eval.sample_prompts
-    if not run.name or run.name.startswith("/") or any(part in ("", ".", "..") for part in run.name.split("/")):
+    if (
+        not run.name
+        or run.name.startswith("/")
+        or any(
+            part in ("", ".", "..") or part.startswith("~")
+            for part in run.name.split("/")  # a shell takes ~ for a home
+        )
+    ):
         raise ValueError(f"run.name: {shown(run.name)} does not name a folder inside run.folder = {shown(run.folder)}")
     if not run.folder:
         raise ValueError("run.folder: '' is not a folder; the default is 'runs'")
+    path_of("run.folder", run.folder)
     for key, value, default in (
         ("trainer.init_from", config.trainer.init_from, "null"), ("trainer.resume", config.trainer.resume, "never"),
     ):  # fmt: skip
         if value == "":
             raise ValueError(f"{key}: '' is empty (a variable of the shell that is not set?); the default is {default}")
+        if value is not None:
+            path_of(key, value)
     if run.device != "auto":
         parse_device(run.device)
     if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):

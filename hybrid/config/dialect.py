@@ -7,7 +7,6 @@ It is YAML with the implicit types of version 1.2: only true and false are boole
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +68,17 @@ class _Loader(yaml.SafeLoader):
         return size
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind in ("binary", "timestamp", "set", "omap", "pairs"):
+            raise yaml.constructor.ConstructorError(
+                problem=f"!!{kind} is not plain data; write a text, a number, a list or a mapping",
+                problem_mark=node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
-            kind, value = node.tag.rsplit(":", 1)[-1], shown(node.value)
             raise yaml.constructor.ConstructorError(
-                problem=f"{value} is no {kind}", problem_mark=node.start_mark
+                problem=f"{shown(node.value)} is no {kind}", problem_mark=node.start_mark
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -121,8 +125,7 @@ def parse(text: str, where: str) -> Any:
     if len(text) > MOST_BYTES:
         raise ValueError(f"{where}: {len(text):,} characters are too many; a configuration has at most {MOST_BYTES:,}")
     try:
-        value = yaml.load(text, Loader=_Loader)
-        leaves = list(_leaves("", value))
+        return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark is not None else ""
@@ -130,10 +133,6 @@ def parse(text: str, where: str) -> Any:
         raise ValueError(f"{where}{line}: not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not valid YAML: {_one_line(error)}") from None
-    for key, leaf in leaves:
-        if not (leaf is None or isinstance(leaf, (bool, int, float, str))):
-            raise ValueError(f"{where}: {key or 'value'}: {shown(leaf)} is a {type(leaf).__name__}, not plain data")
-    return value
 
 
 def dump(value: Any) -> str:
@@ -179,17 +178,6 @@ def read(path: str | Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: {shown(value)} is a {type(value).__name__}; a config file is a mapping of groups")
     return value
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}".lstrip("."), inner)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _leaves(f"{key}[{index}]", inner)
-    else:
-        yield key, value
 
 
 def _one_line(text: Any) -> str:

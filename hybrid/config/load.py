@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
 from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, choices, groups, keys, table
-from hybrid.options import build, convert, nearest, path_of, pick, shown, type_name
+from hybrid.options import bare, build, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
 LONGEST_TEXT = 4096
@@ -104,7 +104,7 @@ def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[st
     base = content.pop("base")
     if not isinstance(base, str) or not base or "\0" in base:
         raise ValueError(f"{path}: base: {shown(base)} is not the path of a YAML file")
-    return [*_files(path.parent / base, (*after, path)), (path, content)]
+    return [*_files(path.parent / path_of(f"{path}: base", base), (*after, path)), (path, content)]
 
 
 def _from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
             is_spec = inner_name == "name" and name in SPECS  # a name alone has become a mapping with a name
-            _refuse_odd_texts(name if is_spec else f"{name}.{_cut(str(inner_name))}".lstrip("."), inner)
+            _refuse_odd_texts(name if is_spec else f"{name}.{bare(str(inner_name))}".lstrip("."), inner)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _refuse_odd_texts(f"{name}[{index}]", inner)
@@ -269,17 +269,11 @@ def _import(modules: Any) -> list[str]:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"run.imports: cannot import {shown(module)}: {_told(error)}") from None
+            raise ValueError(f"run.imports: cannot import {shown(module)}: {bare(error, 300)}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
-            what = f"{type(error).__name__}: {_told(error)}".rstrip(": ")
+            what = f"{type(error).__name__}: {bare(error, 300)}".rstrip(": ")
             raise ValueError(f"run.imports: importing {shown(module)} raised {what}") from error
     return modules
-
-
-def _told(error: BaseException) -> str:
-    """What an error of somebody else's says, in a line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:280]}..."
 
 
 def _unknown(name: str, value: Any) -> ValueError:
@@ -290,14 +284,9 @@ def _unknown(name: str, value: Any) -> ValueError:
         hint = f" (did you mean {same_leaf[0]!r}?)" if same_leaf else nearest(name, keys()) if rest else ""
         hint = hint or nearest(group, groups())
         return ValueError(
-            f"{_cut(name)}: unknown group {shown(group)} (value {shown(value)}); groups: {', '.join(groups())}{hint}"
+            f"{bare(name)}: unknown group {shown(group)} (value {shown(value)}); groups: {', '.join(groups())}{hint}"
         )
-    return ValueError(f"{_cut(name)}: unknown key (value {shown(value)}); {_allowed(group)}{nearest(name, keys())}")
-
-
-def _cut(name: str) -> str:
-    """The name of a key that does not exist, which may be of any length."""
-    return name if len(name) <= 100 else f"{name[:80]}..."
+    return ValueError(f"{bare(name)}: unknown key (value {shown(value)}); {_allowed(group)}{nearest(name, keys())}")
 
 
 def _allowed(group: str) -> str:

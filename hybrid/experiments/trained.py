@@ -48,8 +48,9 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
     """
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
+    from hybrid.run_folder import folder_of
 
-    folder = Path(config.run.folder) / config.run.name
+    folder = folder_of(config.run)
     steps = train(config, folder, steps)
     lm = load(folder, device=config.run.device)
     split = validation_of(lm)

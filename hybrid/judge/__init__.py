@@ -20,6 +20,7 @@ from hybrid.judge.foreign import HuggingFaceJudge
 from hybrid.judge.ours import HybridJudge
 from hybrid.judge.reading import Judge, Reading
 from hybrid.lm import load
+from hybrid.options import path_of
 from hybrid.origin import is_foreign
 
 __all__ = ["HuggingFaceJudge", "HybridJudge", "Judge", "Reading", "load_judge"]
@@ -33,7 +34,7 @@ def load_judge(path: str | Path, device: str = "auto", precision: str = "fp32", 
     Raises:
         ValueError: no such folder, nothing usable in it, or `transformers` is not installed.
     """
-    path = Path(path)
+    path = path_of("judge", path)
     if not path.is_dir():
         raise ValueError(
             f"judge: {path} is no folder; give a run of this repository, or a folder with a Hugging Face model "

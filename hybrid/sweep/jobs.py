@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import subprocess
@@ -10,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from hybrid.leftovers import lock
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds
@@ -93,22 +93,13 @@ def work(
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
     """None if a process of an earlier sweep still holds the log: two must not train in one folder."""
     with open(job.log, "ab") as output:
-        if not _lock(output):
+        if lock(output.fileno(), wait=False) is False:
             return None
         # In a session of its own, so that Ctrl-C reaches it through `_stop` alone and not twice.
         return subprocess.Popen(
             job.command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             env={**os.environ, **environment}, start_new_session=True,
         )  # fmt: skip
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file for as long as this process, or one that inherits it, has it open."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _stop(running: Sequence[_Running]) -> None:

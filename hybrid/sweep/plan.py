@@ -25,7 +25,7 @@ from typing import Any
 from hybrid.config import Config, check, dialect, inline, load_config
 from hybrid.evaluate import parse as parse_evaluation
 from hybrid.evaluate import require_libraries
-from hybrid.options import nearest
+from hybrid.options import nearest, path_of
 
 _KEYS = {"config": str, "set": dict, "arms": dict, "grid": dict, "evaluate": dict}
 
@@ -103,7 +103,7 @@ def read(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file}: arms.{arm}: {settings!r} is not a mapping of keys, like objective.block_size: 4")
     if "config" not in content:
         raise ValueError(f"{file}: config: missing; name the configuration of the runs, such as ../quickstart.yaml")
-    return {**content, "config": file.parent / content["config"]}
+    return {**content, "config": file.parent / path_of(f"{file}: config", content["config"])}
 
 
 def axis(override: str) -> tuple[str, list[Any]]:
@@ -143,8 +143,8 @@ def evaluation_words(options: Mapping[str, Any], folder: Path) -> list[str]:
     for name, value in options.items():
         if name in ("checkpoint", "output"):
             raise ValueError(f"evaluate.{name}: a sweep sets it for each run; leave it out")
-        if name == "judge" and not Path(str(value)).exists():
-            value = folder / str(value)
+        if name == "judge" and not (judge := path_of("evaluate.judge", str(value))).exists():
+            value = folder / judge
         flag = f"--{str(name).replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] if value else []

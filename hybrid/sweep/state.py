@@ -14,6 +14,7 @@ from hybrid import checkpoint
 from hybrid.atomic import read_json
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.metrics import METRICS, last_validation, read_metrics
+from hybrid.options import path_of
 from hybrid.origin import (
     is_same_checkpoint,
     judge_identity,
@@ -23,6 +24,7 @@ from hybrid.origin import (
     refuse_other_data,
 )
 from hybrid.run import MAY_CHANGE
+from hybrid.run_folder import folder_of
 from hybrid.sweep.plan import Planned
 from hybrid.tables import aligned, formatted
 
@@ -66,7 +68,7 @@ def state_of(
     Raises:
         ValueError: it holds a run with other settings, trained on another text, from other weights, or for longer.
     """
-    folder = Path(run.config.run.folder) / run.name
+    folder = folder_of(run.config.run)
     if not (folder / "config.yaml").is_file():
         return State(0, False)
     before = load_config(folder / "config.yaml", checked=False)
@@ -125,7 +127,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     start = config.trainer.init_from
     if start is None:
         return
-    recorded, today = recorded_start(folder), latest_identity(Path(start))
+    recorded, today = recorded_start(folder), latest_identity(path_of("trainer.init_from", start))
     if is_same_checkpoint(recorded, today) is False:
         was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
         raise _other(folder, f"started from {start} at {was}", who, f"what is there now, {now}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from hybrid.options import path_of
 from hybrid.tokenizer.base import LONG, Tokenizer
 
 SUBWORD_FILE = "tokenizer.json"
@@ -73,7 +73,7 @@ class SubwordTokenizer(Tokenizer):
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Read a tokenizer.json. Raises ValueError, naming the file, if there is none or it can't be read."""
-        path = Path(os.path.expanduser(path))
+        path = path_of("data.tokenizer", path)
         if not path.is_file():
             raise ValueError(f"data.tokenizer: {str(path)!r} is no file; give the path of a tokenizer.json")
         import tokenizers
