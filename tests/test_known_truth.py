@@ -21,6 +21,7 @@ def sample(rows: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(SOURCE.chain.sample(np.random.default_rng(seed), rows, LENGTH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size, margin", [(1, 0.02), (4, 0.06)])
 def test_the_bound_approaches_the_entropy_from_above(block_size, margin):
     """500 steps on a 5-state chain (0.9 nats per token). Against the source's own likelihood of the same rows, so that

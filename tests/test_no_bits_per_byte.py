@@ -67,7 +67,7 @@ def test_of_an_empty_name_nothing_is_evaluated(trained: Path, tmp_path: Path, co
     (tmp_path / "a.txt").write_text("the value of a list. " * 99)
     monkeypatch.chdir(tmp_path)
     evaluate = ("evaluate", "--checkpoint", trained, "--device", "cpu", "--output", tmp_path / "e.json", "--rows", 2)
-    assert command(*evaluate, "--data", "").error.startswith("error: data.corpus: '' is empty")
+    assert command(*evaluate, "--data", "").error.startswith("error: --data: '' is empty")
     (tmp_path / "notes").write_text("The value of a list.\n\nBy its name and key.\n" * 99)
     assert "set data.format" in command(*evaluate, "--data", "notes").error
     done = command(*evaluate, "--data", "notes", "--format", "text")

@@ -289,7 +289,7 @@ def test_a_finished_run_of_another_text_or_start_is_not_the_one_that_is_planned(
 
 @pytest.mark.parametrize(
     "override", ["trainer.steps=4", "trainer.minutes=9.0", "trainer.micro_batch_tokens=64", "trainer.recompute=true",
-                 "trainer.max_bad_steps=1", "eval.rows=2", "optim.lr=0.1"],
+                 "eval.rows=2", "optim.lr=0.1"],
 )  # fmt: skip
 def test_an_experiment_takes_no_run_of_other_settings(
     override: str, configure: Configure, copy_of_trained: Path

@@ -104,6 +104,7 @@ def test_two_ranks_train_as_one_process_does(mode: str, trained_by: Trained) -> 
     assert json.loads((two / "environment.json").read_text())["ranks"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_what_two_ranks_saved_is_a_model_like_any_other(mode: str, trained_by: Trained) -> None:
     one, two = hybrid.load(trained_by("one")), hybrid.load(trained_by(mode))
@@ -185,6 +186,7 @@ def test_a_rank_that_is_killed(restarts: int, overrides, tmp_path: Path) -> None
         assert job.returncode != 0 and last < 150
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")
 def test_a_rank_that_is_told_to_stop_stops_all(overrides, tmp_path: Path) -> None:
     job = start(2, "train.py", *overrides(tmp_path), "trainer.steps=100000", "trainer.save_every=10")

@@ -162,6 +162,7 @@ def test_the_sweeps_that_ship(file: Path, tmp_path: Path) -> None:
 # What becomes of the runs
 
 
+@pytest.mark.slow
 def test_the_command_line(command: Command, base: Path, tmp_path: Path) -> None:
     """Two runs, one of which fails: the other is trained and evaluated, and neither is trained again."""
     file = sweep(base, "arms: {good: {}, bad: {optim.lr: 1e30, optim.grad_clip: 0}}\nevaluate: {rows: 4, draws: 1}")

@@ -115,6 +115,7 @@ def test_every_arm_is_a_configuration(name):
     assert (config.objective.estimator == "time") is ARMS[name].straightforward
 
 
+@pytest.mark.slow
 def test_runs_and_timings_are_kept(command: Command, corpus, tmp_path):
     words = (
         "--config", "configs/quickstart.yaml", "--seeds", 0, "--folder", tmp_path / "runs", "--rows", 2,

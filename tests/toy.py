@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from hybrid.experiments.cells import spend_draws
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA
 
@@ -31,15 +32,6 @@ def toy_model(
             if name in ("embedding.weight", "head_weight"):
                 p.mul_(40)
     return model.eval()
-
-
-def spend_draws(model: Transformer) -> None:
-    """Draw once as torch's modules do when they are made. Many tests are about these very weights."""
-    torch.empty_like(model.embedding.weight).normal_()
-    for layer in model.layers:
-        for module in layer.modules():
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.kaiming_uniform_(torch.empty_like(module.weight), a=5**0.5)
 
 
 def random_tokens(*shape: int, vocab: int = 7, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
@@ -70,6 +70,14 @@ def divergence(p: Tensor, q: Tensor) -> float:
     return max(0.0, float(torch.xlogy(p, p / q).sum()))
 
 
+def spend_draws(model: Transformer) -> None:
+    """Draw once for nothing, as torch's modules do when they are made: published toys are those of the next draw."""
+    torch.empty_like(model.embedding.weight).normal_()
+    for module in model.layers.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(torch.empty_like(module.weight), a=5**0.5)
+
+
 @dataclass(frozen=True)
 class Toy:
     """A small random model whose texts can all be enumerated. Its predictions are peaked, so that order matters."""
@@ -84,7 +92,10 @@ class Toy:
     def make(cls, seed: int) -> Toy:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = Transformer(ModelConfig(dim=16, n_layers=2, n_heads=4), VOCAB, VOCAB - 1).double().eval()
+            model = Transformer(ModelConfig(dim=16, n_layers=2, n_heads=4), VOCAB, VOCAB - 1, initialise=False)
+            spend_draws(model)
+            model.reset_parameters()
+        model = model.double().eval()
         model.attend = SDPA()
         assert model.head_weight is not None
         for weight in (model.embedding.weight, model.head_weight):
