@@ -94,6 +94,21 @@ def test_several_texts_are_drawn_apart_and_control_characters_not_obeyed() -> No
     assert terminal.screen(20) == ["one [2J", "---", "two", ""]
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_documents_that_are_joined_are_told_apart_on_a_terminal_too(
+    live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    end = ByteTokenizer().end_of_text
+    ids = [*b"one", end, *b"two", end, end, *b"three"]
+    texts, terminal = follow([[[MASK] * len(ids)], [ids[:5] + [MASK] * (len(ids) - 5)], [ids]], "> ", live=live)
+    whole = "one<|endoftext|>two<|endoftext|><|endoftext|>three"
+    assert texts.texts == [whole]
+    if live:
+        assert terminal.screen(60)[0] == f"> {whole}"
+        assert f"> one<|endoftext|>t{UNKNOWN * (len(ids) - 5)}" in terminal.getvalue()
+
+
 @pytest.mark.usefixtures("small_terminal")
 def test_wide_characters_count_two_columns() -> None:
     wide = "\u6587\u5b57" * 8  # 16 characters, 32 columns

@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+from conftest import Command
 
 from hybrid.corpora import locate
 from hybrid.listing import find_files, format_of, suffix_of
@@ -57,6 +58,14 @@ def test_a_folder_that_can_not_be_read_is_named(pattern: str, texts, monkeypatch
     with pytest.raises(ValueError, match=r"data.corpus: .*/sub/?: Permission denied; make it readable"):
         find_files(str(texts / pattern))
     assert names(texts / "*.txt") == ["a.txt"]  # does not look into it
+
+
+def test_training_refuses_a_folder_that_can_not_be_read(texts, monkeypatch, command: Command) -> None:
+    refuse_to_list(monkeypatch, texts / "sub")
+    words = [f"data.corpus={texts}", f"run.folder={texts / 'runs'}", f"data.cache_dir={texts / 'cache'}"]
+    error = command("train.py", *words).error
+    assert error == f"error: data.corpus: {texts}/sub: Permission denied; make it readable, or name what to read"
+    assert not (texts / "runs").exists()
 
 
 def test_a_folder_that_may_not_be_entered_is_named(texts, monkeypatch) -> None:
