@@ -42,7 +42,10 @@ def variants():
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("name", ["sdpa", pytest.param("flex", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "flex")) for n in BACKENDS if n not in ("eager", "xformers")],
+)
 def test_training_passes_agree_with_eager(name):
     """Outputs and, where the backend can train here, gradients; to rounding in float64."""
     trains = name != "flex"
