@@ -133,7 +133,7 @@ def test_figures_over_several_texts_by_hand() -> None:
 def test_a_judge_that_reads_something_else_than_the_texts(judge: HybridJudge, tmp_path: Path) -> None:
     """Its vocabulary is of lower-case words and letters: what it does not know, it does not pay for."""
     words = SubwordTokenizer.from_file(wordpiece(tmp_path / "words.json", ("the", "value", "of", "a", "list")))
-    model = build_model(judge.lm.config, words, judge.lm.device, training=False)
+    model = build_model(judge.lm.config, words, judge.lm.device, training=True).eval()  # with values
     other = HybridJudge(dataclasses.replace(judge.lm, tokenizer=words, model=model))
     assert other.read(["the value of a list"]).nats_per_byte > 0
     reading = other.read(["the value of a list", "The value of a list"])
