@@ -111,7 +111,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             raise
         raise ValueError(
             f"rank {ranks.rank} of {ranks.world}: lost contact with the others, one of which ended or was killed "
-            f"({bare(str(error).splitlines()[0], 120)}); go on from the last checkpoint with trainer.resume=auto"
+            f"({bare(error, 120)}); go on from the last checkpoint with trainer.resume=auto"
         ) from None
     # Not after an error: it would wait for ranks that may be gone.
     dist.destroy_process_group()

@@ -147,6 +147,9 @@ def test_damaged_files_are_named(tmp_path) -> None:
         (tmp_path / KIND_FILE).write_text(content)
         with pytest.raises(ValueError, match=rf"^'[^']*{KIND_FILE}' is damaged \({reason}.*\); restore it"):
             load_tokenizer(tmp_path)
+    (tmp_path / KIND_FILE).write_text(json.dumps({**state, "fingerprint": "f" * 1000}))
+    with pytest.raises(ValueError, match=r"expected f{80}\.\.\. \(1,000 characters\)\)$"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"data.tokenizer: .*tokenizer.json' is not a tokenizer.json"):
         SubwordTokenizer.from_file(tmp_path / "tokenizer.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hybrid.atomic import read_json
-from hybrid.options import pick
+from hybrid.options import bare, pick
 from hybrid.tokenizer.base import KIND_FILE, Tokenizer
 from hybrid.tokenizer.plain import ByteTokenizer, CharTokenizer
 from hybrid.tokenizer.subword import END_OF_TEXT, SUBWORD_FILE, SubwordTokenizer
@@ -45,6 +45,6 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if tokenizer.fingerprint != fingerprint:
         raise ValueError(
             f"{str(path)!r}: the tokenizer beside it is not the one that was saved "
-            f"(fingerprint {tokenizer.fingerprint}, expected {fingerprint})"
+            f"(fingerprint {tokenizer.fingerprint}, expected {bare(fingerprint)})"
         )
     return tokenizer

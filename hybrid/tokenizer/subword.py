@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid.options import path_of
+from hybrid.options import bare, path_of
 from hybrid.tokenizer.base import LONG, Tokenizer
 
 SUBWORD_FILE = "tokenizer.json"
@@ -81,9 +81,9 @@ class SubwordTokenizer(Tokenizer):
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"data.tokenizer: {str(path)!r} is not a tokenizer.json that the tokenizers library reads ({reason})"
+                f"data.tokenizer: {str(path)!r} is not a tokenizer.json that the tokenizers library reads "
+                f"({bare(error, 200)})"
             ) from None
         return cls(tokenizer)
 
