@@ -91,9 +91,12 @@ class Network:
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
         self.nfe += 1
-        for pieces in self._pieces(self.unread(text, live)):
+        lengths, pending = self.cache.lengths, self.unread(text, live)
+        for pieces in self._pieces(pending):
             self.forward(BlockRows(self.cache.lengths, pieces, tokens, live.n_valid).without_live(), live)
-        return self.forward(BlockRows(self.cache.lengths, self.unread(text, live), tokens, live.n_valid), live)
+        if self.cache.lengths != lengths:
+            pending = self.unread(text, live)
+        return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
 
     def forward(self, rows: BlockRows, live: Live) -> Tensor:
         """One pass of the active texts through the network."""

@@ -176,6 +176,9 @@ def _remember_last(cache: KVCache, hidden: Tensor, counts: list[int]) -> None:
     cache.has_last = [has or count > 0 for has, count in zip(cache.has_last, counts, strict=True)]
     if not any(counts):
         return
+    if len(set(counts)) == 1:  # as in a step of one token: the same row of all
+        cache.last_hidden = hidden[:, counts[0] - 1].clone()
+        return
     last = torch.tensor([max(count - 1, 0) for count in counts], device=hidden.device)
     fresh = torch.tensor([count > 0 for count in counts], device=hidden.device)[:, None]
     cache.last_hidden = torch.where(
