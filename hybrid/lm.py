@@ -195,7 +195,7 @@ class LanguageModel:
         if not any(self.mask_token_id in prompt for prompt in prompts):
             return block_size
         trained = self.block_sizes
-        sizes = trained if block_size is None else [self._block_size(block_size, self.config.data.seq_len)]
+        sizes = trained if block_size is None else [self._possible_size(block_size)]
         limits = (self.mask_token_id, self.config.model.prediction, sizes, self.config.data.seq_len)
         return infilling_size(prompts, *limits, others=trained)
 
@@ -233,16 +233,20 @@ class LanguageModel:
         return load_group(folder, group)
 
     def _block_size(self, value: int | None, length: int) -> int:
-        trained = self.block_sizes
+        """The block size that is meant, with a warning if it was not trained."""
         if value is None:
-            return min(trained[0], length)
-        if isinstance(value, (list, bool)) or not isinstance(value, (str, int)):
-            value = integer("block_size", value, 1, self.config.data.seq_len)  # of numpy or torch, or none at all
-        (value,) = resolve_block_sizes(value, self.config.data.seq_len, "block_size")
-        if value not in trained:
-            known = ", ".join(map(str, trained))
+            return min(self.block_sizes[0], length)
+        value = self._possible_size(value)
+        if value not in self.block_sizes:
+            known = ", ".join(map(str, self.block_sizes))
             warnings.warn(f"block_size: {value} was not trained (trained: {known})", stacklevel=3)
         return value
+
+    def _possible_size(self, value: Any) -> int:
+        """Raise a ValueError for what is no block size."""
+        if isinstance(value, (list, bool)) or not isinstance(value, (str, int)):
+            value = integer("block_size", value, 1, self.config.data.seq_len)  # of numpy or torch, or none at all
+        return resolve_block_sizes(value, self.config.data.seq_len, "block_size")[0]
 
     def _planner(self, planner: LanguageModel | str | Path, block_size: int) -> Transformer:
         if not isinstance(planner, LanguageModel):

@@ -207,3 +207,10 @@ def test_infilling_on_the_command_line(command: Command, trained: Path, tmp_path
     longer = json.loads(command("generate.py", *words, "--json", "--max-new-tokens", 3, "--ignore-end-of-text").out)
     assert longer["tokens"] == 5 and len(longer["texts"][0]) == 10 and longer["finish_reasons"] == ["length"]
     assert "block_size" in command("generate.py", *words, "--block-size", 1).error
+
+
+def test_a_size_that_was_not_trained_is_said_once(trained) -> None:
+    lm = hybrid.load(trained)
+    with pytest.warns(UserWarning, match="block_size: 8 was not trained") as said:
+        lm.generate([[1, lm.mask_token_id, 2]], 2, block_size=8)
+    assert len(said) == 1
