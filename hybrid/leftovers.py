@@ -102,6 +102,8 @@ def _remove_unless_written(path: Path, sole_writer: bool) -> None:
         is_free = lock(descriptor, wait=False)
         if is_free is False or (is_free is None and not sole_writer):
             return
+        if not _is_at(path, descriptor):  # it has been moved into its place meanwhile, and the name is another's by now
+            return
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     except OSError:
         pass  # not ours to remove

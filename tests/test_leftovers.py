@@ -139,3 +139,23 @@ def test_a_file_may_be_read_as_the_user_wants_and_is_no_program(mask: int, mode:
     finally:
         os.umask(before)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_that_reached_its_place_while_it_was_looked_at_does_not_cost_another_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between opening a temporary and locking it, its writer ends and the next one begins under the same name."""
+    path = tmp_path / "latest"
+    temporary = leftovers.temporary_of(path)
+    temporary.write_text("first")
+    original = leftovers.lock
+
+    def late(descriptor: int, wait: bool) -> bool | None:
+        if not wait:
+            temporary.rename(path)
+            temporary.write_text("second")
+        return original(descriptor, wait)
+
+    monkeypatch.setattr(leftovers, "lock", late)
+    leftovers.remove_leftovers(tmp_path, "latest")
+    assert temporary.read_text() == "second" and path.read_text() == "first"
