@@ -305,3 +305,12 @@ def test_a_scaling_that_is_none_is_refused_with_its_key():
     ]:
         with pytest.raises(ValueError, match=message):
             check(load_config(None, [override]))
+
+
+def test_guidance_leaves_a_banned_mask_without_probability():
+    """It is impossible with and without the prompt; of the difference nothing may be left."""
+    model = toy_model(mask_token_id=2)
+    spy = Spy(build(DECODERS, "confidence", "decoder"), lambda view: view.log_probs.exp())
+    engine(model, 3, spy, guidance=1.5, stop_at_end=False).generate([[1, 5, 0, 1]], 6)
+    laws = torch.cat([look.flatten(0, 1) for *_, look in spy.steps])
+    assert (laws[:, 2] <= 0).sum() > 0 and torch.allclose(laws.sum(-1), torch.ones_like(laws[:, 0]))

@@ -110,7 +110,8 @@ class Step:
         given = networks.denoiser.log_probs(self.hidden[places])
         if networks.without_prompt is None or other is None:
             return given
-        free = networks.without_prompt.log_probs(other[places])
+        # What is impossible either way (a banned MASK) stays so: of two infinities the difference would be none.
+        free = networks.without_prompt.log_probs(other[places]).clamp(min=-1e30)
         guided = ((1 + networks.guidance) * given - networks.guidance * free).log_softmax(-1)
         has_prompt = torch.tensor([bool(row.prompt) for row in self.live.rows], device=places.device)
         return torch.where(has_prompt[places.nonzero()[:, 0], None], guided, given)
