@@ -31,10 +31,10 @@ from hybrid.options import shown
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.console import Console, Texts
     from hybrid.decoding.engine import Engine
+    from hybrid.distributed import Ranks
     from hybrid.lm import LanguageModel
-    from hybrid.ranks import Ranks
+    from hybrid.text.console import Console, Texts
 
 MAX_SAMPLES = 1_000_000
 """Of one command; their keys are all made before the first text."""
@@ -44,7 +44,7 @@ def main() -> int:
     arguments = parse()
     prompt = read_prompt(arguments)
     from hybrid.device import resolve_device  # late, so that --help is quick
-    from hybrid.ranks import Ranks, joined
+    from hybrid.distributed import Ranks, joined
 
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
@@ -54,11 +54,11 @@ def main() -> int:
 
 def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, ranks: Ranks) -> None:
     """Each rank writes a share of the samples; the first prints them."""
-    from hybrid.console import Console, Texts
-    from hybrid.infill import gaps_of
     from hybrid.lm import load
     from hybrid.options import title
-    from hybrid.trace import Trace, check_path, write_page
+    from hybrid.text.console import Console, Texts
+    from hybrid.text.infill import gaps_of
+    from hybrid.text.trace import Trace, check_path, write_page
 
     page = None if arguments.trace is None else Path(arguments.trace)
     if page is not None:
@@ -91,7 +91,7 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
 
 def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console: Console, seed: int) -> None:
     """Texts on stdout, unless they stand there already; figures on stderr."""
-    from hybrid.console import BETWEEN
+    from hybrid.text.console import BETWEEN
 
     if arguments.json:
         told: dict[str, object] = {"prompt": prompt, "texts": generation.texts}
@@ -106,7 +106,7 @@ def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console:
 
 def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) -> list[int]:
     """The prompt's tokens, MASK where it has gaps."""
-    from hybrid.infill import ids_with_gaps
+    from hybrid.text.infill import ids_with_gaps
 
     if not arguments.infill:
         return lm.tokenizer.encode(prompt)
@@ -148,9 +148,9 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
 
 def batches_of_keys(arguments: argparse.Namespace, ids: list[int], ranks: Ranks) -> Iterator[list[int]]:
     """What the randomness of this rank's texts is keyed by, a list per batch. No text depends on its batch."""
-    from hybrid import counter
+    from hybrid import rng
 
-    keys = counter.row_keys([ids] * arguments.num_samples)
+    keys = rng.row_keys([ids] * arguments.num_samples)
     mine = [keys[i] for i in ranks.share(len(keys))]
     for start in range(0, len(mine), arguments.batch_size):
         yield mine[start : start + arguments.batch_size]
@@ -176,7 +176,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     source = arguments.prompt_file
     if source is None and arguments.prompt != "-":
         return arguments.prompt
-    from hybrid.reading import decoded, read_text
+    from hybrid.data.corpora.reading import decoded, read_text
 
     if source in (None, "-"):
         text = decoded(sys.stdin.buffer.read(), "standard input", "--prompt")

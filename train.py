@@ -32,8 +32,8 @@ def main() -> int:
         return 0
 
     from hybrid.device import resolve_device
-    from hybrid.ranks import Ranks, joined
-    from hybrid.run import Run
+    from hybrid.distributed import Ranks, joined
+    from hybrid.runs.run import Run
 
     device = resolve_device(config.run.device, Ranks.from_environment())
     with joined(device) as ranks:

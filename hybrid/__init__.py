@@ -6,21 +6,20 @@ lm = hybrid.load("runs/quickstart")
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid import attention, decoding, noise, objective
+    from hybrid import decoding, evaluation, likelihoods, model, objectives
     from hybrid.config import load_config
     from hybrid.lm import LanguageModel, load
 
-__all__ = ["LanguageModel", "attention", "decoding", "load", "load_config", "noise", "objective"]
+__all__ = ["LanguageModel", "decoding", "evaluation", "likelihoods", "load", "load_config", "model", "objectives"]
 _HOMES = {"load": "hybrid.lm", "LanguageModel": "hybrid.lm", "load_config": "hybrid.config"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for, so that `import hybrid` costs nothing."""
-    import importlib
-
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in __all__:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybrid.distributed import ALONE, Ranks
 from hybrid.options import pick, shown
-from hybrid.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")

@@ -22,11 +22,11 @@ from hybrid import cli
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.comparison import Setting
-    from hybrid.data import Data, DataConfig, PackedTokens
-    from hybrid.judge import Judge
+    from hybrid.data.dataset import Data, DataConfig, PackedTokens
+    from hybrid.distributed import Ranks
+    from hybrid.evaluation.comparison import Setting
+    from hybrid.evaluation.judge import Judge
     from hybrid.lm import LanguageModel
-    from hybrid.ranks import Ranks
 
 CONFIDENT = "confidence:token=best"
 """Among all orders: the default confidence depends on the tokens that it draws, so it has no likelihood."""
@@ -35,7 +35,7 @@ CONFIDENT = "confidence:token=best"
 def main() -> int:
     arguments = parse()
     from hybrid.device import resolve_device  # late, so that --help is quick
-    from hybrid.ranks import Ranks, joined
+    from hybrid.distributed import Ranks, joined
 
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
@@ -45,8 +45,8 @@ def main() -> int:
 
 def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     """Each rank evaluates a share; the first prints and writes."""
-    from hybrid import comparison, scores
     from hybrid.device import precision_context
+    from hybrid.evaluation import comparison, scores
     from hybrid.lm import load
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
@@ -88,7 +88,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
 def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
     """Those to evaluate. Raises a ValueError for one that is impossible; warns of one that was not trained."""
-    from hybrid.likelihood import MAX_ENUMERATED
+    from hybrid.likelihoods.likelihood import MAX_ENUMERATED
 
     sizes = arguments.block_size or lm.block_sizes
     for size in sizes:
@@ -101,8 +101,8 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
-    from hybrid.data import prepare
-    from hybrid.origin import located, prepare_again
+    from hybrid.checkpoints.origin import located, prepare_again
+    from hybrid.data.dataset import prepare
 
     if arguments.data is None:
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
@@ -120,7 +120,7 @@ def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfi
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
     """Refuse what cannot work before anything takes time."""
-    from hybrid.comparison import setting_for
+    from hybrid.evaluation.comparison import setting_for
 
     require_libraries(arguments)
     setting = setting_for(
@@ -129,15 +129,15 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
     )  # fmt: skip
     if arguments.judge is None:
         return setting, None
-    from hybrid.judge import load_judge
+    from hybrid.evaluation.judge import load_judge
 
     return setting, load_judge(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
 
 
 def require_libraries(arguments: argparse.Namespace) -> None:
     """Raise a ValueError if what the evaluation needs is not installed."""
-    from hybrid.divergence import load_sklearn
-    from hybrid.quality import load_bleu
+    from hybrid.evaluation.divergence import load_sklearn
+    from hybrid.evaluation.quality import load_bleu
 
     if arguments.decoders:
         load_bleu()
@@ -154,7 +154,7 @@ def default_output(checkpoint: str) -> Path:
 
 def refuse_foreign_output(output: Path) -> None:
     """Raise a ValueError if the results would replace something else than those of another evaluation."""
-    from hybrid.atomic import has_keys, refuse_foreign
+    from hybrid.storage.atomic import has_keys, refuse_foreign
 
     keys = ("results", "settings", "data", "environment")
     foreign = "does not hold an evaluation of ours (if it is a damaged one, remove it)"
@@ -169,8 +169,8 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def write(
     path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace, device: torch.device
 ) -> None:
-    from hybrid.atomic import write_json_atomic
-    from hybrid.tracking import environment
+    from hybrid.results.environment import environment
+    from hybrid.storage.atomic import write_json_atomic
 
     refuse_foreign_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,27 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid import checkpoint, orders
 from hybrid.arguments import SEEDS, integer, prompt_ids
-from hybrid.atomic import new_folder, write_json_atomic
-from hybrid.building import build_model
-from hybrid.card import card_of, facts_of
+from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints.card import card_of
+from hybrid.checkpoints.origin import Origin, identity_of
+from hybrid.checkpoints.states import load_state, module_tensors
+from hybrid.checkpoints.tensors import has_group, load_group, save_tensors
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
-from hybrid.data import document_numbers
+from hybrid.data.dataset import document_numbers
+from hybrid.data.tokenizers import Tokenizer, load_tokenizer
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, Progress
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihood import METHODS, Likelihood, row_nll
+from hybrid.likelihoods import orders
+from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
+from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, path_of, pick, shown
-from hybrid.origin import Origin, identity_of
-from hybrid.states import load_state, module_tensors
-from hybrid.tensorfiles import has_group, load_group, save_tensors
-from hybrid.tokenizer import Tokenizer, load_tokenizer
+from hybrid.options import build, path_of, pick, shown, title
+from hybrid.storage.atomic import new_folder, write_json_atomic
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -217,10 +218,25 @@ class LanguageModel:
             save_tensors(self._weights(), temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             self.tokenizer.save(temporary / "tokenizer")
-            facts, made_from = facts_of(self), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+            facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
             write_json_atomic(temporary / "model.json", {**facts, **made_from})
-            (temporary / "README.md").write_text(card_of(self, facts), encoding="utf-8")
+            (temporary / "README.md").write_text(
+                card_of(self.config.run.name, title(self.config.data.corpus), facts), encoding="utf-8"
+            )
         return target
+
+    def _facts(self) -> dict[str, Any]:
+        """What model.json says of the model."""
+        return {
+            "parameters": self.model.n_parameters(),
+            "vocab_size": self.model.vocab_size,
+            "mask_token_id": self.mask_token_id,
+            "end_of_text": self.tokenizer.end_of_text,
+            "seq_len": self.config.data.seq_len,
+            "block_sizes": self.block_sizes,
+            "context": self.config.model.context,
+            "prediction": self.config.model.prediction,
+        }
 
     def _weights(self) -> Mapping[str, Tensor]:
         """As they were trained: a model that has generated has fused them, so they are read once more."""
@@ -320,7 +336,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
     config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
     tokenizer = load_tokenizer(home / "tokenizer")
-    model = build_model(config, tokenizer, where, training=False).eval()
+    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where).eval()
     weights = "ema" if has_group(found, "ema") else "model"
     with checkpoint.reading(found):
         load_state(model, load_group(found, weights))

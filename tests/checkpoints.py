@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from hybrid.checkpoint import read_state, save_checkpoint, step_of
-from hybrid.tensorfiles import load_tensors
+from hybrid.checkpoints.checkpoint import read_state, save_checkpoint, step_of
+from hybrid.checkpoints.tensors import load_tensors
 
 
 def save(folder: Path, step: int, size: int = 64) -> Path:

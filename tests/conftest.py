@@ -23,7 +23,7 @@ from hybrid import cli
 from hybrid.config import Config, load_config
 
 if TYPE_CHECKING:
-    from hybrid.data import PackedTokens
+    from hybrid.data.dataset import PackedTokens
     from hybrid.lm import LanguageModel
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ def overrides(corpus: Path) -> Callable[[Path], list[str]]:
 @pytest.fixture(scope="session")
 def trained(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny run, trained once. Only read it; `copy_of_trained` is for changing."""
-    from hybrid.run import Run
+    from hybrid.runs.run import Run
 
     run = Run(configure(tmp_path_factory.mktemp("runs")))
     run.open()
@@ -117,7 +117,7 @@ def lm(trained: Path) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def split(lm: LanguageModel) -> PackedTokens:
-    from hybrid.data import prepare
+    from hybrid.data.dataset import prepare
 
     return prepare(lm.config.data).validation
 

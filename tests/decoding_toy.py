@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hybrid.decoding import DECODERS
+from hybrid.decoding.decoder import Prediction, View
 from hybrid.decoding.engine import Engine
-from hybrid.decoding.view import Prediction, View
-from hybrid.likelihood import mask_table
+from hybrid.likelihoods.likelihood import mask_table
 from hybrid.options import build
 
 

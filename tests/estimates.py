@@ -7,10 +7,10 @@ import math
 import numpy as np
 import torch
 
-from hybrid.likelihood import enumerated_bound, mask_table
-from hybrid.noise import Keys
-from hybrid.proposals import Adaptive
-from hybrid.weightings import weigh
+from hybrid.likelihoods.likelihood import enumerated_bound, mask_table
+from hybrid.objectives.noise import Keys
+from hybrid.objectives.proposals import Adaptive
+from hybrid.objectives.weightings import weigh
 
 
 def keys(rows: int, step: int = 0, total: int | None = None) -> Keys:

@@ -154,9 +154,15 @@ def warm_up() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in (*PROGRAMS.values(), "hybrid.run", "hybrid.trace", "hybrid.console", "hybrid.comparison"):
+    for name in (
+        *PROGRAMS.values(),
+        "hybrid.runs.run",
+        "hybrid.text.trace",
+        "hybrid.text.console",
+        "hybrid.evaluation.comparison",
+    ):
         importlib.import_module(name)
-    for name in ("hybrid.scores", "hybrid.sweep.plan", "hybrid.sweep.state", "hybrid.report.page"):
+    for name in ("hybrid.evaluation.scores", "hybrid.sweep.plan", "hybrid.sweep.state", "hybrid.report.page"):
         importlib.import_module(name)
     for name in ("datasets", "matplotlib.figure", "pyarrow.parquet", "tokenizers", "torch.utils.tensorboard"):
         importlib.import_module(name)

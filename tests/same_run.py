@@ -10,9 +10,9 @@ from typing import Any
 
 from training import tensors_of
 
-from hybrid import checkpoint
-from hybrid.atomic import verify_folder
-from hybrid.metrics import read_metrics
+from hybrid.checkpoints import checkpoint
+from hybrid.storage.atomic import verify_folder
+from hybrid.training.metrics import read_metrics
 
 KINDS = ("scalars", "images", "text", "custom_scalars", "hparams")
 """Plugins of TensorBoard, of whose events all are read."""

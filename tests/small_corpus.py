@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid.data import Data, DataConfig, prepare
+from hybrid.data.dataset import Data, DataConfig, prepare
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:

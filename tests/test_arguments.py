@@ -16,7 +16,7 @@ from toy import toy_model
 
 import hybrid
 from hybrid.decoding import DECODERS
-from hybrid.decoding.pace import MAX_COUNT
+from hybrid.decoding.unmasking import MAX_COUNT
 from hybrid.options import build
 
 HUGE = 10**30

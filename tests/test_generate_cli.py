@@ -15,11 +15,11 @@ import torch
 from conftest import ROOT, Command, Configure, _module
 
 import hybrid
-from hybrid import counter
-from hybrid.console import Console
+from hybrid import rng
+from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.decoding import DECODERS
-from hybrid.ranks import Ranks
-from hybrid.tokenizer import ByteTokenizer
+from hybrid.distributed import Ranks
+from hybrid.text.console import Console
 
 
 def text_of(command: Command, trained: Path, *words: object, **options) -> str:
@@ -121,7 +121,7 @@ def test_batches_of_all_ranks_are_the_samples(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", words)
     arguments = module.parse()
     alone = [key for keys in module.batches_of_keys(arguments, [1, 2], Ranks()) for key in keys]
-    assert len(set(alone)) == 11 and alone == counter.row_keys([[1, 2]] * 11)
+    assert len(set(alone)) == 11 and alone == rng.row_keys([[1, 2]] * 11)
     for world in (2, 3, 20):
         shares = [list(module.batches_of_keys(arguments, [1, 2], Ranks(rank, world))) for rank in range(world)]
         assert all(len(keys) <= 2 for share in shares for keys in share)
@@ -250,12 +250,12 @@ def test_a_trace_beside_the_same_text(command: Command, trained: Path, tmp_path:
 def test_a_planner_of_another_tokenizer_is_refused(
     command: Command, trained: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    from hybrid.building import build_model
     from hybrid.lm import LanguageModel
+    from hybrid.model.build import build_model
 
     config = configure(tmp_path)
     tokenizer = ByteTokenizer()
-    model = build_model(config, tokenizer, torch.device("cpu"), training=True)
+    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0)
     other = LanguageModel(config, tokenizer, model).save(tmp_path / "bytes")
     error = command("generate.py", "--checkpoint", trained, "--planner", other).error
     assert re.search(r"planner: its tokenizer \(byte \w+\) is not that of the model \(char \w+\)", error), error
@@ -419,16 +419,16 @@ def test_in_a_process_of_its_own(trained: Path, environment_of_a_child: dict[str
 def test_on_a_terminal_json_is_still_one_object(
     command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hybrid.console
+    import hybrid.text.console
 
     kept = []
-    original = hybrid.console.Console.__init__
+    original = hybrid.text.console.Console.__init__
 
     def spy(self: Console, *words, **options) -> None:
         original(self, *words, **options)
         kept.append(self.live)
 
-    monkeypatch.setattr(hybrid.console.Console, "__init__", spy)
+    monkeypatch.setattr(hybrid.text.console.Console, "__init__", spy)
     monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
     assert json.loads(text_of(command, trained, "--json"))["texts"] and kept == [False]
     assert "\x1b[J" in text_of(command, trained) and kept == [False, True]

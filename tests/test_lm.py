@@ -17,12 +17,12 @@ from conftest import Configure
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoint import find_checkpoint
+from hybrid.checkpoints.checkpoint import find_checkpoint
+from hybrid.checkpoints.states import module_tensors
+from hybrid.checkpoints.tensors import load_group, load_tensors
 from hybrid.lm import load
 from hybrid.model.fused import is_fused
-from hybrid.run import Run
-from hybrid.states import module_tensors
-from hybrid.tensorfiles import load_group, load_tensors
+from hybrid.runs.run import Run
 
 
 @pytest.fixture(scope="module")

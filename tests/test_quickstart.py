@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hybrid.config import load_config
-from hybrid.data import Data, prepare
-from hybrid.run import Run
-from hybrid.validation import bound
+from hybrid.data.dataset import Data, prepare
+from hybrid.likelihoods.rows import bound
+from hybrid.runs.run import Run
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

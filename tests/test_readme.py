@@ -21,8 +21,9 @@ from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.masks import TwoStream
-from hybrid.noise import SCHEDULES, Keys
-from hybrid.objective import OBJECTIVES, ObjectiveConfig, build_estimator
+from hybrid.objectives import OBJECTIVES, ObjectiveConfig
+from hybrid.objectives.noise import SCHEDULES, Keys
+from hybrid.objectives.objective import build_estimator
 from hybrid.options import build
 from hybrid.sweep.plan import plan
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import hybrid
-from hybrid.run import Run
-from hybrid.stepper import Share, Stepper, StepResult
-from hybrid.tensorfiles import load_tensors
+from hybrid.checkpoints.tensors import load_tensors
+from hybrid.runs.run import Run
+from hybrid.training.step import Share, Stepper, StepResult
 
 
 def train(config: hybrid.Config) -> Path:

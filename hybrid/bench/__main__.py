@@ -38,7 +38,7 @@ def main() -> int:
     from hybrid.bench import generation, parts, training
     from hybrid.config import resolve_block_sizes
     from hybrid.device import keep_freed_memory, resolve_device
-    from hybrid.experiments.record import Table, publish, refuse_foreign
+    from hybrid.results.table import Table, publish, refuse_foreign
 
     refuse_foreign(a.output)
     refuse_foreign_json(a)
@@ -71,8 +71,8 @@ def main() -> int:
     ]
     publish(a.output, "hybrid.bench", "Speed", [0], tables, device=str(device))
     if a.json is not None:
-        from hybrid.atomic import write_json_atomic
-        from hybrid.tracking import environment
+        from hybrid.results.environment import environment
+        from hybrid.storage.atomic import write_json_atomic
 
         refuse_foreign_json(a)
         Path(a.json).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def main() -> int:
 
 def refuse_foreign_json(a: argparse.Namespace) -> None:
     """Raise a ValueError if the figures would replace something else."""
-    from hybrid.atomic import has_keys, refuse_foreign
+    from hybrid.storage.atomic import has_keys, refuse_foreign
 
     if a.json is not None:
         if a.output is not None and Path(a.json).absolute() == Path(a.output).absolute():

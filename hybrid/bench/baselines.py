@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.data import Batch
-from hybrid.decoding.network import Live, Network
+from hybrid.data.dataset import Batch
+from hybrid.decoding.denoiser import Live, Network
 from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows
 from hybrid.model.cache import KVCache
 from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
-from hybrid.noise import Keys
-from hybrid.objective import Loss, Masking, Objective
+from hybrid.objectives import Objective
+from hybrid.objectives.cross_entropy import Loss
+from hybrid.objectives.estimators import Masking
+from hybrid.objectives.noise import Keys
 
 
 class WholeRows(TwoStreamRows):

@@ -12,8 +12,8 @@ from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
 from hybrid.bench.cost import bandwidth
 from hybrid.bench.training import Setting
 from hybrid.decoding import FirstHitting
+from hybrid.decoding.denoiser import Network
 from hybrid.decoding.engine import Engine
-from hybrid.decoding.network import Network
 from hybrid.device import precision_context, resolve_device
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference

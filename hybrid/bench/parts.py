@@ -15,15 +15,15 @@ from torch import Tensor
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
-from hybrid.data import PackedTokens
+from hybrid.data.batches import batch_rows
+from hybrid.data.dataset import PackedTokens
+from hybrid.data.packing import Counts
 from hybrid.device import precision_context, resolve_device, resolve_precision
-from hybrid.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.attention import BACKENDS, Backend
+from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.masks import TwoStream
-from hybrid.noise import Keys
-from hybrid.objective import Count
-from hybrid.packing import Counts
-from hybrid.shuffling import batch_rows
+from hybrid.objectives.estimators import Count
+from hybrid.objectives.noise import Keys
 from hybrid.timing import interleave
 
 

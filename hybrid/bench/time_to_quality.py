@@ -31,7 +31,7 @@ from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.bench.time_to_quality")
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
@@ -84,8 +84,8 @@ class Point:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.trained import basis, remembered
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=1)
     made_from = {**basis(configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")), **arms()}
@@ -120,7 +120,7 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
     from hybrid.experiments import trained
-    from hybrid.run import Run
+    from hybrid.runs.run import Run
 
     steppers, device = {}, None
     for name, arm in ARMS.items():
@@ -158,7 +158,7 @@ def run(
 
 def table(points: list[Point], costs: dict[str, float], rates: dict[str, float]) -> Table:
     """ELBO of each arm after each fraction of the time."""
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     rows = []
     for name in ARMS:
@@ -172,7 +172,7 @@ def table(points: list[Point], costs: dict[str, float], rates: dict[str, float])
 
 def crossings(points: list[Point]) -> Table:
     """When each arm reaches the ELBO at which a straightforward one ends, as a fraction of the time of that one."""
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = []
     for reference in (name for name, arm in ARMS.items() if arm.straightforward):
@@ -205,8 +205,8 @@ def reach(curve: list[Point], nelbo: float) -> float:
 
 
 def plot(points: list[Point]) -> np.ndarray:
-    from hybrid.experiments.plot import Panel, curves
-    from hybrid.experiments.record import standard_error
+    from hybrid.results.plot import Panel, curves
+    from hybrid.results.table import standard_error
 
     lines: dict[str, Any] = {}
     for name in ARMS:

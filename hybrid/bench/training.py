@@ -16,10 +16,11 @@ from hybrid.bench.cost import count_flops, matmul_rate, peak_growth
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import select_backend
-from hybrid.noise import Keys
-from hybrid.objective import Count, masked_loss
-from hybrid.optim import OptimConfig, Optimizer
+from hybrid.objectives.cross_entropy import masked_loss
+from hybrid.objectives.estimators import Count
+from hybrid.objectives.noise import Keys
 from hybrid.timing import interleave
+from hybrid.training.optim import OptimConfig, Optimizer
 
 AUTOREGRESSIVE = "plain autoregressive"
 STRAIGHTFORWARD = "straightforward [clean; noisy]"

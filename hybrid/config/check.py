@@ -6,14 +6,15 @@ import dataclasses
 import math
 from typing import Any
 
-from hybrid import data
 from hybrid.config.load import check_specs, value_of
 from hybrid.config.schema import SPECS, Config, keys, table
-from hybrid.corpora import is_embedded
+from hybrid.data import dataset
+from hybrid.data.corpora.named import is_embedded
 from hybrid.device import parse_device
-from hybrid.objective import Count, build_estimator
+from hybrid.objectives.estimators import Count
+from hybrid.objectives.objective import build_estimator
+from hybrid.objectives.weightings import Elbo
 from hybrid.options import at_least, at_most, build, path_of, shown
-from hybrid.weightings import Elbo
 
 # Smallest values. Keys that may be null are checked when they are not.
 _AT_LEAST: dict[str, float] = {
@@ -86,7 +87,7 @@ def check(config: Config) -> list[str]:
     _check_ranges(config)
     _check_run(config)
     config.model.check()
-    data.check(config.data)
+    dataset.check(config.data)
     _check_tokens(config)
     check_specs(config)
     estimator = config.objective.estimator

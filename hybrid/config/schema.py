@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from hybrid.data import DataConfig
+from hybrid.data.dataset import DataConfig
 from hybrid.model import ModelConfig
-from hybrid.objective import ObjectiveConfig
-from hybrid.optim import OptimConfig
+from hybrid.objectives import ObjectiveConfig
 from hybrid.options import option
-from hybrid.trainer import RunConfig, TrainerConfig
-from hybrid.validation import EvalConfig
+from hybrid.training.optim import OptimConfig
+from hybrid.training.trainer import RunConfig, TrainerConfig
+from hybrid.training.validation import EvalConfig
 
 
 @dataclass
@@ -36,13 +36,13 @@ class Config:
 # Keys whose value is a spec (hybrid.options): where the table is. Imported late, so that --help of another script and
 # the user's own entries (run.imports) come first.
 SPECS = {
-    "data.corpus": ("hybrid.corpora", "CORPORA"),
+    "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
-    "objective.estimator": ("hybrid.objective", "OBJECTIVES"),
-    "objective.proposal": ("hybrid.proposals", "PROPOSALS"),
-    "objective.schedule": ("hybrid.noise", "SCHEDULES"),
-    "objective.weighting": ("hybrid.weightings", "WEIGHTINGS"),
+    "objective.estimator": ("hybrid.objectives", "OBJECTIVES"),
+    "objective.proposal": ("hybrid.objectives.proposals", "PROPOSALS"),
+    "objective.schedule": ("hybrid.objectives.noise", "SCHEDULES"),
+    "objective.weighting": ("hybrid.objectives.weightings", "WEIGHTINGS"),
 }
 OPEN = ("data.corpus",)
 """Those whose value may also be a text that is no name of the table (there: files, the Hub)."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybrid.decoding.ranked import Ancestral, FirstHitting, LeftToRight, Random
+from hybrid.decoding.confidence import Confidence, Entropy, EntropyBounded, Margin
+from hybrid.decoding.decoder import Decoder, View
+from hybrid.decoding.fixed_order import Ancestral, FirstHitting, LeftToRight, Random
 from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM
 from hybrid.decoding.sampling import Sampling
-from hybrid.decoding.scored import Confidence, Entropy, EntropyBounded, Margin
-from hybrid.decoding.view import Decoder, View
 
 DECODERS: dict[str, Any] = {
     "first_hitting": FirstHitting,

@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hybrid import counter
+from hybrid import rng
 from hybrid.arguments import SEEDS, flag, integer, number, prompt_ids
-from hybrid.decoding.network import Live, Network, Row, document_of_slots
+from hybrid.decoding.decoder import Decoder
+from hybrid.decoding.denoiser import Live, Network, Row, document_of_slots
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, Progress
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Networks, Step
 from hybrid.decoding.uniforms import Uniforms
-from hybrid.decoding.view import Decoder
 from hybrid.device import autocast_dtype
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
@@ -120,14 +120,14 @@ class Engine:
 
         Args:
             prompts: token ids. MASK among them is a gap to be filled, see `prompts.py`.
-            keys: of the prompts' randomness, for a part of a larger batch; None: `counter.row_keys(prompts)`.
+            keys: of the prompts' randomness, for a part of a larger batch; None: `rng.row_keys(prompts)`.
             watch: is told after every step, for each unfinished prompt, its number and what changed.
 
         Raises:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
         rows, n = check_prompts(self.model, prompts, max_new_tokens, self.block_size, self.seq_len, self.slide)
-        keys = counter.row_keys(rows) if keys is None else [integer("keys", key, *SEEDS) for key in keys]
+        keys = rng.row_keys(rows) if keys is None else [integer("keys", key, *SEEDS) for key in keys]
         if len(keys) != len(rows):
             raise ValueError(f"keys: {len(keys)} keys for {len(rows)} prompts; give one for each")
         if not any(n or self.model.mask_token_id in row for row in rows):
@@ -163,7 +163,7 @@ class _Session:
             planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
             guidance=engine.guidance,
         )
-        self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (counter.TOKEN, counter.DECIDE)}
+        self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (rng.TOKEN, rng.DECIDE)}
 
     def _fused(self, model: Transformer) -> Transformer:
         with self.engine.precision():

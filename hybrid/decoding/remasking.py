@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hybrid.arguments import number
-from hybrid.decoding.pace import check_count, check_number
-from hybrid.decoding.scored import surest_first
-from hybrid.decoding.view import View
-from hybrid.noise import SCHEDULES, Schedule
+from hybrid.decoding.confidence import surest_first
+from hybrid.decoding.decoder import View
+from hybrid.decoding.unmasking import check_count, check_number
+from hybrid.objectives.noise import SCHEDULES, Schedule
 from hybrid.options import build, option, pick
 
 

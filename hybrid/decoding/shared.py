@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hybrid import counter
+from hybrid import rng
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import Generation
-from hybrid.ranks import ALONE, Ranks
+from hybrid.distributed import ALONE, Ranks
 
 BATCH = 64
 """Texts written at a time, which bounds the memory; no text depends on its batch."""
@@ -20,7 +20,7 @@ def generate_shared(
 
     `nfe` (of all batches together) and `seconds` are those of the rank that took longest.
     """
-    keys = counter.row_keys(prompts)
+    keys = rng.row_keys(prompts)
     share = ranks.share(len(prompts))
     parts = []
     for start in range(0, n_batches(len(prompts), ranks, batch) * batch, batch):

@@ -12,11 +12,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hybrid import counter
-from hybrid.decoding.network import Live, Network
+from hybrid import rng
+from hybrid.decoding.decoder import Prediction, View
+from hybrid.decoding.denoiser import Live, Network
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.uniforms import Uniforms
-from hybrid.decoding.view import Prediction, View
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Step:
         live = self.live
         return View(
             self.step, self.tokens, self.is_masked, live.is_fixed, live.is_valid,
-            draw=lambda: self.uniform(counter.DECIDE), forward=lambda: self.prediction, judge=self.judge,
+            draw=lambda: self.uniform(rng.DECIDE), forward=lambda: self.prediction, judge=self.judge,
         )  # fmt: skip
 
     def uniform(self, purpose: int) -> Tensor:
@@ -86,7 +86,7 @@ class Step:
         model = self.networks.denoiser.model
         if model.mask_token_id < model.vocab_size and model.banned_token_id is None:  # it counts, but is never written
             choice = log_probs.index_fill(-1, torch.tensor([model.mask_token_id], device=places.device), -torch.inf)
-        return Prediction(log_probs, self.sampling.propose(choice, self.uniform(counter.TOKEN)[places]))
+        return Prediction(log_probs, self.sampling.propose(choice, self.uniform(rng.TOKEN)[places]))
 
     @cached_property
     def hidden(self) -> Tensor:

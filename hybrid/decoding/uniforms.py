@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hybrid import counter
+from hybrid import rng
 
 STEPS, NUMBERS = 16, 256
 """At most so many steps, and about so many numbers of a row, are made at a time."""
@@ -38,7 +38,7 @@ class Uniforms:
             key, start = (torch.tensor(column, device=device)[:, None, None] for column in zip(*rows, strict=True))
             position = start + torch.arange(self.n_blocks * B, device=device)
             steps = torch.arange(step, step + self.n_steps, device=device)[:, None]
-            self.table = counter.uniform(self.seed, self.purpose, key, position, steps)  # (r, S, blocks * B)
+            self.table = rng.uniform(self.seed, self.purpose, key, position, steps)  # (r, S, blocks * B)
         return self.table[:, step - self.first_step, offset : offset + B].contiguous()
 
     def _offset(self, rows: list[tuple[int, int]]) -> int | None:

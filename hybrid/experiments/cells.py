@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
-from hybrid.likelihood import any_order_nll, mask_table
+from hybrid.likelihoods.likelihood import any_order_nll, mask_table
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA
-from hybrid.noise import SCHEDULES
+from hybrid.objectives.noise import SCHEDULES
 from hybrid.options import build
 
 VOCAB, LENGTH = 3, 4

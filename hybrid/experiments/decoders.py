@@ -47,10 +47,10 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.evaluation.judge import load_judge
     from hybrid.experiments.subject import validation_of
-    from hybrid.judge import load_judge
     from hybrid.lm import load
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=1)
     lm = load(arguments.checkpoint, device=arguments.device)
@@ -66,9 +66,9 @@ def main() -> int:
 
 def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> Lines:
     """Real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
-    from hybrid.comparison import Comparison, choose_decoders, setting_for
     from hybrid.device import precision_context
-    from hybrid.scores import Scores
+    from hybrid.evaluation.comparison import Comparison, choose_decoders, setting_for
+    from hybrid.evaluation.scores import Scores
 
     decoders = choose_decoders(arguments.decoders, "--decoders")
     size = arguments.block_size or lm.block_sizes[0]
@@ -84,7 +84,7 @@ def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> L
 
 def table(lines: Lines):
     """Means over seeds, with standard errors where they differ."""
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = [
         (label, *(_cell([line.get(key) for line in of_seed], form) for key, form in FIGURES.values()))
@@ -94,7 +94,7 @@ def table(lines: Lines):
 
 
 def _cell(values: list[float | None], form: str) -> str:
-    from hybrid.experiments.record import standard_error
+    from hybrid.results.table import standard_error
 
     known = [value for value in values if value is not None]
     if not known:
@@ -107,9 +107,9 @@ def _cell(values: list[float | None], form: str) -> str:
 
 def plot(lines: Lines) -> np.ndarray:
     """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
-    from hybrid.comparison import REAL
-    from hybrid.experiments.plot import Panel, curves
-    from hybrid.experiments.record import standard_error
+    from hybrid.evaluation.comparison import REAL
+    from hybrid.results.plot import Panel, curves
+    from hybrid.results.table import standard_error
 
     families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}
     for label, of_seed in lines.items():

@@ -20,7 +20,7 @@ from hybrid.experiments.subject import Subject, add_options, check_counts
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
 ABOUT = """\
 `ancestral` draws all tokens that fall into one cell of the time grid at once, independently given the earlier cells;
@@ -33,7 +33,7 @@ TEXT_FIGURE = "The model: time against steps; entropy of a text and its cost und
 
 def main() -> int:
     a = parse()
-    from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
+    from hybrid.results.table import publish, refuse_foreign  # late, so that --help is quick
 
     refuse_foreign(a.output, figures=2 if a.checkpoint else 1)
     subject = Subject.load(a, a.device) if a.checkpoint else None
@@ -74,8 +74,8 @@ def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
         expected_forwards,
         total_variation,
     )
-    from hybrid.experiments.plot import Panel, curves
-    from hybrid.experiments.record import Table
+    from hybrid.results.plot import Panel, curves
+    from hybrid.results.table import Table
 
     model = Toy.make(a.seeds[0])
     rows: list[list[Any]] = []
@@ -130,7 +130,7 @@ def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     """Write `a.rows` texts per seed, one by one, so that forwards and time are those of a single text."""
     import torch
 
-    from hybrid.quality import entropy
+    from hybrid.evaluation.quality import entropy
 
     lm, length, block_size = subject.lm, subject.length, subject.block_size
     lm.generate([[]], min(length, block_size), block_size, stop_at_end=False)  # the first forwards are slower
@@ -164,7 +164,7 @@ def per_token(subject: Subject, schedule: str | None, steps: int | None) -> floa
 
 
 def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Table:
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     rows = [
         [
@@ -187,8 +187,8 @@ def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Tab
 def text_figure(a: argparse.Namespace, results: Results) -> np.ndarray:
     import numpy as np
 
-    from hybrid.experiments.plot import Panel, curves
-    from hybrid.experiments.record import standard_error
+    from hybrid.results.plot import Panel, curves
+    from hybrid.results.table import standard_error
 
     exact = results[None, None]
 
@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     a = parser.parse_args()
     check_counts(a, "steps", "samples")
-    from hybrid.noise import SCHEDULES  # late, as it imports torch
+    from hybrid.objectives.noise import SCHEDULES  # late, as it imports torch
     from hybrid.options import pick
 
     a.schedules = [pick("--schedules", name, SCHEDULES) for name in dict.fromkeys(a.schedules)]

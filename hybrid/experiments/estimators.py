@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from hybrid.data import Batch
+    from hybrid.data.dataset import Batch
     from hybrid.model import Transformer
-    from hybrid.objective import Estimator
+    from hybrid.objectives.estimators import Estimator
 
 log = logging.getLogger("hybrid.experiments.estimators")
 DRAWS = 2
@@ -57,9 +57,9 @@ class Measured:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=1)
     lm = load(arguments.checkpoint, device=arguments.device)
@@ -85,7 +85,7 @@ def main() -> int:
 
 def contenders(block_size: int, gradient_weights: list[float]) -> dict[str, tuple[Estimator, bool]]:
     """Name -> estimator, and whether its counts (or times) are stratified over the batch."""
-    from hybrid.objective import Clipped, Count, Time
+    from hybrid.objectives.estimators import Clipped, Count, Time
 
     schedules: list[Any] = ["linear", {"name": "polynomial", "power": 2.0}, {"name": "polynomial", "power": 0.5}]
     schedules += ["cosine_mdlm", "cosine_md4", "logarithmic"]
@@ -112,7 +112,7 @@ def measure_all(
     model: Transformer, batch: Batch, other: Batch, block_size: int, repeats: int, seed: int
 ) -> list[Measured]:
     """Every contender on the rows of `batch`; what is to be learned beforehand is learned on `other`."""
-    from hybrid.objective import Count
+    from hybrid.objectives.estimators import Count
 
     norms = gradient_norms(model, other, block_size, seed)
     log.info("block size %d: gradient norms by count %s", block_size, ", ".join(f"{norm:.3g}" for norm in norms))
@@ -153,7 +153,7 @@ def repeat(
     gradient (an estimate without the bias of the noise in the mean), all per token of the batch."""
     import torch
 
-    from hybrid.objective import Objective
+    from hybrid.objectives import Objective
 
     objective = Objective(estimator, draws=DRAWS, stratified=stratified)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -173,7 +173,7 @@ def repeat(
 def _keys(batch: Batch, seed: int, step: int) -> Any:
     import torch
 
-    from hybrid.noise import Keys
+    from hybrid.objectives.noise import Keys
 
     rows = len(batch.tokens)
     return Keys(seed, step, torch.arange(rows, device=batch.tokens.device), 0, rows)
@@ -183,7 +183,7 @@ def teach(model: Transformer, batch: Batch, estimator: Any, block_size: int, see
     """Show `steps` batches of noise to a proposal that learns."""
     import torch
 
-    from hybrid.objective import Objective
+    from hybrid.objectives import Objective
 
     objective = Objective(estimator, draws=DRAWS)
     with torch.no_grad():
@@ -200,8 +200,9 @@ def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int,
     import numpy as np
     import torch
 
-    from hybrid.noise import block_view, target_ranks
-    from hybrid.objective import Masking, masked_loss
+    from hybrid.objectives.cross_entropy import masked_loss
+    from hybrid.objectives.estimators import Masking
+    from hybrid.objectives.noise import block_view, target_ranks
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     counts = list(range(1, block_size + 1))
@@ -229,14 +230,14 @@ def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int,
 def _one_row(batch: Batch, seed: int, sample: int) -> Any:
     import torch
 
-    from hybrid.noise import Keys
+    from hybrid.objectives.noise import Keys
 
     return Keys(seed + 2, sample, torch.zeros(1, dtype=torch.long, device=batch.tokens.device), 0, 1)
 
 
 def table(results: list[Measured], block_size: int):
     """The estimators at one block size, the least gradient variance first; ratios are to REFERENCE."""
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     here = [r for r in results if r.block_size == block_size]
     base = next(r for r in here if r.name == REFERENCE)
@@ -281,7 +282,7 @@ def figure(results: list[Measured], sizes: list[int]) -> np.ndarray:
     """A group of bars per estimator: gradient variance relative to REFERENCE, a bar per block size."""
     from matplotlib.figure import Figure
 
-    from hybrid.figures import rasterise
+    from hybrid.results.plot import rasterise
 
     names = list(dict.fromkeys(r.name for r in results))
     chart = Figure(figsize=(8, 0.38 * len(names) + 1), dpi=100, layout="constrained")

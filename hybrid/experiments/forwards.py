@@ -23,9 +23,9 @@ from hybrid.options import at_least
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.experiments.record import Table
-    from hybrid.judge import Judge
+    from hybrid.evaluation.judge import Judge
     from hybrid.lm import LanguageModel
+    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.experiments.forwards")
 FAMILIES = {
@@ -53,9 +53,9 @@ class Point:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
-    from hybrid.judge import load_judge
+    from hybrid.evaluation.judge import load_judge
     from hybrid.lm import load
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=2)
     lm = load(arguments.checkpoint, device=arguments.device)
@@ -73,10 +73,10 @@ def main() -> int:
 
 
 def measure_all(lm: LanguageModel, judge: Judge, arguments: argparse.Namespace) -> list[Point]:
-    from hybrid.comparison import choose_decoders
     from hybrid.device import precision_context
+    from hybrid.evaluation.comparison import choose_decoders
+    from hybrid.evaluation.scores import Scores
     from hybrid.experiments.subject import validation_of
-    from hybrid.scores import Scores
 
     scores = Scores(lm, validation_of(lm), precision_context("fp32", lm.device), rows=arguments.rows)
     points = []
@@ -94,7 +94,7 @@ def measure_all(lm: LanguageModel, judge: Judge, arguments: argparse.Namespace) 
 
 def add(point: Point, lm: LanguageModel, decoder: Any, judge: Judge, samples: int, length: int, seed: int) -> None:
     """Write the texts of one seed, one by one, and note what they cost and are."""
-    from hybrid.quality import entropy
+    from hybrid.evaluation.quality import entropy
 
     started = time.perf_counter()
     rows, nfe = write(lm, point.block_size, decoder, samples, length, seed)
@@ -116,7 +116,7 @@ def write(
 
 
 def table(points: list[Point]) -> Table:
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     rows = []
     for p in points:
@@ -130,7 +130,7 @@ def table(points: list[Point]) -> Table:
 
 def plot(points: list[Point], key: str) -> np.ndarray:
     """A panel per block size, a curve per family."""
-    from hybrid.experiments.plot import Panel, curves
+    from hybrid.results.plot import Panel, curves
 
     panels = []
     for size in dict.fromkeys(p.block_size for p in points):

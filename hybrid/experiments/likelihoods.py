@@ -17,8 +17,8 @@ from hybrid import cli
 from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
-    from hybrid.experiments.record import Table
     from hybrid.lm import LanguageModel
+    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.experiments.likelihoods")
 ORDERS = ["left_to_right", "random", "margin", "entropy", "confidence:token=best", "margin:steps=2"]
@@ -29,8 +29,8 @@ Values = dict[tuple[str, int], list[float]]  # (likelihood, block size) -> nats 
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.subject import load_runs
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     models = load_runs(arguments.runs, arguments.device)
@@ -43,10 +43,10 @@ def main() -> int:
 
 def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
     """Every likelihood that each block size allows, on the first rows of the validation split."""
-    from hybrid.comparison import choose_decoders
     from hybrid.device import precision_context
+    from hybrid.evaluation.comparison import choose_decoders
+    from hybrid.evaluation.scores import Scores
     from hybrid.experiments.subject import validation_of
-    from hybrid.scores import Scores
 
     decoders = choose_decoders(arguments.orders, "--orders")
     values: Values = {}
@@ -61,7 +61,7 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
 
 def table(values: Values) -> Table:
     """A line per likelihood, a column per block size; means over runs with their standard errors."""
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     def shown(of_runs: list[float] | None) -> str | None:
         return None if of_runs is None else plus_minus(of_runs)

@@ -19,7 +19,7 @@ from hybrid.experiments.subject import Subject, add_options, check_counts
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
 ZIPF_VOCAB = 50_257
 """Of GPT-2. With p proportional to 1 / rank the entropy is 7.566 nats, the 7.57 of the published figures."""
@@ -37,7 +37,7 @@ FIGURE = "Against the number of steps: unmasking rate, entropy of a text, and it
 
 def main() -> int:
     a = parse()
-    from hybrid.experiments.record import publish, refuse_foreign  # late, so that --help is quick
+    from hybrid.results.table import publish, refuse_foreign  # late, so that --help is quick
 
     refuse_foreign(a.output, figures=1 if a.checkpoint else 0)
     # On the CPU: torch.rand rounds otherwise on other devices, and the question is what one arithmetic does.
@@ -67,7 +67,7 @@ def zipf_table(samples: int, seeds: list[int]) -> Table:
         truncated,
         untouched,
     )
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     probs = 1 / np.arange(1, ZIPF_VOCAB + 1)
     probs /= probs.sum()
@@ -100,9 +100,9 @@ Results = dict[str, dict[int, dict[str, list[float]]]]
 
 def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     """Generate and measure with every sampler, step count and seed."""
+    from hybrid.evaluation.quality import entropy
     from hybrid.experiments.joint import SAMPLERS
     from hybrid.experiments.reverse import generate
-    from hybrid.quality import entropy
 
     model, length = subject.lm.model, subject.length
     results: Results = {}
@@ -136,7 +136,7 @@ NAMES = {
 
 
 def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Table:
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     measured = next(iter(next(iter(results.values())).values()))
     shown = [figure for figure in NAMES if figure in measured]
@@ -155,8 +155,8 @@ def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Tab
 def text_figure(results: Results) -> np.ndarray:
     import numpy as np
 
-    from hybrid.experiments.plot import Panel, curves
-    from hybrid.experiments.record import standard_error
+    from hybrid.results.plot import Panel, curves
+    from hybrid.results.table import standard_error
 
     def panel(figure: str, title: str, level: dict[str, float]) -> Panel:
         lines = {}

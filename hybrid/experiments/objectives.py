@@ -23,7 +23,7 @@ from hybrid.options import at_least, pick, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.judge import Judge
+    from hybrid.evaluation.judge import Judge
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -65,8 +65,8 @@ class Outcome:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.record import publish, refuse_foreign
     from hybrid.experiments.trained import basis, remembered
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     names = arguments.only or list(CONTENDERS)
@@ -114,7 +114,7 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
     from hybrid.experiments.trained import step_seconds
-    from hybrid.run import Run
+    from hybrid.runs.run import Run
 
     runs = {name: Run(config) for name, config in configs.items()}
     device = next(iter(runs.values())).device
@@ -133,8 +133,8 @@ def outcome(
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.shared import generate_shared
+    from hybrid.evaluation.quality import entropy
     from hybrid.experiments.trained import elbo, trained
-    from hybrid.quality import entropy
 
     run = trained(config, steps, arguments.rows)
     lm, size = run.lm, run.lm.block_sizes[0]
@@ -150,7 +150,7 @@ def outcome(
 
 def table(outcomes: list[Outcome]):
     """A line per objective: means over seeds with standard errors, differences paired by seed."""
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     by_name: dict[str, dict[int, Outcome]] = {}
     for o in outcomes:
@@ -201,7 +201,7 @@ temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.fo
 def _judge(arguments: argparse.Namespace) -> Judge | None:
     if arguments.judge is None:
         return None
-    from hybrid.judge import load_judge
+    from hybrid.evaluation.judge import load_judge
 
     return load_judge(arguments.judge)
 

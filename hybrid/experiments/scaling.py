@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.config import Config
-    from hybrid.experiments.record import Table
     from hybrid.model import ModelConfig
+    from hybrid.results.table import Table
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal autoregressive model (Hoffmann et al. 2203.15556); for masked diffusion it is not settled."""
@@ -134,7 +134,7 @@ class Device:
 def main() -> int:
     a = parse()
     from hybrid.config import load_config
-    from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(a.output)
     device = Device(a.peak * 1e12, a.bandwidth * 1e12, a.memory * 1e9, a.utilisation)
@@ -174,7 +174,7 @@ Models = dict[str, tuple["Config", Shape, int]]
 
 
 def sizes(models: Models) -> Table:
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = [
         (path, f"{n / 1e6:,.0f}M", s.model.n_layers, s.model.dim, s.vocab, s.seq_len, s.block_size)
@@ -185,7 +185,7 @@ def sizes(models: Models) -> Table:
 
 def training(models: Models, device: Device) -> Table:
     """A line per model and way of training."""
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = []
     for path, (_, s, n) in models.items():
@@ -219,7 +219,7 @@ def training(models: Models, device: Device) -> Table:
 
 def memory(models: Models, device: Device, ranks: list[int]) -> Table:
     """GB of one rank: state, and how many text tokens of activations fit beside it."""
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = []
     for path, (config, s, n) in models.items():
@@ -237,7 +237,7 @@ def memory(models: Models, device: Device, ranks: list[int]) -> Table:
 
 
 def serving(models: Models, device: Device) -> Table:
-    from hybrid.experiments.record import Table
+    from hybrid.results.table import Table
 
     rows = []
     for path, (_, s, n) in models.items():

@@ -20,8 +20,8 @@ from hybrid import cli
 from hybrid.options import at_least, title
 
 if TYPE_CHECKING:
-    from hybrid.answers import Answers
     from hybrid.config import Config
+    from hybrid.evaluation.answers import Answers
 
 log = logging.getLogger("hybrid.experiments.solving")
 DECODERS = [
@@ -44,8 +44,8 @@ class Group:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.comparison import choose_decoders
-    from hybrid.experiments.record import publish, refuse_foreign
+    from hybrid.evaluation.comparison import choose_decoders
+    from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     decoders = choose_decoders(arguments.decoders, "--decoders")
@@ -62,7 +62,7 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
     Raises:
         ValueError: runs that are not of one setting, or whose data has no answers.
     """
-    from hybrid.answers import score
+    from hybrid.evaluation.answers import score
     from hybrid.experiments.subject import load_runs, validation_of
 
     models = load_runs(runs, arguments.device)
@@ -84,7 +84,7 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
 
 def table(group: Group):
     """A line per decoder, the best at the largest block size first; a column per block size."""
-    from hybrid.experiments.record import Table, plus_minus
+    from hybrid.results.table import Table, plus_minus
 
     largest = max(group.block_sizes)
     labels = list(dict.fromkeys(label for label, _ in group.answers))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.config import Config
-    from hybrid.data import PackedTokens
+    from hybrid.data.dataset import PackedTokens
     from hybrid.lm import LanguageModel
-    from hybrid.stepper import Stepper
+    from hybrid.training.step import Stepper
 
 TIMED_STEPS = 4
 """In one timing."""
@@ -48,7 +48,7 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
     """
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
-    from hybrid.run_folder import folder_of
+    from hybrid.runs.folder import folder_of
 
     folder = folder_of(config.run)
     steps = train(config, folder, steps)
@@ -60,7 +60,7 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
 def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, draws: int) -> float:
     """In nats per token and in float32; at block size 1 it is exact."""
     from hybrid.device import precision_context
-    from hybrid.validation import bound
+    from hybrid.likelihoods.rows import bound
 
     precision = precision_context("fp32", lm.device)
     return bound(lm.model, split, block_size, rows=rows, draws=draws, precision=precision).nelbo
@@ -68,7 +68,7 @@ def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, dra
 
 def train(config: Config, folder: Path, steps: int) -> int:
     """Train to `steps`, or find that done under the same settings; the number of steps of the run."""
-    from hybrid.run import Run
+    from hybrid.runs.run import Run
     from hybrid.sweep.plan import Planned
     from hybrid.sweep.state import state_of
 
@@ -94,7 +94,7 @@ def remembered(
     Raises:
         ValueError: those in the file were made from something else, or do not say from what.
     """
-    from hybrid.atomic import read_json, to_json, write_json_atomic
+    from hybrid.storage.atomic import read_json, to_json, write_json_atomic
 
     made_from = json.loads(to_json(made_from))
     kept: dict[str, float] = {}
@@ -128,9 +128,9 @@ def basis(config: Config) -> dict[str, Any]:
     """What figures that hold for several runs are made from: their settings but for names and seeds, the text and the
     tokenizer behind these, and the machine."""
     from hybrid.config import flatten
-    from hybrid.data import prepare
+    from hybrid.data.dataset import prepare
     from hybrid.device import resolve_device
-    from hybrid.tracking import environment
+    from hybrid.results.environment import environment
 
     facts, data = environment(resolve_device(config.run.device)), prepare(config.data).description
     own = {key: value for key, value in flatten(config).items() if not key.startswith(("run.", "data.cache_dir"))}
@@ -162,8 +162,8 @@ def _some_steps(stepper: Stepper) -> Callable[[], None]:
 
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
-    from hybrid.atomic import read_json
-    from hybrid.experiments.record import commit_of, listed
+    from hybrid.results.table import commit_of, listed
+    from hybrid.storage.atomic import read_json
 
     found = set()
     for path in sorted(Path(folder).glob("*/environment.json")):

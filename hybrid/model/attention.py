@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.kernels.block_attention import Chunk, chunked_attention
+from hybrid.model.kernels.block_attention import Chunk, chunked_attention
 from hybrid.model.masks import Cached, Coordinates, Pattern, TwoStream, may_attend
 from hybrid.options import pick
 

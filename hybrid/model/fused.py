@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.kernels.elementwise import rotate
+from hybrid.distributed import whole
+from hybrid.model.kernels.elementwise import rotate
 from hybrid.model.layers import Angles, Layer, LayerNorm, RMSNorm
 from hybrid.model.masks import Pattern
 from hybrid.model.transformer import Transformer
-from hybrid.ranks import whole
 
 Norm = RMSNorm | LayerNorm
 

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybrid.device import autocast_dtype
-from hybrid.kernels.elementwise import rms_norm, rotate
 from hybrid.model.attention import Backend, per_query_head
 from hybrid.model.cache import LayerCache
 from hybrid.model.config import ModelConfig
+from hybrid.model.kernels.elementwise import rms_norm, rotate
 from hybrid.model.masks import Pattern
 
 Angles = tuple[Tensor, Tensor]

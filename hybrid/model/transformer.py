@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hybrid.distributed import spread
 from hybrid.model.attention import Backend, Eager
 from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.layers import NORMS, Layer
 from hybrid.model.masks import Pattern
 from hybrid.model.rope import Rope
-from hybrid.ranks import spread
 
 
 class Transformer(nn.Module):

@@ -112,9 +112,9 @@ def seeds_of(compared: Sequence[Group]) -> list[str]:
 
 def refuse_foreign_report(output: Path) -> None:
     """Raise a ValueError if a report would replace something else."""
-    from hybrid import atomic
-    from hybrid.experiments.record import refuse_foreign
     from hybrid.report import page
+    from hybrid.results.table import refuse_foreign
+    from hybrid.storage import atomic
 
     if output.suffix == ".md":
         refuse_foreign(output)
@@ -128,9 +128,9 @@ def refuse_foreign_report(output: Path) -> None:
 
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:
     """One Markdown file with its plots beside it, and with the command that makes them."""
-    from hybrid.atomic import write_bytes_atomic
-    from hybrid.experiments.record import command_of, provenance, refuse_foreign_figures, write_result
     from hybrid.report import figures, page
+    from hybrid.results.table import command_of, provenance, refuse_foreign_figures, write_result
+    from hybrid.storage.atomic import write_bytes_atomic
 
     texts = [page.to_markdown(section, output.stem) for section in parts if not section.samples]
     refuse_foreign_figures(output, [f"{output.stem}-{name}.png" for section in parts for name in section.figures])
@@ -145,8 +145,8 @@ def write_all(
     seeds: list[int],
 ) -> None:  # fmt: skip
     """index.html, report.md, runs.csv, and a PNG of each plot, in a folder that holds nothing or an earlier report."""
-    from hybrid.atomic import write_text_atomic
     from hybrid.report import page
+    from hybrid.storage.atomic import write_text_atomic
 
     refuse_foreign_report(output)
     output.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.config import NO_MATTER, ROUNDING, flatten
-from hybrid.experiments.record import standard_error
 from hybrid.report.record import Measured, RunRecord
+from hybrid.results.table import standard_error
 
 _SAME_MODEL = (*NO_MATTER, *ROUNDING, "eval.")
 """Settings that runs of one model need not share."""

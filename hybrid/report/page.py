@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-from hybrid.experiments.record import Table, cell
 from hybrid.report import figures
 from hybrid.report.sections import Section
+from hybrid.results.table import Table, cell
 
 MARK = '<meta name="generator" content="hybrid.report">'
 

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybrid.atomic import read_json
+from hybrid.checkpoints.origin import is_same_checkpoint, latest_identity
 from hybrid.config import Config, load_config, resolve_block_sizes
-from hybrid.metrics import METRICS, last_validation, read_metrics
 from hybrid.options import shown
-from hybrid.origin import is_same_checkpoint, latest_identity
 from hybrid.report.evaluation import LIKELIHOODS, Evaluation, Facts, Measured, counted, machine_name
 from hybrid.report.fields import Fields, is_number
+from hybrid.storage.atomic import read_json
+from hybrid.training.metrics import METRICS, last_validation, read_metrics
 
 # What must agree for likelihoods to be comparable, by its attribute of a run.
 _SAME_DATA = {

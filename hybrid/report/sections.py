@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hybrid.experiments.record import Table, commit_of, listed, machine_of
 from hybrid.options import title
 from hybrid.report import figures
 from hybrid.report.generated import REPETITIVE, Written, front, written
 from hybrid.report.groups import Group, Mean, common, differences
 from hybrid.report.record import RunRecord
-from hybrid.tables import formatted
+from hybrid.results.table import Table, commit_of, listed, machine_of
+from hybrid.results.text import formatted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

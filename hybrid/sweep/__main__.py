@@ -57,8 +57,8 @@ def main() -> int:
 
 def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[str, str]:
     """Train what is not finished; why some failed, by name."""
-    from hybrid.atomic import write_text_atomic
     from hybrid.config import to_yaml
+    from hybrid.storage.atomic import write_text_atomic
     from hybrid.sweep.jobs import Job
 
     jobs, script = [], str(train_script())
@@ -76,8 +76,8 @@ def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[st
 
 def refuse_foreign_settings(run: Planned, folder: Path) -> None:
     """Raise a ValueError if the settings of a run would replace a file that is not those of such a run before."""
-    from hybrid.atomic import refuse_foreign
     from hybrid.config import dialect, load_config
+    from hybrid.storage.atomic import refuse_foreign
 
     def is_ours(path: Path) -> bool:
         try:

@@ -10,12 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid import checkpoint
-from hybrid.atomic import read_json
-from hybrid.config import NO_MATTER, Config, differences, load_config
-from hybrid.metrics import METRICS, last_validation, read_metrics
-from hybrid.options import path_of
-from hybrid.origin import (
+from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints.origin import (
     is_same_checkpoint,
     judge_identity,
     latest_identity,
@@ -23,10 +19,14 @@ from hybrid.origin import (
     recorded_start,
     refuse_other_data,
 )
-from hybrid.run import MAY_CHANGE
-from hybrid.run_folder import folder_of
+from hybrid.config import NO_MATTER, Config, differences, load_config
+from hybrid.options import path_of
+from hybrid.results.text import aligned, formatted
+from hybrid.runs.folder import folder_of
+from hybrid.runs.run import MAY_CHANGE
+from hybrid.storage.atomic import read_json
 from hybrid.sweep.plan import Planned
-from hybrid.tables import aligned, formatted
+from hybrid.training.metrics import METRICS, last_validation, read_metrics
 
 log = logging.getLogger(__name__)
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
@@ -111,7 +111,7 @@ def _other(folder: Path, has: str, who: str, wanted: str) -> ValueError:
 
 def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepared) -> None:
     """What is not in the settings: the text behind the name of a corpus, the weights behind the path of a run."""
-    from hybrid.data import prepare
+    from hybrid.data.dataset import prepare
 
     key = repr(config.data)
     if key not in prepared:
@@ -162,9 +162,9 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     """The hash of the text that hybrid.evaluate would read now."""
-    from hybrid.data import prepare
+    from hybrid.data.dataset import prepare
+    from hybrid.data.tokenizers import load_tokenizer
     from hybrid.evaluate import other_corpus
-    from hybrid.tokenizer import load_tokenizer
 
     if arguments.data is None:  # it reads no other than that of the training
         return (recorded_data(folder) or {}).get("corpus_sha256")

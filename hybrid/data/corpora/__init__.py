@@ -1,0 +1,1 @@
+"""Where documents come from: embedded corpora, generators, files, the Hub."""

@@ -1,0 +1,247 @@
+"""Documents, and the local files they come from: text, jsonl and parquet, a folder of `datasets.save_to_disk`.
+
+A text file is one document, whole. A row of the others is one document. How text is read says hybrid/reading.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from hybrid.data.corpora import rows
+from hybrid.data.corpora.reading import read_text
+from hybrid.options import bare, shown
+
+HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, larger ones by path, size and time
+# Of documents that are generated, as measured; they are made in memory.
+BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
+
+
+class Document(NamedTuple):
+    """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target.
+
+    Documents of the same `group` fall into the same split; without one, only equal documents are sure to.
+    """
+
+    text: str
+    prompt: str | None = None
+    group: str | None = None
+
+
+class Documents(Protocol):
+    """Documents by index; reading many at once is what is fast."""
+
+    @property
+    def has_prompts(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def read(self, indices: Sequence[int]) -> list[Document]: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Documents of a list."""
+
+    documents: Sequence[Document]
+
+    @property
+    def has_prompts(self) -> bool:
+        return any(document.prompt is not None for document in self.documents)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def read(self, indices: Sequence[int]) -> list[Document]:
+        return [self.documents[i] for i in indices]
+
+
+def refuse_too_much(key: str, documents: int, characters: int) -> None:
+    """Raise ValueError if so many generated documents, of so many characters each, do not fit into memory."""
+    needed = documents * (characters * BYTES_PER_CHARACTER + BYTES_PER_DOCUMENT)
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"{key}: {shown(documents)} documents of {characters:,} characters take some {shown(needed >> 30)} GiB of "
+            f"memory to make, more than {MOST_BYTES >> 30}; lower it"
+        )
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Text files: each is one document, whole; a lone file is cut into sections, or nothing could validate it."""
+
+    paths: tuple[Path, ...]
+
+    def identity(self) -> str:
+        return identity(self.paths, "text")
+
+    def load(self, folder: Path) -> Documents:
+        if len(self.paths) == 1:
+            return InMemory([Document(section) for section in sections(read_text(self.paths[0]))])
+        return TextDocuments(self.paths)
+
+
+@dataclass(frozen=True)
+class TextDocuments:
+    paths: tuple[Path, ...]
+    has_prompts: bool = False
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Sequence[int]) -> list[Document]:
+        return [Document(read_text(self.paths[i])) for i in indices]
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """jsonl or parquet files: a row is a document, in `column`, or in `prompt` and `completion` if it isn't there."""
+
+    paths: tuple[Path, ...]
+    format: str
+    column: str
+
+    def identity(self) -> str:
+        return identity(self.paths, self.format, self.column)
+
+    def load(self, folder: Path) -> Documents:
+        # Written here rather than by the loaders of `datasets`, which take text that looks like a date for a time stamp
+        # and say of a damaged file what they think of it in several lines.
+        if self.format == "jsonl":
+            columns = rows.jsonl_columns(self.paths, self.column)
+            batches = rows.batches(rows.jsonl_texts(self.paths, columns), columns)
+        else:
+            columns = rows.parquet_columns(self.paths, self.column)
+            batches = rows.parquet_texts(self.paths, columns)
+        rows.write_table(folder / "rows.arrow", batches, columns)
+        table = quiet_datasets().Dataset.from_file(str(folder / "rows.arrow"))
+        return TableDocuments(table, self.column, rows.of_files(self.paths))
+
+
+@dataclass(frozen=True)
+class SavedTable:
+    """A folder that `datasets.save_to_disk` wrote."""
+
+    folder: Path
+    column: str
+
+    def identity(self) -> str:
+        return identity(tuple(sorted(p for p in self.folder.iterdir() if p.is_file())), "saved", self.column)
+
+    def load(self, folder: Path) -> Documents:
+        try:
+            table = quiet_datasets().load_from_disk(str(self.folder))
+        except Exception as error:  # whatever pyarrow or datasets makes of a damaged folder
+            raise ValueError(
+                f"data.corpus: {self.folder} could not be read as a folder of datasets.save_to_disk ({reason(error)}); "
+                "save it again"
+            ) from None
+        return TableDocuments(table, self.column, str(self.folder))
+
+
+def saved_table(corpus: str, split: str, column: str) -> SavedTable | None:
+    """The data set that a folder holds, if it is one of `datasets.save_to_disk`; of several splits, `split`.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    folder = Path(os.path.expanduser(corpus))
+    if os.path.isfile(folder / "dataset_dict.json"):
+        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
+        if split not in splits:
+            raise ValueError(f"data.split: {shown(split)} is no split of {shown(corpus)}; it has {', '.join(splits)}")
+        folder = folder / split
+    is_saved = all(os.path.isfile(folder / name) for name in ("state.json", "dataset_info.json"))
+    return SavedTable(folder, column) if is_saved else None
+
+
+class TableDocuments:
+    """Rows of a `datasets.Dataset` (on disk, memory-mapped) as documents."""
+
+    def __init__(self, table: Any, column: str, where: str) -> None:
+        self._columns = rows.text_columns(table.column_names, column, where)
+        for name in self._columns:
+            rows.refuse_unless_text(name, table.features.arrow_schema.field(name).type, where)
+        self._table = table.select_columns(list(self._columns)).with_format(None)
+        self._where = where
+        self.has_prompts = len(self._columns) == 2
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def read(self, indices: Sequence[int]) -> list[Document]:
+        try:
+            table = self._table[list(indices)]
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"data.column: {self._columns[0]!r} of {self._where} holds strings that are not UTF-8; write it again"
+            ) from None
+        columns = [table[name] for name in self._columns]
+        for name, values in zip(self._columns, columns, strict=True):
+            if None in values:
+                row = indices[values.index(None)]
+                raise ValueError(
+                    f"data.column: {name!r} is null in row {row} of {self._where}; fill it or drop the row"
+                )
+        if self.has_prompts:
+            return [Document(text, prompt) for prompt, text in zip(*columns, strict=True)]
+        return [Document(text) for text in columns[0]]
+
+
+def sections(text: str, smallest: int = 1024, most: int = 256) -> list[str]:
+    """Cut a text into pieces that concatenate to it, at blank lines, else line ends, else spaces.
+
+    A piece has at least `smallest` characters (unless the text is shorter), and there are at most `most`.
+    """
+    size = max(smallest, -(-len(text) // most))
+    pieces, start = [], 0
+    while len(text) - start >= 2 * size:  # so that the last piece is no shorter than the others
+        window = text[start + size - 1 : start + 2 * size - 1]
+        marks = [mark for mark in ("\n\n", "\r\n\r\n", "\n", " ") if mark in window]
+        cut = window.index(marks[0]) + len(marks[0]) if marks else 1
+        if len(text) - (start + size - 1 + cut) < size:
+            break
+        pieces.append(text[start : start + size - 1 + cut])
+        start += size - 1 + cut
+    return [*pieces, text[start:]]
+
+
+def digest(*parts: str | bytes) -> str:
+    """A sha256 of parts that can't be confused with another way of cutting them."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()
+
+
+def identity(paths: Sequence[Path], *settings: str) -> str:
+    """Of the content of files, or if there is much of it of their paths, sizes and times."""
+    try:
+        stats = [path.stat() for path in paths]
+        if sum(s.st_size for s in stats) <= HASHED_BYTES:
+            return digest(*settings, *(path.read_bytes() for path in paths))
+    except OSError as error:
+        raise ValueError(f"data.corpus: {error.filename}: {error.strerror}; check the file") from None
+    known_by = [f"{p.resolve()} {s.st_size} {s.st_mtime_ns}" for p, s in zip(paths, stats, strict=True)]
+    return digest(*settings, *known_by)
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return bare(f"{type(error).__name__}: {error}", 300)
+
+
+def quiet_datasets() -> Any:
+    """The `datasets` library; its progress bars only where somebody watches."""
+    import datasets
+
+    datasets.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets

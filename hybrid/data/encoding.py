@@ -1,0 +1,85 @@
+"""Documents into tokens: a completion as the continuation that it is, and whether the tokens give the text back.
+
+A completion has the tokens that continue those of its prompt. By themselves they are as good, and as they come when a
+prompt is continued, if that spells the same text: so for bytes, characters and byte-level BPE. Tokenizers that begin
+every text with a blank, or join what they may, take both together: the completion has what is behind the tokens of the
+prompt alone. Where a token holds the end of the prompt and the start of the completion, it is the first target, and so
+is every token before it in which the two ways differ: nothing of the completion is ever given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hybrid.data.corpora.files import Document
+from hybrid.data.tokenizers import Tokenizer
+from hybrid.options import shown
+
+CHECKED_CHARACTERS = 2**21  # of a split, to see whether the text comes back
+CHECKED_OF_ONE = 2**18  # of one document
+
+
+class Encoded(NamedTuple):
+    """Ids of a document, without the end of text; the first `n_prompt` are given, not learned."""
+
+    ids: np.ndarray
+    n_prompt: int
+
+
+def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Encoded]:
+    texts = tokenizer.encode_batch([document.text for document in documents])
+    if not any(document.prompt for document in documents):
+        return [Encoded(ids, 0) for ids in texts]
+    prompts = tokenizer.encode_batch([document.prompt or "" for document in documents])
+    together = tokenizer.encode_batch([_whole(document) for document in documents])
+    return [_continued(*ids, tokenizer) for ids in zip(prompts, texts, together, strict=True)]
+
+
+def _continued(prompt: np.ndarray, text: np.ndarray, together: np.ndarray, tokenizer: Tokenizer) -> Encoded:
+    apart = np.concatenate([prompt, text])
+    if np.array_equal(apart, together) or tokenizer.decode(apart.tolist()) == tokenizer.decode(together.tolist()):
+        return Encoded(apart, len(prompt))
+    shorter = min(len(prompt), len(together))
+    differ = np.flatnonzero(prompt[:shorter] != together[:shorter])
+    return Encoded(together, int(differ[0]) if len(differ) else shorter)
+
+
+class GivenBack:
+    """Counts the documents that `decode` turns back into their text, of a split or of as much as is quick."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._characters = 0
+        self.checked = self.lost = 0
+        self.example: str | None = None
+
+    def look(self, document: Document, encoded: Encoded) -> None:
+        if self._characters >= CHECKED_CHARACTERS:
+            return
+        text, ids = _whole(document), encoded.ids
+        if len(text) > CHECKED_OF_ONE:
+            text = text[:CHECKED_OF_ONE]
+            ids = np.array(self._tokenizer.encode(text))
+        back = self._tokenizer.decode(ids.tolist())
+        self._characters += len(text)
+        self.checked += 1
+        if back != text:
+            self.lost += 1
+            self.example = self.example or _difference(text, back)
+
+    def entry(self) -> dict[str, Any]:
+        """For meta.json."""
+        return {"checked": self.checked, "lost": self.lost, "example": self.example}
+
+
+def _difference(text: str, back: str) -> str:
+    at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    start = max(at - 10, 0)
+    return f"{shown(text[start : at + 20])} as {shown(back[start : at + 20])}"
+
+
+def _whole(document: Document) -> str:
+    return (document.prompt or "") + document.text

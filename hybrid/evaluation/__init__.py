@@ -1,0 +1,1 @@
+"""A trained model judged: likelihoods, decoders, texts."""

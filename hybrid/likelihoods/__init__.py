@@ -1,0 +1,1 @@
+"""What a model assigns to a text."""

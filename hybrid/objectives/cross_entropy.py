@@ -1,0 +1,75 @@
+"""The loss of a batch that is masked in a given way.
+
+Shape legend: b rows, D noise draws, N text length, g blocks, B block size, m masked tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hybrid.device import send
+from hybrid.model import Transformer
+from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
+from hybrid.model.two_stream import two_stream_hidden
+from hybrid.objectives.estimators import Masking
+from hybrid.objectives.noise import block_view
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropies of the masked tokens of a batch, in the order of `masked.nonzero()`.
+
+    `total` is the sum of weighted cross-entropies, averaged over draws: nats of the whole batch. Divided by the number
+    of target tokens of the *global* batch it is the loss of this batch's share, whatever the accumulation or the ranks.
+    `autoregressive` is the exact left-to-right NLL of the batch in nats, where it was asked for.
+    """
+
+    total: Tensor  # () with a gradient
+    cross_entropy: Tensor  # (m,) float32 or float64, detached
+    masking: Masking
+    autoregressive: Tensor | None = None  # () with a gradient
+
+    def by_block(self, block_size: int) -> tuple[Tensor, Tensor]:
+        """(b, D, g): number of masked tokens n, and mean cross-entropy m_n (0 where n = 0), float64.
+
+        They are where the masks are: with masks on the host, this waits for a GPU.
+        """
+        masked = self.masking.masked
+        losses = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
+        losses[masked] = self.cross_entropy.to(masked.device, torch.float64)
+        n = block_view(masked, block_size, False).sum(-1)
+        return n, block_view(losses, block_size, 0.0).sum(-1) / n.clamp(min=1)
+
+    def by_count(self, block_size: int) -> tuple[Tensor, Tensor]:
+        """Sum of m_n, and number of blocks, for n = 0..B masked tokens in the block: two (B + 1,) float64."""
+        n, mean = (t.flatten() for t in self.by_block(block_size))
+        sums = torch.zeros(block_size + 1, dtype=torch.float64, device=n.device).index_add_(0, n, mean)
+        return sums, torch.bincount(n, minlength=block_size + 1).double()
+
+
+def masked_loss(
+    model: Transformer, tokens: Tensor, masking: Masking, block_size: int, documents: Tensor | None = None,
+    autoregressive: Tensor | None = None,
+) -> Loss:  # fmt: skip
+    """Run both streams and weigh the cross-entropies of the masked tokens (b, N).
+
+    Tokens and masking may be on the host, wherever the model is: `two_stream_hidden`.
+
+    Args:
+        autoregressive: (b, N) booleans, tokens whose left-to-right NLL is wanted as well (`context: causal`).
+    """
+    hidden = two_stream_hidden(model, tokens, masking.masked, block_size, documents, autoregressive)
+    row, _, position = masking.masked.nonzero(as_tuple=True)
+    weights = send(masking.weight[masking.masked] / masking.masked.shape[1], hidden.device)
+    targets = send(tokens[row, position], hidden.device)
+    matrix, banned = model.head_matrix(), model.banned_token_id
+    total, losses = weighted_cross_entropy(hidden[: len(row)], matrix, targets, weights, banned)
+    left_to_right = None
+    if autoregressive is not None:
+        targets = send(tokens[autoregressive], hidden.device)
+        ones = torch.ones_like(targets, dtype=weights.dtype)
+        left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones, banned)
+    return Loss(total, losses, masking, left_to_right)

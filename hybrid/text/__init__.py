@@ -1,0 +1,1 @@
+"""Generation as text: what the command lines and the page of an unmasking show."""

@@ -1,0 +1,1 @@
+"""Optimizer steps, validation, and what a run writes down."""

@@ -1,0 +1,327 @@
+"""What results were made from: recorded with them, and compared whenever they are used again."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WORDS, Command, Configure
+from training import train
+
+import hybrid
+from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints.origin import identity_of, judge_identity, latest_identity, recorded_data
+from hybrid.runs.run import Run
+from hybrid.sweep.plan import Planned
+from hybrid.sweep.state import is_evaluated, state_of
+from hybrid.training.metrics import read_metrics
+
+
+def write_corpus(path: Path, letter: str = "z") -> Path:
+    """24 documents; `letter` is one of their characters, so that another one gives every character another id."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [
+        f"{letter} the {WORDS[n % len(WORDS)]} of number {n} {letter}{letter} is set by its name. " * 3
+        for n in range(24)
+    ]
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    return path
+
+
+def phrases(path: Path, noun: str) -> Path:
+    """Documents of the characters that the tiny run knows."""
+    texts = [f"the {a} of a {noun} is {b} " * 3 for a in WORDS for b in WORDS]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def records(folder: Path) -> Any:
+    return json.loads((folder / "eval.json").read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resuming
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe", "byte"])
+def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Configure, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    words = [f"data.corpus={corpus}", f"data.tokenizer={tokenizer}", "data.vocab_size=270"]
+    folder = train(configure(tmp_path, *words, "trainer.steps=2"))
+    before = contents(folder)
+    write_corpus(corpus, "!")
+    again = configure(tmp_path, *words, "trainer.steps=4", "trainer.resume=auto")
+    with pytest.raises(
+        ValueError, match=r"^data\.corpus: .*c\.jsonl is not the text that .*tiny was trained on"
+    ) as error:
+        Run(again)
+    assert "put that text back" in str(error.value) and "another run.name" in str(error.value)
+    assert contents(folder) == before
+    write_corpus(corpus)
+    train(again)
+    assert checkpoint.steps_done(folder) == 4
+
+
+def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    words = [f"data.corpus={corpus}", "data.tokenizer=bpe"]
+    small, large = (Run(configure(tmp_path, *words, f"data.vocab_size={n}")).data.tokenizer for n in (270, 280))
+    small.save(tmp_path / "mine")
+    words[1] = f"data.tokenizer={tmp_path / 'mine' / 'tokenizer.json'}"
+    folder = train(configure(tmp_path, *words, "trainer.steps=2"))
+    large.save(tmp_path / "mine")
+    own = folder / "tokenizer" / "tokenizer.json"
+    with pytest.raises(ValueError, match=rf"another tokenizer .*; set data\.tokenizer={own}, or start"):
+        Run(configure(tmp_path, *words, "trainer.resume=auto"))
+    run = Run(configure(tmp_path, words[0], f"data.tokenizer={own}", "trainer.resume=auto"))
+    assert run.resume_from is not None and run.data.tokenizer.fingerprint == small.fingerprint
+
+
+def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="hybrid")
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    train(configure(tmp_path / "here", f"data.corpus={corpus}", "trainer.steps=2"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    moved = corpus.rename(tmp_path / "other.jsonl")
+    train(configure(tmp_path / "there", f"data.corpus={moved}", "trainer.steps=4", "trainer.resume=auto"))
+    assert checkpoint.steps_done(tmp_path / "there" / "tiny") == 4
+    assert "other.jsonl holds the text that" in caplog.text
+    assert recorded_data(tmp_path / "there" / "tiny")["corpus_path"] == str(moved)  # type: ignore[index]
+
+
+def test_a_run_that_does_not_record_its_data_goes_on_with_a_word(
+    configure: Configure, copy_of_trained: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure(copy_of_trained.parent, "trainer.resume=auto")
+    for content in ("{}", "[]", "{", '{"data": {"corpus_sha256": 3}}'):
+        (copy_of_trained / "environment.json").write_text(content)
+        assert Run(config).resume_from is not None
+        assert caplog.text.count("does not record on which data it was trained") == 1, content
+        caplog.clear()
+    other = configure(copy_of_trained.parent, "trainer.resume=auto", "data.tokenizer=byte")
+    with pytest.raises(ValueError, match=r"data\.tokenizer: 'byte', but the run to resume has 'char'"):
+        Run(other)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preparing the data of a run again
+
+
+def test_a_relative_corpus_is_that_of_the_training_wherever_one_calls_from(
+    configure: Configure, command: Command, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "a" / "c.jsonl")
+    write_corpus(tmp_path / "b" / "c.jsonl", "Q")
+    with contextlib.chdir(tmp_path / "a"):
+        folder = train(configure(tmp_path, "data.corpus=c.jsonl", "data.tokenizer=byte", "trainer.steps=2")).absolute()
+    words = ["--checkpoint", folder, "--block-size", 1, "--rows", 4]
+    values = {}
+    for place in ("a", "b"):
+        with contextlib.chdir(tmp_path / place):
+            done = command("evaluate", *words)
+        assert done.code == 0, done.err
+        values[place] = records(folder)["results"][0]["nats_per_token"]
+    assert values["a"] == values["b"]
+    assert records(folder)["data"]["corpus_path"] == str(tmp_path / "a" / "c.jsonl")
+
+    write_corpus(tmp_path / "a" / "c.jsonl", "Q")
+    with contextlib.chdir(tmp_path / "b"):
+        error = command("evaluate", *words).error
+        assert "c.jsonl is not the text that the model was trained on" in error and "--data c.jsonl" in error
+        assert command("evaluate", *words, "--data", "c.jsonl", "--split", "validation").code == 0
+    other = records(folder)
+    assert other["results"][0]["nats_per_token"] != values["a"]
+    assert other["data"]["corpus_sha256"] != recorded_data(folder)["corpus_sha256"]  # type: ignore[index]
+
+    (tmp_path / "a" / "c.jsonl").unlink()
+    write_corpus(tmp_path / "c.jsonl")
+    with contextlib.chdir(tmp_path):  # the whole was moved: where it lay there is none, here is the same
+        assert command("evaluate", *words).code == 0
+    assert records(folder)["results"][0]["nats_per_token"] == values["a"]
+
+
+def test_a_saved_model_and_the_experiments_compare_their_text_too(
+    configure: Configure, command: Command, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    folder = train(configure(tmp_path, f"data.corpus={corpus}", "trainer.steps=2"))
+    hybrid.load(folder).save(tmp_path / "saved")
+    assert recorded_data(tmp_path / "saved") == recorded_data(folder)
+    write_corpus(corpus, "!")
+    for path in (folder, tmp_path / "saved"):
+        error = command("evaluate", "--checkpoint", path).error
+        assert "can't be read as the text that the model was trained on: character '!'" in error
+    error = command("experiments.likelihoods", "--runs", folder, "--rows", 2).error
+    assert "the text that the model was trained on" in error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluations
+
+
+def test_an_evaluation_names_its_checkpoint(command: Command, copy_of_trained: Path, tmp_path: Path) -> None:
+    step = copy_of_trained / "checkpoints" / "step-00000004"
+    for path, number in ((copy_of_trained, 8), (step, 4)):
+        assert command("evaluate", "--checkpoint", path, "--rows", 2, "--draws", 1).code == 0
+        found = records(copy_of_trained)["checkpoint"]
+        assert found["step"] == number and len(found["sha256"]) == 64
+    assert found == identity_of(step) != latest_identity(copy_of_trained)
+    again = shutil.copytree(copy_of_trained, tmp_path / "copy")
+    assert latest_identity(again) == latest_identity(copy_of_trained) == judge_identity(again)
+    weights = hybrid.load(copy_of_trained).save(tmp_path / "saved")
+    assert latest_identity(weights) == hybrid.load(weights).origin.checkpoint != found
+    assert latest_identity(tmp_path) is None
+
+
+def test_what_was_trained_on_is_evaluated_anew_and_left_out_until_then(
+    command: Command, configure: Configure, tmp_path: Path
+) -> None:
+    words = ["objective.block_size=4", "eval.sample_tokens=0", "trainer.save_every=0"]
+    folder = train(configure(tmp_path / "runs", *words, "trainer.steps=4"))
+    evaluation = ["--checkpoint", str(folder), "--rows", "2", "--draws", "1"]
+    assert not is_evaluated(folder, evaluation)
+    assert command("evaluate", *evaluation).code == 0
+    assert is_evaluated(folder, evaluation)
+
+    longer = configure(tmp_path / "runs", *words, "trainer.steps=12", "trainer.resume=auto")
+    train(longer)
+    assert not is_evaluated(folder, evaluation)
+    done = command("report.__main__", folder, "--output", tmp_path / "report")
+    assert done.code == 0, done.err
+    assert "tiny: its eval.json is of step 4, and the run is at step 12: left out; evaluate it again" in done.err
+    (row,) = csv.DictReader((tmp_path / "report" / "runs.csv").read_text().splitlines())
+    last = read_metrics(folder)[-1]
+    assert (row["steps"], float(row["nats_per_token"])) == ("12", last["val/nelbo/b4"])
+
+    assert command("evaluate", *evaluation).code == 0
+    moved = shutil.move(folder, tmp_path / "moved")
+    assert is_evaluated(moved, ["--checkpoint", str(moved), *evaluation[2:]])
+    done = command("report.__main__", moved, "--output", tmp_path / "report")
+    (row,) = csv.DictReader((tmp_path / "report" / "runs.csv").read_text().splitlines())
+    assert "left out" not in done.err
+    assert (row["steps"], float(row["nats_per_token"])) == ("12", records(moved)["results"][0]["nats_per_token"])
+
+    fewer = configure(tmp_path, *words, "trainer.steps=8", "run.name=moved")
+    with pytest.raises(ValueError, match=r"has trainer\.steps = 12, and the sweep wants 8; choose another --folder"):
+        state_of(planned(fewer))
+
+
+def test_an_evaluation_of_before_is_of_another_judge_or_text(
+    command: Command, copy_of_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = shutil.copytree(copy_of_trained, tmp_path / "judge")
+    words = ["--checkpoint", copy_of_trained, "--rows", 2, "--draws", 1, "--data", tmp_path / "c.jsonl"]
+    words += ["--decoders", "margin", "--samples", 2, "--new-tokens", 4, "--judge", judge]
+    words = [str(word) for word in words]
+    phrases(tmp_path / "c.jsonl", "list")
+    assert not is_evaluated(copy_of_trained, words)
+    assert command("evaluate", *words).code == 0
+    assert is_evaluated(copy_of_trained, words)
+    assert not is_evaluated(copy_of_trained, [*words, "--seed", "1"])
+    shutil.rmtree(judge / "checkpoints" / "step-00000008")
+    assert not is_evaluated(copy_of_trained, words)
+    shutil.copytree(copy_of_trained / "checkpoints", judge / "checkpoints", dirs_exist_ok=True)
+    assert is_evaluated(copy_of_trained, words) and "does not tell" not in capsys.readouterr().err
+    phrases(tmp_path / "c.jsonl", "name")
+    assert not is_evaluated(copy_of_trained, words)
+
+
+def test_an_evaluation_that_does_not_name_its_checkpoint_is_used_with_a_word(
+    command: Command, copy_of_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(copy_of_trained), "--rows", "2", "--draws", "1"]
+    assert command("evaluate", *words).code == 0
+    old = {key: value for key, value in records(copy_of_trained).items() if key != "checkpoint"}
+    (copy_of_trained / "eval.json").write_text(json.dumps(old))
+    assert is_evaluated(copy_of_trained, words)
+    said = capsys.readouterr().err
+    assert "eval.json does not tell which checkpoint was evaluated; it is taken for the latest" in said
+    done = command("report.__main__", copy_of_trained, "--output", tmp_path / "report")
+    assert done.code == 0 and "tiny: eval.json does not tell which checkpoint was evaluated" in done.err
+    for content in ("{}", "[]", "[" * 100_000, '{"settings": 3}', '{"settings": {}, "judge": 3}'):
+        (copy_of_trained / "eval.json").write_text(content)
+        assert not is_evaluated(copy_of_trained, words)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finished runs
+
+
+def planned(config: hybrid.Config) -> Planned:
+    return Planned(config.run.name, config, [])
+
+
+def test_a_finished_run_of_another_text_or_start_is_not_the_one_that_is_planned(
+    configure: Configure, copy_of_trained: Path, tmp_path: Path
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    words = [f"data.corpus={corpus}", "trainer.steps=2"]
+    start = train(configure(tmp_path / "start", *words))
+    words += [f"trainer.init_from={start}"]
+    config = configure(tmp_path / "runs", *words)
+    folder = train(config)
+    assert json.loads((folder / "environment.json").read_text())["init_from"] == latest_identity(start)
+    assert state_of(planned(config)).is_finished
+    train(configure(tmp_path / "start", words[0], "trainer.steps=4", "trainer.resume=auto"))
+    with pytest.raises(
+        ValueError, match=r"started from .*start/tiny at step 2, and the sweep wants what is there now, step 4"
+    ):
+        state_of(planned(config))
+    write_corpus(corpus, "!")
+    with pytest.raises(ValueError, match=r"is not the text that .* was trained on"):
+        state_of(planned(config))
+    corpus.unlink()
+    with pytest.raises(ValueError, match=r"started from"):  # without the text, what else is known is still compared
+        state_of(planned(config))
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.steps=4", "trainer.minutes=9.0", "trainer.micro_batch_tokens=64", "trainer.recompute=true",
+                 "eval.rows=2", "optim.lr=0.1"],
+)  # fmt: skip
+def test_an_experiment_takes_no_run_of_other_settings(
+    override: str, configure: Configure, copy_of_trained: Path
+) -> None:
+    same = configure(copy_of_trained.parent, "trainer.log_every=1", "eval.sample_tokens=0", "trainer.resume=auto")
+    assert state_of(planned(same), strict=True).is_finished
+    key, _, value = override.partition("=")
+    other = configure(copy_of_trained.parent, override)
+    with pytest.raises(
+        ValueError, match=rf"tiny: has {key} = .*, and this one wants {value.capitalize()}; choose another"
+    ):
+        state_of(planned(other), "this one", strict=True)
+
+
+def test_objectives_are_not_printed_under_other_settings(command: Command, corpus: Path, tmp_path: Path) -> None:
+    words = (
+        "--config", "configs/quickstart.yaml", "--only", "elbo", "bert", "--seeds", 0, "--folder", tmp_path / "runs",
+        "--rows", 2, "--samples", 2, "--new-tokens", 8, f"data.corpus={corpus}", "data.tokenizer=char",
+        "data.seq_len=32", "data.validation_fraction=0.2", "model.dim=16", "model.n_layers=1", "model.n_heads=2",
+        "optim.warmup_steps=1", "trainer.batch_tokens=64",
+    )  # fmt: skip
+    assert command("experiments.objectives", *words, "trainer.steps=2").code == 0
+    before = contents(tmp_path / "runs")
+    for override in ("trainer.steps=3", "trainer.precision=fp32", "data.validation_fraction=0.3"):
+        error = command("experiments.objectives", *words, "trainer.steps=2", override).error
+        key = override.partition("=")[0]
+        assert f"costs.json: was made with {key} = " in error and "choose another --folder" in error
+    assert contents(tmp_path / "runs") == before
+    costs = json.loads((tmp_path / "runs" / "costs.json").read_text())
+    (tmp_path / "runs" / "costs.json").write_text(json.dumps(costs["values"]))
+    error = command("experiments.objectives", *words, "trainer.steps=2").error
+    assert "does not say from which settings it was made" in error
+    (tmp_path / "runs" / "costs.json").unlink()
+    error = command("experiments.objectives", *words, "trainer.steps=3").error
+    assert "elbo-s0: has trainer.steps = 2, and this experiment wants 3" in error

@@ -1,0 +1,286 @@
+"""Judges: a model of this repository and a tiny random Hugging Face model, against likelihoods worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign_tokenizers import wordpiece
+
+import hybrid
+from hybrid.data.tokenizers import SubwordTokenizer
+from hybrid.evaluation.judge import HuggingFaceJudge, HybridJudge, Reading, load_judge
+from hybrid.model.build import build_model
+from hybrid.model.two_stream import two_stream_hidden
+
+TEXTS = ["The value of a list is set.", "And when no key exists", "", "The name"]
+LONG = "When no key exists by its name returns the value of a list."  # more than the context of either judge
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run of this repository
+
+
+@pytest.fixture(scope="module")
+def judge(trained: Path) -> HybridJudge:
+    judge = load_judge(trained)
+    assert isinstance(judge, HybridJudge)
+    return judge
+
+
+def masked_only(judge: HybridJudge) -> HybridJudge:
+    """The same weights as a judge that was not trained at block size 1."""
+    config = dataclasses.replace(
+        judge.lm.config, objective=dataclasses.replace(judge.lm.config.objective, block_size=4)
+    )
+    return HybridJudge(dataclasses.replace(judge.lm, config=config))
+
+
+def test_it_is_the_exact_likelihood_where_block_size_1_was_trained(judge: HybridJudge) -> None:
+    assert judge.about["likelihood"] == "exact" and judge.about["block_size"] == 1
+    reading = judge.read(TEXTS)
+    for i, text in enumerate(TEXTS):
+        ids = judge.lm.tokenizer.encode(text)
+        expected = float(judge.lm.nll(torch.tensor([ids]), 1, "exact").nll) if ids else 0.0
+        assert reading.nats[i] == pytest.approx(expected, rel=1e-6)
+        assert (reading.tokens[i], reading.bytes[i]) == (len(ids), len(text.encode()))
+    assert not reading.stderr.any() and not reading.is_cut.any()
+    total = reading.nats.sum()
+    assert reading.gen_ppl == pytest.approx(math.exp(total / reading.tokens.sum()))
+    assert reading.nats_per_byte == pytest.approx(total / sum(len(text.encode()) for text in TEXTS))
+
+
+def test_it_is_the_bound_elsewhere(judge: HybridJudge) -> None:
+    other = masked_only(judge)
+    assert other.about["likelihood"] == "bound" and other.about["block_size"] == 4
+    reading = other.read([TEXTS[0]])
+    ids = torch.tensor([judge.lm.tokenizer.encode(TEXTS[0])])
+    every = float(judge.lm.nll(ids, 4, "bound", draws="all").nll)
+    assert reading.stderr[0] > 0 and reading.stderr_per_token == pytest.approx(reading.stderr[0] / ids.numel())
+    assert abs(reading.nats[0] - every) < 5 * reading.stderr[0]  # false alarm below 1 % with 8 draws; seeded
+
+
+@pytest.mark.parametrize("kind", ["exact", "bound"])
+def test_neither_company_nor_batch_matters(judge: HybridJudge, kind: str) -> None:
+    judge = judge if kind == "exact" else masked_only(judge)
+    whole = judge.read([*TEXTS, LONG])
+    for i, text in enumerate([*TEXTS, LONG]):
+        alone = judge.read([text])
+        assert alone.nats[0] == pytest.approx(whole.nats[i], rel=1e-5)
+        np.testing.assert_allclose(alone.features[0], whole.features[i], atol=1e-5)
+
+
+def test_a_long_text_is_cut(judge: HybridJudge) -> None:
+    seq_len = judge.lm.config.data.seq_len
+    reading, start = judge.read([LONG]), judge.read([LONG[:seq_len]])
+    assert reading.is_cut[0] and not start.is_cut[0]
+    assert (reading.tokens[0], reading.bytes[0]) == (seq_len, seq_len)
+    assert reading.nats[0] == pytest.approx(start.nats[0])
+
+
+@pytest.mark.parametrize("kind", ["exact", "bound"])
+def test_features_see_the_whole_text(judge: HybridJudge, kind: str) -> None:
+    """Any token changes them (but the last at block size 1, which is predicted and not read)."""
+    judge = judge if kind == "exact" else masked_only(judge)
+    text = "The name of "
+    base = judge.read([text]).features[0]
+    assert base.shape == (judge.lm.config.model.dim,) and np.isfinite(base).all()
+    for i in range(len(text) - (kind == "exact")):
+        other = text[:i] + ("s" if text[i] != "s" else "t") + text[i + 1 :]
+        assert np.abs(judge.read([other]).features[0] - base).max() > 1e-6, i
+
+
+def test_features_are_means_of_the_states_that_predict_each_token(judge: HybridJudge) -> None:
+    """With every other token masked, the even ones first; at block size 1 each is predicted from those before it."""
+    ids = torch.tensor([judge.lm.tokenizer.encode("The name of a")])
+    for one, size in ((judge, 1), (masked_only(judge), 4)):
+        states = torch.zeros(ids.shape[1], judge.lm.config.model.dim)
+        for first in range(2):
+            masked = (torch.arange(ids.shape[1]) % 2 == first)[None, None]
+            with torch.no_grad():
+                states[masked[0, 0]] = two_stream_hidden(judge.lm.model, ids, masked, size)
+        got = one.read(["The name of a"]).features[0]
+        np.testing.assert_allclose(got, states.mean(0).numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_bound_is_that_of_eight_draws(judge: HybridJudge) -> None:
+    other, ids = masked_only(judge), torch.tensor([judge.lm.tokenizer.encode(TEXTS[0])])
+    expected, reading = judge.lm.nll(ids, 4, "bound", draws=8), other.read([TEXTS[0]])
+    assert reading.nats[0] == pytest.approx(float(expected.nll)) and reading.tokens[0] == ids.numel()
+    assert reading.stderr[0] == pytest.approx(float(expected.stderr))
+
+
+def test_nothing_to_read(judge: HybridJudge) -> None:
+    reading = judge.read(["", ""])
+    assert math.isnan(reading.gen_ppl) and math.isnan(reading.nats_per_byte) and not reading.features.any()
+
+
+def test_figures_over_several_texts_by_hand() -> None:
+    """Sums over all texts, not means of theirs; errors of independent noise add in quadrature."""
+    nats, stderr, tokens, n_bytes = map(np.array, ([4.0, 6.0, 0.0], [0.3, 0.4, 0.0], [2, 3, 0], [8, 12, 0]))
+    reading = Reading(nats, stderr, tokens, n_bytes, np.zeros((3, 2)), tokens > 9)
+    assert reading.nats_per_token == pytest.approx(10 / 5) and reading.nats_per_byte == pytest.approx(10 / 20)
+    assert reading.stderr_per_token == pytest.approx(0.5 / 5)  # the root of 0.09 + 0.16
+    assert reading.gen_ppl == pytest.approx(math.exp(2))
+
+
+def test_a_judge_that_reads_something_else_than_the_texts(judge: HybridJudge, tmp_path: Path) -> None:
+    """Its vocabulary is of lower-case words and letters: what it does not know, it does not pay for."""
+    words = SubwordTokenizer.from_file(wordpiece(tmp_path / "words.json", ("the", "value", "of", "a", "list")))
+    model = build_model(judge.lm.config.model, words.vocab_size, words.end_of_text, judge.lm.device, seed=0)
+    other = HybridJudge(dataclasses.replace(judge.lm, tokenizer=words, model=model))
+    assert other.read(["the value of a list"]).nats_per_byte > 0
+    reading = other.read(["the value of a list", "The value of a list"])
+    assert reading.gen_ppl > 1 and math.isnan(reading.nats_per_byte)
+
+
+def test_a_judge_that_finds_a_text_impossible() -> None:
+    one = np.ones(1)
+    assert Reading(one * 1e6, one * 0, one, one, one[:, None], one > 1).gen_ppl == math.inf
+
+
+def test_a_character_that_the_judge_does_not_know(judge: HybridJudge) -> None:
+    with pytest.raises(ValueError, match=r"^judge: .*tiny: character '\?' .* is not among"):
+        judge.read(["The name?"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A Hugging Face folder
+
+
+def make_folder(folder: Path, begin: str | None = "<|endoftext|>", context: int = 24) -> Path:
+    """A random GPT-2 of byte-level BPE, as `save_pretrained` leaves it."""
+    import tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=270, special_tokens=["<|endoftext|>"], initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=270, n_positions=context, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=begin, eos_token=begin).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def foreign(folder: Path) -> HuggingFaceJudge:
+    judge = load_judge(folder)
+    assert isinstance(judge, HuggingFaceJudge)
+    return judge
+
+
+@torch.no_grad()
+def by_hand(judge: HuggingFaceJudge, ids: list[int], first: int) -> float:
+    """NLL of ids[first:], one conditional after the other."""
+    total = 0.0
+    for i in range(first, len(ids)):
+        logits = judge.model(input_ids=torch.tensor([ids[:i]])).logits[0, -1]
+        total -= float(logits.double().log_softmax(-1)[ids[i]])
+    return total
+
+
+def test_a_text_is_read_behind_the_begin_token(foreign: HuggingFaceJudge) -> None:
+    assert foreign.about["first_token_scored"] and foreign.about["context"] == 23
+    reading = foreign.read(TEXTS)
+    for i, text in enumerate(TEXTS):
+        ids = foreign.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert reading.nats[i] == pytest.approx(by_hand(foreign, [0, *ids], 1), rel=1e-4, abs=1e-9)
+        assert (reading.tokens[i], reading.bytes[i]) == (len(ids), len(text.encode()))
+
+
+def test_without_a_begin_token_the_first_is_not_scored(tmp_path: Path) -> None:
+    judge = load_judge(make_folder(tmp_path / "gpt2", begin=None))
+    assert isinstance(judge, HuggingFaceJudge) and not judge.about["first_token_scored"]
+    text = TEXTS[0]
+    coded = judge.tokenizer(text, return_offsets_mapping=True)
+    reading = judge.read([text, "", "T"])
+    assert reading.nats[0] == pytest.approx(by_hand(judge, coded["input_ids"], 1), rel=1e-4)
+    assert reading.tokens.tolist() == [len(coded["input_ids"]) - 1, 0, 0]
+    assert reading.bytes.tolist() == [len(text[coded["offset_mapping"][0][1] :].encode()), 0, 0]
+    assert reading.features[2].any() and not reading.features[1].any()
+
+
+def test_a_long_text_is_cut_to_the_context(foreign: HuggingFaceJudge) -> None:
+    text = "caf\u00e9 " + LONG
+    coded = foreign.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    reading = foreign.read([text, "The"])
+    assert reading.is_cut.tolist() == [True, False] and reading.tokens[0] == 23
+    assert reading.bytes[0] == len(text[: coded["offset_mapping"][22][1]].encode())
+    assert reading.nats[0] == pytest.approx(by_hand(foreign, [0, *coded["input_ids"][:23]], 1), rel=1e-4)
+
+
+def test_padding_does_not_matter(foreign: HuggingFaceJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = foreign.read([*TEXTS, LONG])
+    monkeypatch.setattr("hybrid.evaluation.judge.foreign.LOGITS_PER_FORWARD", 1)  # one text at a time
+    alone = foreign.read([*TEXTS, LONG])
+    np.testing.assert_allclose(whole.nats, alone.nats, rtol=1e-5)
+    np.testing.assert_allclose(whole.features, alone.features, atol=1e-5)
+
+
+@torch.no_grad()
+def test_features_are_the_mean_of_the_last_hidden_states(foreign: HuggingFaceJudge) -> None:
+    ids = foreign.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    hidden = foreign.model.transformer(input_ids=torch.tensor([[0, *ids]])).last_hidden_state[0, 1:]
+    np.testing.assert_allclose(foreign.read(TEXTS[:1]).features[0], hidden.mean(0).numpy(), atol=1e-5)
+
+
+def test_nothing_is_said_on_the_way(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_judge(folder).read([LONG])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_must_be_unpickled_are_refused(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file
+
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    torch.save(load_file(bad / "model.safetensors"), bad / "pytorch_model.bin")
+    (bad / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"^judge: .*bad cannot be loaded as a causal language model: .*safetensors"):
+        load_judge(bad)
+
+
+def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    bad = shutil.copytree(folder, tmp_path / "bad")
+    config: dict[str, Any] = json.loads((bad / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"}}
+    (bad / "config.json").write_text(json.dumps(config))
+    (bad / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ValueError, match=r"^judge: .*bad cannot be loaded"):
+        load_judge(bad)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("holds", ["nothing", "no such folder"])
+def test_what_is_no_judge(holds: str, tmp_path: Path) -> None:
+    path = tmp_path if holds == "nothing" else tmp_path / "gpt2"
+    with pytest.raises(ValueError, match=r"^judge: .*(holds no checkpoint|is no folder; give a run)"):
+        load_judge(path)
+
+
+def test_a_saved_model_is_a_judge(trained: Path, tmp_path: Path, judge: HybridJudge) -> None:
+    hybrid.load(trained).save(tmp_path / "saved")
+    assert load_judge(tmp_path / "saved").read(TEXTS).gen_ppl == pytest.approx(judge.read(TEXTS).gen_ppl)

@@ -1,0 +1,93 @@
+"""Each kernel against the plain form beside it, in value and gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid.model.attention import plan
+from hybrid.model.kernels import block_attention, cross_entropy, elementwise
+from hybrid.model.masks import TwoStream
+from hybrid.model.rope import Rope
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def check(kernel, plain, *inputs: Tensor) -> None:
+    """The same value, and the same gradients of a random functional."""
+    values = [f(*inputs) for f in (kernel, plain)]
+    torch.testing.assert_close(*values, rtol=0, atol=1e-12)
+    probe = drawn(*values[0].shape, seed=9).detach() if values[0].ndim else torch.tensor(0.7, dtype=torch.float64)
+    gradients = [torch.autograd.grad(value, inputs, probe) for value in values]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_rms_norm(eps) -> None:
+    check(
+        lambda x, w: elementwise.rms_norm(x, w, eps, torch.float64),
+        lambda x, w: elementwise.plain_rms_norm(x, w, eps),
+        drawn(2, 3, 8), drawn(8, seed=1),
+    )  # fmt: skip
+    with torch.no_grad():  # torch's kernel, where no gradient is needed
+        x, w = drawn(2, 3, 8), drawn(8, seed=1)
+        torch.testing.assert_close(
+            elementwise.rms_norm(x, w, eps, torch.float64), elementwise.plain_rms_norm(x, w, eps), rtol=0, atol=1e-12
+        )
+
+
+def test_rotation() -> None:
+    scaled = Rope(6, 100.0, {"name": "yarn", "factor": 8.0, "original_length": 16})  # it has a factor as well
+    for rope in (Rope(6, 100.0), scaled):
+        angles = rope.angles(torch.tensor([[0, 3, 7]]), 8, torch.device("cpu"), torch.float64)
+        x = drawn(2, 3, 4, 6)
+        check(lambda t, a=angles: elementwise.rotate(t, a), lambda t, a=angles: elementwise.plain_rotate(t, a), x)
+        with torch.no_grad():
+            torch.testing.assert_close(elementwise.rotate(x, angles), elementwise.plain_rotate(x, angles))
+            torch.testing.assert_close(elementwise.rotate(x, angles).norm(dim=-1), rope.factor * x.norm(dim=-1))
+
+
+def test_a_rotation_turns_pairs_by_position_times_frequency() -> None:
+    rope = Rope(4, 100.0)
+    angles = rope.angles(torch.tensor([[5]]), 6, torch.device("cpu"), torch.float64)
+    x = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).view(1, 1, 1, 4)
+    turned = elementwise.plain_rotate(x, angles).flatten()
+    expected = torch.tensor([5.0, 0.0]).cos()[0], torch.tensor(5.0).sin()
+    assert turned.tolist() == pytest.approx([float(expected[0]), 0.0, float(expected[1]), 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("documents", [None, torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2], [0] * 11])])
+@pytest.mark.parametrize("sizes", [(11, 3, 1), (11, 3, 2), (11, 11, 1), (200, 16, 1)])
+def test_chunked_attention(sizes, documents) -> None:
+    length, block_size, draws = sizes
+    if documents is not None and length != 11:
+        return
+    pattern = TwoStream.of(length, block_size, draws=draws, documents=documents)
+    chunks = plan(pattern, torch.float64)
+    n_q, n_k = pattern.queries.position.shape[1], pattern.keys.position.shape[1]
+    check(
+        lambda q, k, v: block_attention.chunked_attention(q, k, v, chunks),
+        lambda q, k, v: block_attention.plain_chunked_attention(q, k, v, chunks),
+        drawn(2, 2, n_q, 4), drawn(2, 2, n_k, 4, seed=1), drawn(2, 2, n_k, 4, seed=2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("banned", [None, 2])
+def test_cross_entropy(banned, monkeypatch) -> None:
+    monkeypatch.setattr(cross_entropy, "LOGITS", 4 * 7)  # four rows at a time
+    targets = torch.tensor([0, 1, 6, 5, 4, 3, 1, 0, 1, 6])
+    weights = torch.rand(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    check(
+        lambda h, m: cross_entropy.weighted_cross_entropy(h, m, targets, weights, banned)[0],
+        lambda h, m: cross_entropy.plain_weighted_cross_entropy(h, m, targets, weights, banned),
+        drawn(10, 5), drawn(7, 5, seed=1),
+    )  # fmt: skip
+    if banned is not None:
+        matrix = drawn(7, 5, seed=1)
+        loss, _ = cross_entropy.weighted_cross_entropy(drawn(10, 5), matrix, targets, weights, banned)
+        assert not torch.autograd.grad(loss, matrix)[0][banned].any()
