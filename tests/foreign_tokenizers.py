@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+
+from hybrid.data.tokenizers import SubwordTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=.,"
 
@@ -32,3 +36,12 @@ def wordpiece(path: Path, words: tuple[str, ...] = ()) -> str:
     tokenizer.decoder = tokenizers.decoders.WordPiece()
     tokenizer.save(str(path))
     return str(path)
+
+
+def foreign(path: Path, vocab: dict[str, int] | list, model: str, decoder: Any, **options: Any) -> SubwordTokenizer:
+    content = {"version": "1.0", "added_tokens": [], "decoder": decoder}
+    content["model"] = {"type": model, "vocab": vocab, **options}
+    for key in ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor"):
+        content[key] = None
+    path.write_text(json.dumps(content))
+    return SubwordTokenizer.from_file(path)

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from training import tensors_of
+from training_toy import tensors_of
 
 from hybrid.checkpoints import checkpoint
 from hybrid.storage.atomic import verify_folder

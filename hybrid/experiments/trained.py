@@ -48,7 +48,7 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
     """
     from hybrid.experiments.subject import validation_of
     from hybrid.lm import load
-    from hybrid.runs.folder import folder_of
+    from hybrid.runs.run_folder import folder_of
 
     folder = folder_of(config.run)
     steps = train(config, folder, steps)

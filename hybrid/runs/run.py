@@ -32,7 +32,7 @@ from hybrid.options import build, path_of, title
 from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.training.parallel import share_model, spread_model
 from hybrid.distributed import ALONE, Ranks
-from hybrid.runs.folder import check_place, folder_of, is_begun, is_occupied, open_folder
+from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.checkpoints.states import load_state, module_tensors
 from hybrid.training.step import Stepper
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer

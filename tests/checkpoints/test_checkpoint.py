@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import assert_whole, debris, save
+from checkpoint_folders import assert_whole, debris, save
 from safetensors import SafetensorError
 
 from hybrid.checkpoints import checkpoint, tensors

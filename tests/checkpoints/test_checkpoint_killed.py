@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from checkpoints import assert_whole, debris, save
+from checkpoint_folders import assert_whole, debris, save
 
 from hybrid.checkpoints import tensors
 from hybrid.checkpoints.checkpoint import (
@@ -31,7 +31,9 @@ def test_killed_at_any_point_the_folder_resumes():
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         command = [sys.executable, __file__, folder]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        search = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": search}
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])
     assert counts["points"] > 20

@@ -13,7 +13,7 @@ import torch
 from conftest import Command, Configure
 from safetensors.torch import save_file
 from torch import Tensor
-from training import train
+from training_toy import train
 
 import hybrid
 from hybrid.checkpoints import checkpoint

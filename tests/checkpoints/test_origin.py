@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import WORDS, Command, Configure
-from training import train
+from training_toy import train
 
 import hybrid
 from hybrid.checkpoints import checkpoint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from training import train
+from training_toy import train
 
 from hybrid.config import load_config
 from hybrid.data.corpora.markov import BlockMarkov, Markov

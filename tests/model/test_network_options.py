@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from cached_pass import cached_hidden
 from decoding_toy import Spy, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_streams import cached_hidden
 from toy import MODES, random_tokens, toy_model
 
 from hybrid.config import check, load_config, to_yaml

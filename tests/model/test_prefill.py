@@ -7,7 +7,7 @@ import torch
 from decoding_toy import Spy, engine
 from toy import MODES, toy_model
 
-from hybrid.decoding import network
+from hybrid.decoding import denoiser
 from hybrid.decoding.fixed_order import LeftToRight
 
 PROMPTS = [[1, 2, 3, 6, 5] * 8 + [4], [2], [], [5, 1, 6, 2] * 6 + [3]]  # 41, 1, 0 and 25 tokens
@@ -22,23 +22,23 @@ def test_a_prompt_read_in_pieces_says_the_same(mode, block_size, slide, monkeypa
     options = {"slide": slide, "seq_len": 12 if slide else 50, "stop_at_end": False, "document_mask": True}
     options["guidance"] = 0.7
     read: list[int] = []
-    block_hidden = network.block_hidden
+    block_hidden = denoiser.block_hidden
 
     def spy(model, cache, rows, sight):
         read.append(rows.n_pending)
         return block_hidden(model, cache, rows, sight)
 
-    monkeypatch.setattr(network, "block_hidden", spy)
+    monkeypatch.setattr(denoiser, "block_hidden", spy)
 
     def distributions() -> tuple[list[torch.Tensor], list[list[int]]]:
         decoder = Spy(LeftToRight(), lambda view: view.log_probs)
         result = engine(model, block_size, decoder, **options).generate(PROMPTS, 6)
         return [look for *_, look in decoder.steps], result.tokens
 
-    monkeypatch.setattr(network, "MAX_SCORES", 1 << 7)
+    monkeypatch.setattr(denoiser, "MAX_SCORES", 1 << 7)
     pieces, tokens = distributions()
     assert max(read) <= (12 if slide else 4) + model.config.begin
-    monkeypatch.setattr(network.Network, "_pieces", lambda self, pending: iter(()))
+    monkeypatch.setattr(denoiser.Network, "_pieces", lambda self, pending: iter(()))
     read.clear()
     whole, expected = distributions()
     assert max(read) >= 40 and tokens == expected
@@ -65,6 +65,6 @@ def test_the_window_bounds_what_is_read_at_once(monkeypatch):
 
 def test_pieces_count_as_one_forward(monkeypatch):
     plain = engine(toy_model(), 4, seq_len=60, stop_at_end=False).generate([[1, 2, 3] * 15], 6)
-    monkeypatch.setattr(network, "MAX_SCORES", 1)
+    monkeypatch.setattr(denoiser, "MAX_SCORES", 1)
     pieces = engine(toy_model(), 4, seq_len=60, stop_at_end=False).generate([[1, 2, 3] * 15], 6)
     assert (pieces.tokens, pieces.nfe) == (plain.tokens, plain.nfe)

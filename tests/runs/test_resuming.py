@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Configure
-from training import assert_same_tensors, before_step, tensors_of, train
+from training_toy import assert_same_tensors, before_step, tensors_of, train
 
 import hybrid
 from hybrid.checkpoints import checkpoint

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import Command, Configure
-from test_tracking import events_of
-from training import before_step, train
+from event_files import events_of
+from training_toy import before_step, train
 
 from hybrid.checkpoints import checkpoint
-from hybrid.runs import folder
+from hybrid.runs import run_folder
 from hybrid.training.metrics import read_metrics
 from hybrid.runs.run import Run
-from hybrid.runs.folder import open_folder
+from hybrid.runs.run_folder import open_folder
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.training.tracking import Tracker
 from hybrid.training.validation import Validator
@@ -83,7 +83,7 @@ def test_where_there_is_no_place_for_a_run_is_said_before_any_work(
         with pytest.raises(ValueError, match=words) as caught:
             Run(configure(folder, override))
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-    monkeypatch.setattr(folder.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(run_folder.os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"^run\.folder: .* is read-only for this user"):
         Run(configure(tmp_path))
     assert entries(tmp_path) == ["file", "nowhere"]

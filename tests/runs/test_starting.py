@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Configure
-from training import train
+from training_toy import train
 
 from hybrid.runs.run import Run
 

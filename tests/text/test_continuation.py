@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_trace import foreign
+from foreign_tokenizers import foreign
 
 from hybrid.data.tokenizers import END_OF_TEXT, ByteTokenizer, SubwordTokenizer, Tokenizer
 from hybrid.decoding.results import Generation
@@ -75,7 +75,7 @@ def test_documents_are_separated_where_something_follows() -> None:
 
 def test_the_console_shows_and_cuts_what_hangs_together(tokenizers: dict[str, Tokenizer]) -> None:
     """Live display with unknown tokens between, and a stop string that begins with the space."""
-    from test_console import MASK, Terminal, progress_of
+    from terminals import MASK, Terminal, progress_of
 
     tokenizer = tokenizers["wordpiece"]
     terminal = Terminal()

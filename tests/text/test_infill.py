@@ -16,7 +16,7 @@ from toy import MODES, toy_model
 
 import hybrid
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer
-from hybrid.decoding import DECODERS, network
+from hybrid.decoding import DECODERS, denoiser
 from hybrid.decoding.prompts import infilling_size
 from hybrid.likelihoods.likelihood import row_nll
 from hybrid.text.infill import gaps_of, ids_with_gaps
@@ -82,13 +82,13 @@ def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.Monke
     """What guidance compares with reads given tokens as MASK, and what was written in between as it is."""
     model = toy_model()
     M, committed = model.mask_token_id, []
-    block_hidden = network.block_hidden
+    block_hidden = denoiser.block_hidden
 
     def spy(model, cache, rows, sight):
         committed.append(rows.pending[0].tolist())
         return block_hidden(model, cache, rows, sight)
 
-    monkeypatch.setattr(network, "block_hidden", spy)
+    monkeypatch.setattr(denoiser, "block_hidden", spy)
     run = engine(model, 4, "left_to_right", guidance=1.0, stop_at_end=False)
     whole = run.generate([[1, M, M, 5]], 3).sequences[0]
     assert [tokens for tokens in committed if tokens] == [[M, whole[1], whole[2], M], whole[:4]]

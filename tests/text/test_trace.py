@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from decoding_toy import Conditionals, as_name, engine
+from foreign_tokenizers import foreign
 from toy import random_tokens, toy_model
 
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
@@ -30,7 +31,7 @@ REMASKING = [
 SPECS = [*DECODERS, {"name": "confidence", "steps": 2}, {"name": "ancestral", "steps": 3}, *REMASKING]
 PROMPTS = [[], [1, 2, 3], [4, 0, 1, 2], [2, 1, 0, 3, 3, 1, 0]]
 MASK = 7
-TEMPLATE = resources.files("hybrid").joinpath("trace.html").read_text(encoding="utf-8")
+TEMPLATE = resources.files("hybrid.text").joinpath("trace.html").read_text(encoding="utf-8")
 
 
 def replay(text: TracedText, width: int) -> list[int]:
@@ -102,15 +103,6 @@ def test_a_generation_that_is_left_early_is_recorded_so_far() -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The spelling of tokens
-
-
-def foreign(path: Path, vocab: dict[str, int] | list, model: str, decoder: Any, **options: Any) -> SubwordTokenizer:
-    content = {"version": "1.0", "added_tokens": [], "decoder": decoder}
-    content["model"] = {"type": model, "vocab": vocab, **options}
-    for key in ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor"):
-        content[key] = None
-    path.write_text(json.dumps(content))
-    return SubwordTokenizer.from_file(path)
 
 
 def test_pieces_make_the_bytes_of_a_text() -> None:
@@ -210,7 +202,7 @@ def test_the_page_needs_nothing_else() -> None:
         assert word not in TEMPLATE, word
     assert TEMPLATE.count("{{data}}") == 1 and "default-src 'none'" in TEMPLATE
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "trace.html" in project["tool"]["setuptools"]["package-data"]["hybrid"]
+    assert "trace.html" in project["tool"]["setuptools"]["package-data"]["hybrid.text"]
 
 
 def test_a_page_replaces_an_older_page_and_nothing_else(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hybrid.data.dataset import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.scores import Rows, Scores
+from hybrid.likelihoods import rows
 from hybrid.likelihoods.likelihood import row_nll
 from hybrid.likelihoods.rows import Bound, any_order, bound
 from hybrid.lm import LanguageModel
@@ -93,11 +94,11 @@ def test_a_bound_is_the_sum_over_rows_and_its_errors_add_in_quadrature(lm: Langu
 
 
 def test_losses_by_count_are_means_over_blocks_in_ranges_named_by_their_ends() -> None:
-    assert validation._ranges([9.0, 2.0, 6.0, 0.0], [3.0, 1.0, 2.0, 0.0]) == {1: 2.0, 2: 3.0}
+    assert rows._ranges([9.0, 2.0, 6.0, 0.0], [3.0, 1.0, 2.0, 0.0]) == {1: 2.0, 2: 3.0}
     sums, counts = [0.0, *(float(n) for n in range(1, 33))], [0.0, *[1.0] * 32]
-    assert validation._ranges(sums, counts) == {n: n - 0.5 for n in range(2, 33, 2)}
+    assert rows._ranges(sums, counts) == {n: n - 0.5 for n in range(2, 33, 2)}
     sums, counts = [0.0, *[2.0] * 17], [0.0, *[1.0] * 16, 3.0]
-    assert validation._ranges(sums, counts) == {**dict.fromkeys(range(2, 17, 2), 2.0), 17: pytest.approx(2 / 3)}
+    assert rows._ranges(sums, counts) == {**dict.fromkeys(range(2, 17, 2), 2.0), 17: pytest.approx(2 / 3)}
 
 
 def test_a_line_over_rows_by_hand(lm: LanguageModel, split: PackedTokens) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from toy import random_tokens, toy_model
-from training import break_steps
+from training_toy import break_steps
 
 from hybrid import rng
 from hybrid.data.batches import batch_rows

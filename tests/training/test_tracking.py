@@ -8,12 +8,12 @@ import re
 import shlex
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from event_files import events_of
 
 from hybrid.results.environment import environment
 from hybrid.results.plot import rasterise
@@ -24,20 +24,6 @@ from hybrid.training.tracking import Tracker, charts
 
 def lines_of(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-def events_of(folder: Path) -> dict[str, list]:
-    """tag -> [(step, value)] of all event files, and the order of their steps as TensorBoard reads them."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    events = defaultdict(list)
-    for path in sorted(folder.glob("events.*"), key=lambda path: int(path.name.rsplit(".", 1)[1])):
-        for event in EventFileLoader(str(path)).Load():
-            if event.HasField("session_log"):
-                events["session_log"].append((event.step, event.session_log))
-            for value in event.summary.value:
-                events[value.tag].append((event.step, value))
-    return events
 
 
 def scalar(value) -> float:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import Configure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from training import ALWAYS_SAVE, assert_same_tensors, before_step, break_steps, tensors_of, train
+from training_toy import ALWAYS_SAVE, assert_same_tensors, before_step, break_steps, tensors_of, train
 
 import hybrid
 from hybrid.checkpoints import checkpoint
