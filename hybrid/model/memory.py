@@ -34,7 +34,7 @@ def check_weights(config: ModelConfig, vocab_size: int, device: torch.device, co
 
     Args:
         copies: float32 numbers kept for each weight.
-        ranks: devices that the model is spread over.
+        ranks: devices that the model is sharded over.
 
     Raises:
         ValueError: it needs more memory than there is; the message says how much.
