@@ -23,7 +23,7 @@ from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.lm import load
-from hybrid.model.memory import check_batch
+from hybrid.model.build import check_batch
 from hybrid.model import Transformer
 from hybrid.model.layers import Layer
 from hybrid.objectives import Objective
