@@ -135,18 +135,18 @@ def _is_lost_contact(error: RuntimeError) -> bool:
     return any(word in str(error).lower() for word in ("connection closed", "connection reset", "gloo", "nccl"))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over ranks, put together on each (all ranks must ask for it); any other as it is."""
+def full(tensor: Tensor) -> Tensor:
+    """The full tensor of one that is sharded over ranks, on each of them (all must ask for it); any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
-def part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+def local(tensor: Tensor) -> Tensor:
+    """The shard of a tensor that this rank holds; all of a tensor that is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, known to all ranks, as `like` is: on its device, in its type, and spread over ranks as it is."""
+def sharded(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full tensor, known to all ranks, as `like` is: on its device, in its type, and sharded as it is."""
     tensor = tensor.to(like.device, like.dtype)
     if not hasattr(like, "device_mesh"):
         return tensor

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hybrid.distributed import spread
+from hybrid.distributed import sharded
 from hybrid.model.attention import Backend, Eager
 from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
             if parameter.device.type != "meta":
                 drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std)
                 with torch.no_grad():
-                    parameter.copy_(spread(drawn, parameter))
+                    parameter.copy_(sharded(drawn, parameter))
 
     def forward(
         self, tokens: Tensor, pattern: Pattern, cache: KVCache | None = None, *, read: Tensor | None = None
