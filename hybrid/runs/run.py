@@ -23,14 +23,14 @@ from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.lm import load
-from hybrid.model.memory import check_batch
+from hybrid.model.build import check_batch
 from hybrid.model import Transformer
 from hybrid.model.layers import Layer
 from hybrid.objectives import Objective
 from hybrid.training.optim import EMA, Optimizer
 from hybrid.options import build, path_of, title
 from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
-from hybrid.training.parallel import share_model, spread_model
+from hybrid.training.parallel import share_model, shard_model
 from hybrid.distributed import ALONE, Ranks
 from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.checkpoints.states import load_state, module_tensors
@@ -88,12 +88,12 @@ class Run:
             )
 
     def _build_model(self, half: bool) -> Transformer:
-        is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
-        spread = partial(spread_model, device=self.device, half=half) if is_spread else None
+        is_sharded = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
+        shard = partial(shard_model, device=self.device, half=half) if is_sharded else None
         c, tokenizer = self.config, self.data.tokenizer
         model = build_model(
             c.model, tokenizer.vocab_size, tokenizer.end_of_text, self.device, seed=c.run.seed,
-            copies=c.optim.copies, spread=spread, ranks=self.ranks.world,
+            copies=c.optim.copies, shard=shard, ranks=self.ranks.world,
         )  # fmt: skip
         self._check_memory()
         model.recompute = self.config.trainer.recompute
