@@ -39,6 +39,7 @@ SPECS = {
     "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
+    "objective.name": ("hybrid.objectives", "OBJECTIVES"),
     "objective.estimator": ("hybrid.objectives", "ESTIMATORS"),
     "objective.proposal": ("hybrid.objectives.proposals", "PROPOSALS"),
     "objective.schedule": ("hybrid.objectives.schedules", "SCHEDULES"),
@@ -65,6 +66,14 @@ def table(address: tuple[str, str]) -> Mapping[str, type]:
     """The table at (module, name), with what the user has registered in it by now."""
     module, name = address
     return getattr(importlib.import_module(module), name)
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of a key given by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
 class Key(NamedTuple):

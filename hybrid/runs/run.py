@@ -26,7 +26,7 @@ from hybrid.lm import load
 from hybrid.model.build import check_batch
 from hybrid.model import Transformer
 from hybrid.model.layers import Layer
-from hybrid.objectives import Objective
+from hybrid.objectives import build_objective
 from hybrid.training.optim import EMA, Optimizer
 from hybrid.options import build, path_of, title
 from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
@@ -197,7 +197,7 @@ class Run:
             optimizer=Optimizer(self.model, c.optim),
             ema=EMA(self.model, c.optim.ema_decay) if c.optim.ema_decay else None,
             split=self.data.train,
-            objective=Objective.of(c.objective),
+            objective=build_objective(c.objective, self.teacher),
             block_sizes=self.block_sizes,
             optim=c.optim,
             trainer=c.trainer,
