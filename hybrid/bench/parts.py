@@ -24,7 +24,7 @@ from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.masks import TwoStream
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.timing import interleave
+from hybrid.results.timing import interleave
 
 
 def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:

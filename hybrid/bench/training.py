@@ -19,7 +19,7 @@ from hybrid.model.attention import select_backend
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.timing import interleave
+from hybrid.results.timing import interleave
 from hybrid.training.optim import OptimConfig, Optimizer
 
 AUTOREGRESSIVE = "plain autoregressive"

@@ -17,8 +17,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
 from hybrid.config.check import check
-from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, choices, groups, keys, table, value_of
-from hybrid.config.specs import check_specs, use_new_names
+from hybrid.config.schema import (
+    NULLABLE,
+    OPEN,
+    SPECS,
+    Config,
+    check_specs,
+    choices,
+    groups,
+    keys,
+    table,
+    use_new_names,
+    value_of,
+)  # fmt: skip
 from hybrid.options import bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30

@@ -13,10 +13,19 @@ from typing import Any, NamedTuple
 from hybrid.data.dataset import DataConfig
 from hybrid.model import ModelConfig
 from hybrid.objectives import ObjectiveConfig
-from hybrid.options import option
+from hybrid.options import RemovedEntry, build, option, renamed
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import OptimConfig
-from hybrid.training.trainer import RunConfig, TrainerConfig
 from hybrid.training.validation import EvalConfig
+
+
+@dataclass
+class RunConfig:
+    name: str = option("", "name of the run; empty: the config file's name")
+    folder: str = option("runs", "where runs are kept; the run's own folder is FOLDER/NAME")
+    seed: int = option(0, "seed of the initialisation, the data order and the noise")
+    imports: Any = option([], "modules imported first, so that they can register their own table entries")
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
 
 
 @dataclass
@@ -74,6 +83,29 @@ def value_of(config: Config, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def check_specs(config: Config, of_old_run: bool = False) -> None:
+    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take.
+
+    Args:
+        of_old_run: entries that were removed since may be named.
+    """
+    for name, address in SPECS.items():
+        spec = value_of(config, name)
+        if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
+            try:
+                build(table(address), spec, name)
+            except RemovedEntry:
+                if not of_old_run:
+                    raise
+
+
+def use_new_names(config: Config) -> None:
+    """Call entries that tables had twice by the name that stayed."""
+    for name in SPECS:
+        *path, last = name.split(".")
+        setattr(value_of(config, path[0]) if path else config, last, renamed(name, value_of(config, name)))
 
 
 class Key(NamedTuple):

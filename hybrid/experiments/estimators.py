@@ -57,7 +57,7 @@ class Measured:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
     from hybrid.results.table import publish, refuse_foreign
 

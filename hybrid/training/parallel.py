@@ -1,4 +1,4 @@
-"""Share one model between the ranks of a job: each has all of it (DDP), or a shard (FSDP).
+"""How the ranks of a job share one model: each has all of it (DDP), or a shard (FSDP).
 
 The gradient of a step is the sum over ranks of the gradients of their shares of the batch, whatever their number: the
 loss of a share is divided by the targets of the whole batch. Torch averages over ranks, so losses are multiplied by
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PARALLEL = ("ddp", "fsdp")
 
 
-class Shared:
+class DataParallel:
     """The loss of a batch and its gradient, on a model that is this process's own or sharded over the ranks.
 
     Of a sharded model the layers are put together one by one as they are needed, and gradients are summed after every
@@ -47,7 +47,7 @@ class Shared:
         (loss * self.ranks.world).backward()
 
 
-class Replicated(Shared):
+class Replicated(DataParallel):
     """Every rank holds the whole model; gradients are summed while the backward pass still runs."""
 
     def __init__(self, model: Transformer, ranks: Ranks):
@@ -77,10 +77,10 @@ class _Loss(nn.Module):
         return objective.loss(self.model, *arguments)
 
 
-def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
+def data_parallel(model: Transformer, ranks: Ranks, parallel: str) -> DataParallel:
     """How a step computes its gradient; with `fsdp` the model is one that went through `shard_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
-    return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
+    return Replicated(model, ranks) if is_replicated else DataParallel(model, ranks)
 
 
 def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
@@ -101,7 +101,7 @@ def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def settle(model: nn.Module) -> None:
-    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights full."""
+def reshard(model: nn.Module) -> None:
+    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
     if hasattr(model, "reshard"):  # what torch adds to a module that it shards
         model.reshard()  # type: ignore[operator]

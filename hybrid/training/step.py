@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,11 +27,9 @@ from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
 from hybrid.objectives.noise import NoiseKeys
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer, lr_factor
-from hybrid.training.parallel import Shared
-
-if TYPE_CHECKING:
-    from hybrid.training.trainer import TrainerConfig
+from hybrid.training.parallel import DataParallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,7 @@ class Share(NamedTuple):
 class Stepper:
     """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'.
 
-    `shared` computes the gradient; None: the model is this process's own.
+    `parallel` computes the gradient; None: the model is this process's own.
     """
 
     model: Transformer
@@ -97,7 +95,7 @@ class Stepper:
     seed: int
     precision: Callable[[], AbstractContextManager]
     ranks: Ranks = ALONE
-    shared: Shared | None = None
+    parallel: DataParallel | None = None
 
     def __call__(self, step: int) -> StepResult:
         share = self.accumulate(step)
@@ -122,15 +120,15 @@ class Stepper:
         n_targets = max(self._count_targets(indices), 1)
         nothing = torch.zeros((), dtype=torch.float64, device=self.model.embedding.weight.device)
         losses: dict[str, Tensor] = {}
-        shared = self.shared or Shared(self.model)
+        parallel = self.parallel or DataParallel(self.model)
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows])
             first = self.ranks.rank * len(mine) + start
             noise = NoiseKeys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
-            with shared.summed(now=start + micro_rows >= len(mine)):
+            with parallel.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
-                    loss = shared.loss(objective, batch, noise, block_size)
-                shared.backward(loss.total / n_targets)
+                    loss = parallel.loss(objective, batch, noise, block_size)
+                parallel.backward(loss.total / n_targets)
             for name, value in (loss.logged or {"loss": loss.total}).items():
                 losses[name] = losses.get(name, nothing) + value.detach() / n_targets
         return Share(torch.stack(list(losses.values())), tuple(losses), block_size)

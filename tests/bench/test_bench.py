@@ -25,7 +25,7 @@ from hybrid.decoding.engine import Engine
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.timing import Timing
+from hybrid.results.timing import Timing
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 12])

@@ -21,11 +21,11 @@ from hybrid.config import load_config
 from hybrid.config.schema import keys
 from hybrid.decoding import DECODERS
 from hybrid.model.attention import BACKENDS
-from hybrid.objectives.schedules import SCHEDULES
 from hybrid.objectives import ESTIMATORS
 from hybrid.objectives.proposals import PROPOSALS
-from hybrid.training.step import Share
+from hybrid.objectives.schedules import SCHEDULES
 from hybrid.objectives.weightings import WEIGHTINGS
+from hybrid.training.step import Share
 
 Overrides = Callable[[Path], list[str]]
 HEAVY = ("datasets", "tensorboard", "matplotlib", "tokenizers", "pandas", "pyarrow")

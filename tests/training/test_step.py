@@ -25,9 +25,9 @@ from hybrid.objectives import Objective
 from hybrid.objectives.estimators import Count, Masking, Time
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.weightings import Cart
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer
 from hybrid.training.step import Stepper
-from hybrid.training.trainer import TrainerConfig
 
 SEQ_LEN, ROWS = 12, 8
 
