@@ -19,7 +19,7 @@ from hybrid.runs import charts
 from hybrid.model.build import build_model
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.dataset import Data, prepare
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.lm import load
@@ -213,9 +213,7 @@ class Run:
         engine = Engine(
             model=self.model,
             seq_len=c.data.seq_len,
-            block_size=self.block_sizes[0],
-            decoder=build(DECODERS, c.decoder, "decoder"),
-            seed=c.run.seed,
+            config=GenerationConfig(self.block_sizes[0], c.decoder, seed=c.run.seed),
             document_mask=c.data.document_mask,
             precision=self.precision,
         )
