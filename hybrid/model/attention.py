@@ -165,7 +165,7 @@ class Flex:
         return _flex_kernel(q.device.type)(q, k, v, block_mask=self.block_mask(pattern))
 
     def block_mask(self, pattern: TwoStream):
-        """Return torch's BlockMask of the pattern; made once per (length, block size, ...) where documents do not enter."""
+        """Return torch's BlockMask; made once per (length, block size, ...) where documents do not enter."""
         return self.masks.get(pattern, lambda: self._block_mask(pattern))
 
     @staticmethod
@@ -229,7 +229,7 @@ class Xformers:
 
     @staticmethod
     def bias(pattern: Pattern, dtype: torch.dtype):
-        """Return the attention bias: None, a causal bias object, or additive (1 or b, 1, q, k), a slice of aligned storage."""
+        """Return the bias: None, a causal bias object, or additive (1 or b, 1, q, k), a slice of aligned storage."""
         if isinstance(pattern, Cached) and pattern.unmasked:
             return None
         if isinstance(pattern, TwoStream) and pattern.is_causal:

@@ -87,7 +87,7 @@ class BlockRows:
         return torch.cat([clean, self.live], dim=1)
 
     def slots(self, alike: bool) -> tuple[Tensor, Tensor]:
-        """Return the slot of each row, and whether it is a token, not padding: (b, r), or (1, r) for rows that are `alike`."""
+        """Return each row's slot, and whether it is a token, not padding: (b, r), or (1, r) if they are `alike`."""
         places = self.places[:1] if alike else self.places
         length, count, size = torch.tensor(places, device=self.live.device).unsqueeze(-1).unbind(1)  # (b, 1) each
         i = torch.arange(self.n_pending, device=self.live.device)
@@ -145,7 +145,7 @@ class Sight:
         return begin + (slots - begin) // self.block_size * self.block_size
 
     def _block_end(self, slots: Tensor, is_token: Tensor, n_pending: int, start: Tensor, config: ModelConfig) -> Tensor:
-        """Return the slot behind the last one that each row sees: of its block, or itself (`causal`, and the begin token)."""
+        """Return the slot behind the last that each row sees: its block's, or its own (`causal`, the begin token)."""
         clean = slots[:, :n_pending] + 1
         if config.context == "block_causal":
             is_begin = slots[:, :n_pending] < config.begin

@@ -74,7 +74,7 @@ class Transformer(nn.Module):
     def reset_parameters(self) -> None:
         """Draw weights: normal, of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller.
 
-        They are drawn on the CPU, one tensor at a time: the same numbers on every device, also where ranks hold shards of them.
+        They are drawn on the CPU, one tensor at a time: the same numbers on every device, also where they are sharded.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hybrid.checkpoints.states import DamagedState, flatten_optimizer, restore_optimizer
 from hybrid.distributed import local
 from hybrid.options import option, shown
-from hybrid.training.parallel import settle
+from hybrid.training.parallel import reshard
 
 
 @dataclass
@@ -160,7 +160,7 @@ class EMA:
             self._copy(self.shadow)
             yield
         finally:
-            settle(self.model)
+            reshard(self.model)
             self._copy(own)
 
     @torch.no_grad()
