@@ -48,9 +48,9 @@ SPECS = {
     "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
-    "objective.estimator": ("hybrid.objectives", "OBJECTIVES"),
+    "objective.estimator": ("hybrid.objectives", "ESTIMATORS"),
     "objective.proposal": ("hybrid.objectives.proposals", "PROPOSALS"),
-    "objective.schedule": ("hybrid.objectives.noise", "SCHEDULES"),
+    "objective.schedule": ("hybrid.objectives.schedules", "SCHEDULES"),
     "objective.weighting": ("hybrid.objectives.weightings", "WEIGHTINGS"),
 }
 OPEN = ("data.corpus",)

@@ -22,9 +22,8 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.distributed import ALONE, Ranks
 from hybrid.lm import load
 from hybrid.model import Transformer
-from hybrid.model.build import build_model
+from hybrid.model.build import build_model, check_batch
 from hybrid.model.layers import Layer
-from hybrid.model.memory import check_batch
 from hybrid.options import path_of
 from hybrid.runs.resuming import ResumePlan
 from hybrid.training.parallel import shard_model

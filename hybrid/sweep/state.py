@@ -13,8 +13,8 @@ from typing import Any
 from hybrid.checkpoints import checkpoint
 from hybrid.checkpoints.origin import (
     is_same_checkpoint,
-    judge_identity,
     latest_identity,
+    model_identity,
     recorded_data,
     recorded_start,
     refuse_other_data,
@@ -150,7 +150,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
     judge = content.get("judge") if isinstance(content.get("judge"), Mapping) else {}
-    judged_by = judge.get("checkpoint"), None if arguments.judge is None else judge_identity(Path(arguments.judge))
+    judged_by = judge.get("checkpoint"), None if arguments.judge is None else model_identity(Path(arguments.judge))
     same = is_same_checkpoint(content.get("checkpoint"), latest_identity(folder)), is_same_checkpoint(*judged_by)
     if found != wanted or False in same or bool(judge) is (arguments.judge is None):
         return False

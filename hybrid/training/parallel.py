@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hybrid.model import Transformer
     from hybrid.objectives import Objective
     from hybrid.objectives.cross_entropy import Loss
-    from hybrid.objectives.noise import Keys
+    from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -41,8 +41,8 @@ class DataParallel:
         """Gradients that are computed inside are summed over ranks, `now` or with those of a later forward."""
         yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return objective.loss(self.model, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return objective.loss(self.model, batch, noise, block_size)
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.ranks.world).backward()
@@ -63,8 +63,8 @@ class Replicated(DataParallel):
             with self.replica.no_sync():
                 yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return self.replica(objective, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return self.replica(objective, batch, noise, block_size)
 
 
 class _Loss(nn.Module):

@@ -27,7 +27,7 @@ from hybrid.data.dataset import PackedTokens
 from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer, lr_factor
 from hybrid.training.parallel import DataParallel
@@ -129,10 +129,10 @@ class Stepper:
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows])
             first = self.ranks.rank * len(mine) + start
-            keys = Keys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
+            noise = NoiseKeys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
             with parallel.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
-                    loss = parallel.loss(objective, batch, keys, block_size)
+                    loss = parallel.loss(objective, batch, noise, block_size)
                     minimised = loss.total
                     if loss.autoregressive is not None:
                         minimised = minimised + objective.ar_weight * loss.autoregressive
