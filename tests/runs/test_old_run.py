@@ -117,9 +117,8 @@ def write_old_run(folder: Path, corpus: Path) -> Path:
 
 def test_a_run_of_before_generates_evaluates_and_resumes(corpus: Path, tmp_path: Path, command: Command) -> None:
     run = write_old_run(tmp_path, corpus)
-    done = command(
-        "generate.py", "--checkpoint", run, "--prompt", "The ", "--max-new-tokens", 12, "--seed", 5, "--json"
-    )
+    saved = ("--checkpoint", run, "--device", "cpu")
+    done = command("generate.py", *saved, "--prompt", "The ", "--max-new-tokens", 12, "--seed", 5, "--json")
     assert json.loads(done.out)["texts"] == [" VOEL"]
     assert command("evaluate", *saved, "--rows", 4, "--draws", 2).code == 0
     results = json.loads((run / "eval.json").read_text())["results"]
