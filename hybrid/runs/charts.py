@@ -65,10 +65,12 @@ def log_start(
     tracker.image("attention_pattern", plot_attention(mask, title, streams, block_size), 0)
 
 
-def log_end(tracker: Tracker, config: Config, tokenizer: Tokenizer, validate: Validator, final: dict[str, Any]) -> None:
-    """Log the `final` metrics beside the settings, and the losses by count; the terminal has them, too."""
-    tracker.hparams(flatten(config), {k: v for k, v in final.items() if k in ("val/nelbo", "val/bits_per_byte")})
-    chance, step = math.log(tokenizer.vocab_size), final["step"]
+def log_end(
+    tracker: Tracker, config: Config, tokenizer: Tokenizer, validate: Validator, validation: dict[str, Any]
+) -> None:
+    """Log the metrics of the last validation beside the settings, and the losses by count; the terminal has them, too."""
+    tracker.hparams(flatten(config), {k: v for k, v in validation.items() if k in ("val/nelbo", "val/bits_per_byte")})
+    chance, step = math.log(tokenizer.vocab_size), validation["step"]
     for b in validate.latest:
         figure = plot_losses_by_count(b.by_count, f"block size {b.block_size}, step {step}", chance)
         tracker.image(f"loss_by_count/b{b.block_size}", figure, step)

@@ -109,7 +109,7 @@ class Run:
         validate, sample = self._validator(), self._sample_writer()
 
         def log_end() -> None:
-            charts.log_end(tracker, self.config, self.data.tokenizer, validate, trainer.final)
+            charts.log_end(tracker, self.config, self.data.tokenizer, validate, trainer.validation)
             if sample is not None and sample.engine.block_size > 1:
                 charts.log_unmasking_orders(tracker, self.config.decoder, sample, trainer.step)
 
