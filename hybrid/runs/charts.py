@@ -68,7 +68,7 @@ def log_start(
 def log_end(
     tracker: Tracker, config: Config, tokenizer: Tokenizer, validate: Validator, validation: dict[str, Any]
 ) -> None:
-    """Log the metrics of the last validation beside the settings, and the losses by count; the terminal has them, too."""
+    """Log the last `validation` beside the settings, and the losses by count; the terminal has them, too."""
     tracker.hparams(flatten(config), {k: v for k, v in validation.items() if k in ("val/nelbo", "val/bits_per_byte")})
     chance, step = math.log(tokenizer.vocab_size), validation["step"]
     for b in validate.latest:

@@ -10,8 +10,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hybrid.checkpoints import checkpoint
 from hybrid.progress import TrainingProgress
 from hybrid.storage.atomic import write_text_atomic
 from hybrid.training import snapshot
-from hybrid.training.parallel import reshard
+from hybrid.training.optim import averaged
 from hybrid.training.signals import StopSignal
 from hybrid.training.step import Stepper
 from hybrid.training.step_results import BadSteps, Window
@@ -96,21 +95,12 @@ class Trainer:
         return self._saved
 
     def _tidy(self, path: Path) -> None:
-        """Mark the checkpoint of this step if it is the best, and forget old ones."""
-        ranks, is_best = self.stepper.ranks, self._is_best()
-        ranks.wait()  # all of them have read which was the best
-        if ranks.is_main:
-            if is_best:
-                checkpoint.mark_best(self.checkpoints, path, self.validation["val/nelbo"])
-            checkpoint.prune(self.checkpoints, self.config.keep_last)
-        ranks.wait()
+        snapshot.tidy(self.checkpoints, path, self._bound, self.config.keep_last, self.stepper.ranks)
 
-    def _is_best(self) -> bool:
-        """Whether this moment has been evaluated, with a lower bound than any checkpoint's before."""
-        if self.validation.get("step") != self.step or not math.isfinite(self.validation["val/nelbo"]):
-            return False
-        best = checkpoint.read_best(self.checkpoints)
-        return best is None or self.validation["val/nelbo"] < best[1]
+    @property
+    def _bound(self) -> float | None:
+        """val/nelbo of this very moment; None: it has not been evaluated."""
+        return self.validation["val/nelbo"] if self.validation.get("step") == self.step else None
 
     def train(self) -> None:
         """Train to the last step, the time cap or a signal; what was done is saved in any case.
@@ -155,7 +145,9 @@ class Trainer:
             validates, samples = _is_due(self.step, config.eval_every), _is_due(self.step, config.sample_every)
             if validates or samples:
                 self.evaluate(validates, samples)
-            saves = _is_due(self.step, config.save_every) or (validates and self._is_best())
+            saves = _is_due(self.step, config.save_every) or (
+                validates and snapshot.is_best(self.checkpoints, self._bound)
+            )
             if saves:
                 self.save()
             if validates or samples or saves:  # none of it counts as training time
@@ -177,7 +169,7 @@ class Trainer:
 
     def evaluate(self, validates: bool = True, samples: bool = False, is_last: bool = False) -> None:
         """Validate and sample with the averaged weights, where there are any, and log what they give."""
-        with self.averaged():
+        with averaged(self.stepper.model, self.stepper.ema):
             metrics: dict[str, Any] = {}
             if validates:
                 metrics = self.validate()
@@ -195,14 +187,6 @@ class Trainer:
                 self.log_end()
         if metrics:
             self.tracker.log(self.step, metrics, is_last=is_last)
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block, where there are any."""
-        ema = self.stepper.ema
-        with ema.applied() if ema is not None else nullcontext():
-            yield
-        reshard(self.stepper.model)
 
 
 def _is_due(step: int, every: int) -> bool:
