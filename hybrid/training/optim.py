@@ -172,7 +172,7 @@ class EMA:
 
 @contextmanager
 def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
-    """The model has the averaged weights inside the block, where there are any, and is free to be evaluated."""
+    """The model has the averaged weights inside the block, where there are any."""
     with ema.applied() if ema is not None else nullcontext():
         yield
     reshard(model)

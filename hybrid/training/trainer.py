@@ -145,9 +145,8 @@ class Trainer:
             validates, samples = _is_due(self.step, config.eval_every), _is_due(self.step, config.sample_every)
             if validates or samples:
                 self.evaluate(validates, samples)
-            saves = _is_due(self.step, config.save_every) or (
-                validates and snapshot.is_best(self.checkpoints, self._bound)
-            )
+            is_best = validates and snapshot.is_best(self.checkpoints, self._bound)
+            saves = is_best or _is_due(self.step, config.save_every)
             if saves:
                 self.save()
             if validates or samples or saves:  # none of it counts as training time
