@@ -101,7 +101,7 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
-    from hybrid.checkpoints.origin import located, prepare_again
+    from hybrid.checkpoints.recorded_data import located, prepare_again
     from hybrid.data.dataset import prepare
 
     if arguments.data is None:
@@ -154,11 +154,11 @@ def default_output(checkpoint: str) -> Path:
 
 def refuse_foreign_output(output: Path) -> None:
     """Raise a ValueError if the results would replace something else than those of another evaluation."""
-    from hybrid.storage.atomic import has_keys, refuse_foreign
+    from hybrid.storage.overwriting import has_keys, refuse_overwriting
 
     keys = ("results", "settings", "data", "environment")
     foreign = "does not hold an evaluation of ours (if it is a damaged one, remove it)"
-    refuse_foreign(output, lambda path: has_keys(path, keys), foreign)
+    refuse_overwriting(output, lambda path: has_keys(path, keys), foreign)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

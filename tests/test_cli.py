@@ -170,7 +170,7 @@ def test_a_command_that_is_stopped_outside_of_the_loop_leaves_nothing_half_writt
 ) -> None:
     script = tmp_path / "write.py"
     script.write_text(
-        "import os, pathlib, sys, time\nfrom hybrid import cli\nfrom hybrid.storage.atomic import new_folder\n"
+        "import os, pathlib, sys, time\nfrom hybrid import cli\nfrom hybrid.storage.folders import new_folder\n"
         "def main():\n"
         f"    with new_folder(pathlib.Path({str(tmp_path / 'model')!r})) as folder:\n"
         "        (folder / 'half.txt').write_text('half')\n"

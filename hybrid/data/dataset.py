@@ -26,7 +26,7 @@ from hybrid.data.doubts import warn_of_little_training, warn_of_losses
 from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
 from hybrid.options import at_least, option, path_of, pick, shown
-from hybrid.storage.leftovers import remove_leftovers
+from hybrid.storage.temporaries import remove_leftovers
 
 
 @dataclass

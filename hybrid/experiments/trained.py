@@ -94,7 +94,8 @@ def remembered(
     Raises:
         ValueError: those in the file were made from something else, or do not say from what.
     """
-    from hybrid.storage.atomic import read_json, to_json, write_json_atomic
+    from hybrid.storage.atomic import write_json_atomic
+    from hybrid.storage.json_files import read_json, to_json
 
     made_from = json.loads(to_json(made_from))
     kept: dict[str, float] = {}
@@ -163,7 +164,7 @@ def _some_steps(stepper: Stepper) -> Callable[[], None]:
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
     from hybrid.results.table import commit_of, listed
-    from hybrid.storage.atomic import read_json
+    from hybrid.storage.json_files import read_json
 
     found = set()
     for path in sorted(Path(folder).glob("*/environment.json")):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.checkpoints.states import DamagedState
+from hybrid.checkpoints.module_state import DamagedState
 from hybrid.options import at_least, option, shown
 
 

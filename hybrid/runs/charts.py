@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from hybrid.config import Config, flatten, to_yaml
+from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding import DECODERS
-from hybrid.runs.figures import attention_figure, count_figure, order_figure
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
 from hybrid.options import build, title
 from hybrid.results.text import formatted
-from hybrid.data.tokenizers import Tokenizer
+from hybrid.runs.figures import attention_figure, count_figure, order_figure
 from hybrid.text.trace import Trace
 from hybrid.training.tracking import Tracker, charts
 from hybrid.training.validation import Sampler, Validator

@@ -14,30 +14,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from hybrid.checkpoints import checkpoint
-from hybrid.runs import charts
-from hybrid.model.build import build_model
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import recorded_start
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, located, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.dataset import Data, prepare
+from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
-from hybrid.lm import load
-from hybrid.model.memory import check_batch
-from hybrid.model import Transformer
-from hybrid.model.layers import Layer
-from hybrid.objectives import Objective
-from hybrid.training.optim import EMA, Optimizer
-from hybrid.options import build, path_of, title
-from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
-from hybrid.training.parallel import share_model, spread_model
 from hybrid.distributed import ALONE, Ranks
-from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
-from hybrid.checkpoints.states import load_state, module_tensors
-from hybrid.training.step import Stepper
-from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
-from hybrid.training.tracking import Tracker, Untracked
+from hybrid.lm import load
+from hybrid.model import Transformer
+from hybrid.model.build import build_model
+from hybrid.model.layers import Layer
+from hybrid.model.memory import check_batch
+from hybrid.objectives import Objective
+from hybrid.options import build, path_of, title
 from hybrid.results.environment import environment
+from hybrid.runs import charts
+from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
+from hybrid.training.optim import EMA, Optimizer
+from hybrid.training.parallel import share_model, spread_model
+from hybrid.training.step import Stepper
+from hybrid.training.tracking import Tracker, Untracked
 from hybrid.training.trainer import Trainer
 from hybrid.training.validation import Sampler, Validator
 
@@ -161,7 +162,7 @@ class Run:
         log.info("%s", self.describe())
         last_step = -1 if self.starts_over else None  # nothing of before is kept
         if self.resume_from is not None:
-            last_step = checkpoint.step_of(self.resume_from)
+            last_step = finding.step_of(self.resume_from)
         self.ranks.wait()  # the first has opened the folder
         with Tracker(self.folder, last_step) if self.ranks.is_main else Untracked() as tracker:
             validate, sample = self._validator(), self._sampler()
@@ -227,12 +228,12 @@ class Run:
         if mode == "never":
             return None
         if mode == "auto":
-            if not checkpoint.list_checkpoints(self.folder / "checkpoints"):
+            if not finding.list_checkpoints(self.folder / "checkpoints"):
                 return None  # never started, or stopped before its first save
-            found = checkpoint.find_checkpoint(self.folder)
+            found = finding.find_checkpoint(self.folder)
         else:
-            found = checkpoint.find_checkpoint(path_of("trainer.resume", mode))
-            checkpoint.step_of(found)
+            found = finding.find_checkpoint(path_of("trainer.resume", mode))
+            finding.step_of(found)
         before = _run_of(found) / "config.yaml"
         if before.is_file():
             self._compare(found, load_config(before, checked=False))
@@ -269,7 +270,7 @@ class Run:
                 f"trainer.init_from: {path!r} has another vocabulary ({_described(theirs)}) than data.tokenizer = "
                 f"{self.config.data.tokenizer!r} ({_described(mine)}); {way_out}"
             )
-        with checkpoint.reading(cast(Path, other.origin.folder)):
+        with finding.reading(cast(Path, other.origin.folder)):
             load_state(self.model, module_tensors(other.model))
         log.info("weights of %s (%s)", path, other.config.run.name)
         return other.origin.checkpoint

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.storage.atomic import to_json, write_text_atomic
-from hybrid.storage.leftovers import remove_leftovers, target_of
-from hybrid.options import path_of, shown
 from hybrid.data.tokenizers import Tokenizer
+from hybrid.options import path_of, shown
+from hybrid.storage.atomic import write_text_atomic
+from hybrid.storage.json_files import to_json
+from hybrid.storage.temporaries import remove_leftovers, target_of
 
 if TYPE_CHECKING:
     from hybrid.training.trainer import RunConfig

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.states import is_finite, load_state, module_tensors, overwrite
-from hybrid.checkpoints.tensors import load_group
+from hybrid.checkpoints import finding, saving
+from hybrid.checkpoints.module_state import is_finite, load_state, module_tensors, overwrite
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import part
 from hybrid.options import shown
 
@@ -48,7 +48,7 @@ def write(stepper: Stepper, folder: Path, counts: Counts) -> Path:
             "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
         )
     state = {**counts._asdict(), "optimizer": optimizer_meta}
-    return checkpoint.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
+    return saving.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
 
 
 def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
@@ -66,14 +66,14 @@ def restore(stepper: Stepper, path: Path) -> Counts:
     Raises:
         ValueError: what is saved there does not fit; one line that names the checkpoint, and another if there is one.
     """
-    with checkpoint.reading(path):
+    with finding.reading(path):
         return _restore(stepper, path)
 
 
 def _restore(s: Stepper, path: Path) -> Counts:
-    state = checkpoint.read_state(path)
+    state = finding.read_state(path)
     counts = Counts(*(_count(state, name, path) for name in Counts._fields))
-    if counts.step != checkpoint.step_of(path):
+    if counts.step != finding.step_of(path):
         raise ValueError(f"{path}: its state.json is of step {shown(counts.step)}; restore the folder from a copy")
     load_state(s.model, load_group(path, "model"))
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))

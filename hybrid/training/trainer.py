@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding, saving
 from hybrid.device import PRECISIONS
 from hybrid.distributed import part
 from hybrid.options import option
@@ -130,7 +130,7 @@ class Trainer:
         Raises a ValueError if what is saved there does not fit; one line that names it.
         """
         self.step, self.skipped, self._bad = snapshot.restore(self.stepper, path)
-        if checkpoint.is_latest(self.checkpoints, path):
+        if finding.is_latest(self.checkpoints, path):
             self._saved = path
         if validation is not None and validation["step"] == self.step:
             nelbo = validation["val/nelbo"]
@@ -162,15 +162,15 @@ class Trainer:
         ranks.wait()  # all of them have looked
         if ranks.is_main:
             if is_best:
-                checkpoint.mark_best(self.checkpoints, path, self.final["val/nelbo"])
-            checkpoint.prune(self.checkpoints, self.config.keep_last)
+                saving.mark_best(self.checkpoints, path, self.final["val/nelbo"])
+            saving.prune(self.checkpoints, self.config.keep_last)
         ranks.wait()
 
     def _is_best(self) -> bool:
         """Whether this moment has been evaluated, with a lower bound than any checkpoint's before."""
         if self.final.get("step") != self.step or not math.isfinite(self.final["val/nelbo"]):
             return False
-        best = checkpoint.read_best(self.checkpoints)
+        best = finding.read_best(self.checkpoints)
         return best is None or self.final["val/nelbo"] < best[1]
 
     def train(self) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.tensors import load_group, load_tensors
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.tensor_files import load_group, load_tensors
 from hybrid.evaluation.judge import load_judge
 from hybrid.runs.run import Run
-from hybrid.storage.atomic import new_folder
+from hybrid.storage.folders import new_folder
 
 Damage = Callable[[dict[str, Tensor]], Any]
 LAST = "checkpoints/step-00000008"
@@ -248,7 +248,7 @@ def test_a_manifest_that_is_none_is_one_line(content: str, command: Command, cop
 def test_what_an_adaptive_proposal_has_learned_must_fit(configure: Configure, tmp_path: Path) -> None:
     adaptive = ["objective.proposal=adaptive", "eval.sample_tokens=0"]
     folder = train(configure(tmp_path, *adaptive))
-    step = checkpoint.find_checkpoint(folder)
+    step = finding.find_checkpoint(folder)
     (name, table), *_ = load_tensors(step / "proposal.safetensors").items()
     for damage, words in (
         (put(name, lambda t: t[:1]), f"{name} is [1, 33] torch.float64"),

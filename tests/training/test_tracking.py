@@ -242,7 +242,7 @@ def test_environment_names_versions_and_the_command_but_no_home(monkeypatch):
 
 def test_importing_stays_light():
     code = (
-        "import sys, hybrid.training.tracking, hybrid.checkpoints.checkpoint, hybrid.runs.figures\n"
+        "import sys, hybrid.training.tracking, hybrid.checkpoints.saving, hybrid.runs.figures\n"
         "print([m for m in ('tensorboard', 'matplotlib', 'datasets') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
