@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from hybrid.distributed import spread
+from hybrid.distributed import sharded_like
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -68,7 +68,7 @@ def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
         raise DamagedState(f"{where}checkpoint is damaged: {first_few(broken)}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(spread(tensors[name], tensor))
+            tensor.copy_(sharded_like(tensors[name], tensor))
 
 
 def flaw_of(tensor: Tensor, dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.checkpoints.module_state import DamagedState, first_few, flaw_of
-from hybrid.distributed import spread
+from hybrid.distributed import sharded_like
 from hybrid.options import bare, shown
 
 # How an optimizer computes, not what: these belong to the machine, so they stay as they are when a state is restored.
@@ -76,7 +76,7 @@ def restore_optimizer(
     for name, state in states.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
-                state[key] = (spread(value, own[name]) if value.shape == own[name].shape else value).clone()
+                state[key] = (sharded_like(value, own[name]) if value.shape == own[name].shape else value).clone()
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     index = {name: position for position, name in enumerate(order)}
     # Optimizer.load_state_dict knows on which device and in which type each state belongs; it wants torch's own layout.

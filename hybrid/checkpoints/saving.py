@@ -35,7 +35,7 @@ def save_checkpoint(
 
     Whatever happens on the way, earlier checkpoints and `latest` stay as they are. A checkpoint of the same step is
     replaced. Only one job may save into a folder, all ranks of it together: the first writes what all have, each writes
-    what it holds of tensors that are spread over them. The folder must be one that all machines see.
+    what it holds of tensors that are sharded over them. The folder must be one that all machines see.
 
     Raises:
         ValueError: `state` holds what JSON cannot (a number that is not finite, say).

@@ -27,16 +27,15 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.distributed import ALONE, Ranks
 from hybrid.lm import load
 from hybrid.model import Transformer
-from hybrid.model.build import build_model
+from hybrid.model.build import build_model, check_batch
 from hybrid.model.layers import Layer
-from hybrid.model.memory import check_batch
 from hybrid.objectives import Objective
 from hybrid.options import build, path_of, title
 from hybrid.results.environment import environment
 from hybrid.runs import charts
 from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.training.optim import EMA, Optimizer
-from hybrid.training.parallel import share_model, spread_model
+from hybrid.training.parallel import shard_model, share_model
 from hybrid.training.step import Stepper
 from hybrid.training.tracking import Tracker, Untracked
 from hybrid.training.trainer import Trainer
@@ -89,12 +88,12 @@ class Run:
             )
 
     def _build_model(self, half: bool) -> Transformer:
-        is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
-        spread = partial(spread_model, device=self.device, half=half) if is_spread else None
+        is_sharded = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
+        shard = partial(shard_model, device=self.device, half=half) if is_sharded else None
         c, tokenizer = self.config, self.data.tokenizer
         model = build_model(
             c.model, tokenizer.vocab_size, tokenizer.end_of_text, self.device, seed=c.run.seed,
-            copies=c.optim.copies, spread=spread, ranks=self.ranks.world,
+            copies=c.optim.copies, shard=shard, ranks=self.ranks.world,
         )  # fmt: skip
         self._check_memory()
         model.recompute = self.config.trainer.recompute

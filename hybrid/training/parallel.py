@@ -1,4 +1,4 @@
-"""How the ranks of a job share one model: each has all of it (DDP), or a part (FSDP).
+"""Share one model between the ranks of a job: each has all of it (DDP), or a shard (FSDP).
 
 The gradient of a step is the sum over ranks of the gradients of their shares of the batch, whatever their number: the
 loss of a share is divided by the targets of the whole batch. Torch averages over ranks, so losses are multiplied by
@@ -27,9 +27,9 @@ PARALLEL = ("ddp", "fsdp")
 
 
 class Shared:
-    """The loss of a batch and its gradient, on a model that is this process's own or spread over the ranks.
+    """The loss of a batch and its gradient, on a model that is this process's own or sharded over the ranks.
 
-    Of a spread model the layers are put together one by one as they are needed, and gradients are summed after every
+    Of a sharded model the layers are put together one by one as they are needed, and gradients are summed after every
     forward: keeping them whole until the last one would cost the memory that is saved.
     """
 
@@ -79,13 +79,13 @@ class _Loss(nn.Module):
 
 
 def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
-    """How a step computes its gradient; with `fsdp` the model is one that went through `spread_model`."""
+    """How a step computes its gradient; with `fsdp` the model is one that went through `shard_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
     return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
 
 
-def spread_model(model: Transformer, device: torch.device, half: bool) -> None:
-    """Spread a model over the ranks; if it has no storage yet (on `meta`), no rank ever holds all of it.
+def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
+    """Shard a model over the ranks; if it has no storage yet (on `meta`), no rank ever holds all of it.
 
     Args:
         half: layers are sent in bf16, in which autocast would multiply them anyway; gradients are summed in float32.
@@ -103,6 +103,6 @@ def spread_model(model: Transformer, device: torch.device, half: bool) -> None:
 
 
 def settle(model: nn.Module) -> None:
-    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
-    if hasattr(model, "reshard"):  # what torch adds to a module that it spreads
+    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights full."""
+    if hasattr(model, "reshard"):  # what torch adds to a module that it shards
         model.reshard()  # type: ignore[operator]

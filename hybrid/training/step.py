@@ -24,7 +24,7 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.data.batches import batch_rows, shard
 from hybrid.data.dataset import PackedTokens
-from hybrid.distributed import ALONE, Ranks, whole
+from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
 from hybrid.objectives.noise import Keys
@@ -104,7 +104,7 @@ class Stepper:
         share = self.accumulate(step)
         rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
-        numbers = torch.cat([self.ranks.sum(share.losses), whole(norm).double()[None]])
+        numbers = torch.cat([self.ranks.sum(share.losses), full(norm).double()[None]])
         skip = (~numbers.isfinite().all()).float()  # the same on every rank, as the numbers are
         self.optimizer.step(skip)
         if self.ema is not None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from hybrid.checkpoints import finding, saving
 from hybrid.device import PRECISIONS
-from hybrid.distributed import part
+from hybrid.distributed import local
 from hybrid.options import option
 from hybrid.progress import Progress
 from hybrid.storage.atomic import write_text_atomic
@@ -257,7 +257,7 @@ class Trainer:
             "step %d skipped: loss %s, gradient norm %s", result.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
         )
         if self._bad >= self.config.max_bad_steps:
-            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(part(p).isfinite().all())]
+            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(local(p).isfinite().all())]
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "

@@ -14,7 +14,7 @@ from conftest import Command, Configure
 from event_files import events_of
 from training_toy import before_step, train
 
-from hybrid.checkpoints import finding
+from hybrid.checkpoints import finding, saving
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.runs import run_folder
 from hybrid.runs.run import Run
@@ -186,7 +186,7 @@ def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resumi
     monkeypatch.setattr(Validator, "__call__", lambda self: {**validate(self), "val/nelbo": next(rising)})
     options = ["trainer.save_every=2", "trainer.eval_every=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "mark_best", die)
+        patch.setattr(saving, "mark_best", die)
         with pytest.raises(SystemExit):
             train(configure(tmp_path, *options))
     checkpoints = train(configure(tmp_path, *options, "trainer.resume=auto")) / "checkpoints"
