@@ -22,7 +22,9 @@ from hybrid import cli
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.data.dataset import Data, DataConfig, PackedTokens
+    from hybrid.data.batches import PackedTokens
+    from hybrid.data.config import DataConfig
+    from hybrid.data.preparing import Data
     from hybrid.distributed import Ranks
     from hybrid.evaluation.comparison import Setting
     from hybrid.evaluation.judge import Judge
@@ -102,7 +104,7 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
     from hybrid.checkpoints.recorded_data import located, prepare_again
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     if arguments.data is None:
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"

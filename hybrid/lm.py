@@ -24,7 +24,7 @@ from hybrid.checkpoints.importers import Origin, StoredModel, open_model
 from hybrid.checkpoints.module_state import load_state, module_tensors
 from hybrid.checkpoints.saved_model import card_of, save_model
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import document_numbers
+from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine

@@ -84,7 +84,7 @@ def test_defects_keep_their_traceback() -> None:
 def test_log_lines_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         logging.getLogger("hybrid.model.attention").info("attention: %s", "sdpa")
-        logging.getLogger("hybrid.data.dataset").warning("careful")
+        logging.getLogger("hybrid.data.preparing").warning("careful")
         logging.getLogger("noisy.library").info("chatter")
         with warnings.catch_warnings():
             warnings.simplefilter("always")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints.finding import list_checkpoints, step_of
-from hybrid.data.corpora.files import digest
-from hybrid.storage.folders import MANIFEST, sha256_of
+from hybrid.storage.folders import MANIFEST
+from hybrid.storage.hashing import digest, sha256_of
 from hybrid.storage.json_files import read_json
 
 

@@ -14,8 +14,9 @@ from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.data.corpora.named import is_embedded
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora.locating import is_embedded
+from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, load_tokenizer
 from hybrid.options import title
 from hybrid.storage.json_files import read_json

@@ -8,8 +8,7 @@ from typing import Any
 
 from hybrid.config.load import check_specs, value_of
 from hybrid.config.schema import SPECS, Config, keys, table
-from hybrid.data import dataset
-from hybrid.data.corpora.named import is_embedded
+from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.objective import build_estimator
@@ -87,7 +86,7 @@ def check(config: Config) -> list[str]:
     _check_ranges(config)
     _check_run(config)
     config.model.check()
-    dataset.check(config.data)
+    config.data.check()
     _check_tokens(config)
     check_specs(config)
     estimator = config.objective.estimator

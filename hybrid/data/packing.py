@@ -21,7 +21,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from hybrid.data.corpora.files import HASHED_BYTES, Documents
+from hybrid.data.corpora.files import HASHED_BYTES
+from hybrid.data.corpora.source import Documents
 from hybrid.data.encoding import GivenBack, encode_documents
 from hybrid.data.splitting import SPLITS, Survey, chunks, survey
 from hybrid.data.tokenizers import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer

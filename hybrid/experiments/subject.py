@@ -11,7 +11,7 @@ from hybrid.options import title
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
 
 MAY_DIFFER = ("run.", "trainer.resume")

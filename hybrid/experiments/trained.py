@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.config import Config
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
     from hybrid.training.step import Stepper
 
@@ -129,7 +129,7 @@ def basis(config: Config) -> dict[str, Any]:
     """What figures that hold for several runs are made from: their settings but for names and seeds, the text and the
     tokenizer behind these, and the machine."""
     from hybrid.config import flatten
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
     from hybrid.device import resolve_device
     from hybrid.results.environment import environment
 

@@ -29,7 +29,7 @@ from hybrid.objectives.weightings import WEIGHTINGS, Elbo, Weighting, weigh
 from hybrid.options import build, option
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
 
 __all__ = ["OBJECTIVES", "Clipped", "Count", "Estimator", "Loss", "Masking", "Objective", "ObjectiveConfig", "Time",
            "build_estimator", "masked_loss"]  # fmt: skip

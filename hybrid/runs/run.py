@@ -19,7 +19,7 @@ from hybrid.checkpoints.identity import recorded_start
 from hybrid.checkpoints.module_state import load_state, module_tensors
 from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, located, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import Data, prepare
+from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine

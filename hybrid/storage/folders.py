@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from hybrid.storage.atomic import sync_folder, write_error
+from hybrid.storage.hashing import sha256_of
 from hybrid.storage.json_files import read_json, to_json
 from hybrid.storage.temporaries import locked_folder, remove_leftovers, temporary_of
 
@@ -129,9 +129,3 @@ def _move_into_place(temporary: Path, path: Path) -> None:
             os.rename(replaced, path)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    """Of the content of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

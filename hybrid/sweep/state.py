@@ -105,7 +105,7 @@ def _other(folder: Path, has: str, who: str, wanted: str) -> ValueError:
 
 def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepared) -> None:
     """What is not in the settings: the text behind the name of a corpus, the weights behind the path of a run."""
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     key = repr(config.data)
     if key not in prepared:
@@ -156,7 +156,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     """The hash of the text that hybrid.evaluate would read now."""
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
     from hybrid.data.tokenizers import load_tokenizer
     from hybrid.evaluate import other_corpus
 

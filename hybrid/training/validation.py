@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.shared import generate_shared

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.likelihoods.likelihood import mask_table, row_nll
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives import OBJECTIVES, Objective, ObjectiveConfig

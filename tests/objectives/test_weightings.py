@@ -9,7 +9,7 @@ import torch
 from estimates import assert_mean, expected_weighted_loss, keys, values_of
 from toy import random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.objectives import Objective, ObjectiveConfig
 from hybrid.objectives.estimators import Count, Time
 from hybrid.objectives.objective import build_estimator

@@ -15,8 +15,7 @@ from toy import random_tokens, toy_model
 from training_toy import break_steps
 
 from hybrid import rng
-from hybrid.data.batches import batch_rows
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.distributed import Ranks
 from hybrid.likelihoods.likelihood import row_nll
