@@ -18,7 +18,7 @@ from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
 from hybrid.objectives import Objective
 from hybrid.objectives.cross_entropy import Loss
 from hybrid.objectives.estimators import Masking
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 class WholeRows(TwoStreamRows):
@@ -74,8 +74,8 @@ class StraightforwardObjective(Objective):
     def like(cls, objective: Objective) -> StraightforwardObjective:
         return cls(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(Objective)})
 
-    def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
+    def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        masking = self.estimator.draw(noise, batch.is_target, block_size, self.draws, self.stratified)
         pattern = Straightforward.of(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
         total = straightforward_loss(model, batch.tokens, masking, pattern)
         return Loss(total, total.new_empty(0), masking)

@@ -23,7 +23,7 @@ from hybrid.options import at_least, pick, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.evaluation.judge import Judge
+    from hybrid.evaluation.reading import EvaluationModel
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -65,7 +65,7 @@ class Outcome:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.trained import basis, remembered
+    from hybrid.experiments.measuring.trained import basis, remembered
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
@@ -90,7 +90,7 @@ def main() -> int:
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
     """The configuration of one run, its folder named after objective and seed."""
     from hybrid.config import load_config
-    from hybrid.experiments.trained import settings
+    from hybrid.experiments.measuring.trained import settings
     from hybrid.sweep.plan import slug
 
     own = settings(arguments.folder, slug(name), seed)
@@ -113,7 +113,7 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
 
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
-    from hybrid.experiments.trained import step_seconds
+    from hybrid.experiments.measuring.trained import step_seconds
     from hybrid.runs.run import Run
 
     runs = {name: Run(config) for name, config in configs.items()}
@@ -129,12 +129,12 @@ def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
 
 
 def outcome(
-    config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
+    config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.shared import generate_shared
     from hybrid.evaluation.quality import entropy
-    from hybrid.experiments.trained import elbo, trained
+    from hybrid.experiments.measuring.trained import elbo, trained
 
     run = trained(config, steps, arguments.rows)
     lm, size = run.lm, run.lm.block_sizes[0]
@@ -186,7 +186,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:
-    from hybrid.experiments.trained import trained_at
+    from hybrid.experiments.measuring.trained import trained_at
 
     judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."
     return f"""\
@@ -198,12 +198,12 @@ loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_to
 temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
-def _judge(arguments: argparse.Namespace) -> Judge | None:
+def _judge(arguments: argparse.Namespace) -> EvaluationModel | None:
     if arguments.judge is None:
         return None
-    from hybrid.evaluation.judge import load_judge
+    from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    return load_judge(arguments.judge)
+    return load_evaluation_model(arguments.judge)
 
 
 def parse() -> argparse.Namespace:

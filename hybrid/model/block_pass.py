@@ -145,7 +145,7 @@ class Sight:
         return begin + (slots - begin) // self.block_size * self.block_size
 
     def _block_end(self, slots: Tensor, is_token: Tensor, n_pending: int, start: Tensor, config: ModelConfig) -> Tensor:
-        """Return the slot behind the last that each row sees: of its block, or itself (`causal`, and the begin token)."""
+        """Return the slot behind the last that each row sees: its block's, or its own (`causal`, the begin token)."""
         clean = slots[:, :n_pending] + 1
         if config.context == "block_causal":
             is_begin = slots[:, :n_pending] < config.begin

@@ -66,8 +66,8 @@ def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
 def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor | None:
     """Return the document of each input row, (b, begin + N).
 
-    An end-of-text token ends its document as something to predict; as an input of a `next_token` model it opens the next
-    one, whose first token is read off it.
+    An end-of-text token ends its document as something to predict. As an input of a `next_token` model it opens the
+    next one, whose first token is read off it.
     """
     if documents is None or not model.config.begin:
         return documents

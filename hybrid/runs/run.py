@@ -35,11 +35,11 @@ from hybrid.results.environment import environment
 from hybrid.runs import charts
 from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
 from hybrid.training.optim import EMA, Optimizer
-from hybrid.training.parallel import shard_model, share_model
+from hybrid.training.parallel import data_parallel, shard_model
 from hybrid.training.step import Stepper
 from hybrid.training.tracking import Tracker, Untracked
 from hybrid.training.trainer import Trainer
-from hybrid.training.validation import Sampler, Validator
+from hybrid.training.validation import SampleWriter, Validator
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = (*NO_MATTER, *ROUNDING, "trainer.", "eval.")
@@ -204,10 +204,10 @@ class Run:
             seed=c.run.seed,
             precision=self.precision,
             ranks=self.ranks,
-            shared=share_model(self.model, self.ranks, c.trainer.parallel),
+            parallel=data_parallel(self.model, self.ranks, c.trainer.parallel),
         )
 
-    def _sampler(self) -> Sampler | None:
+    def _sampler(self) -> SampleWriter | None:
         """None if no samples are wanted."""
         c = self.config
         engine = Engine(
@@ -219,7 +219,7 @@ class Run:
             document_mask=c.data.document_mask,
             precision=self.precision,
         )
-        sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
+        sample = SampleWriter(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
         return sample if c.eval.sample_tokens and sample.prompts else None
 
     def _find_resume(self) -> Path | None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hybrid.config.schema import RunConfig
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.options import path_of, shown
 from hybrid.storage.atomic import write_text_atomic
 from hybrid.storage.json_files import to_json
 from hybrid.storage.temporaries import remove_leftovers, target_of
-
-if TYPE_CHECKING:
-    from hybrid.training.trainer import RunConfig
 
 CONFIG = "config.yaml"
 _ROOM = 100

@@ -15,7 +15,7 @@ from hybrid.checkpoints.module_state import DamagedState
 from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from hybrid.distributed import local
 from hybrid.options import option, shown
-from hybrid.training.parallel import settle
+from hybrid.training.parallel import reshard
 
 
 @dataclass
@@ -161,7 +161,7 @@ class EMA:
             self._copy(self.shadow)
             yield
         finally:
-            settle(self.model)
+            reshard(self.model)
             self._copy(own)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Share one model between the ranks of a job: each has all of it (DDP), or a shard (FSDP).
+"""How the ranks of a job share one model: each has all of it (DDP), or a shard (FSDP).
 
 The gradient of a step is the sum over ranks of the gradients of their shares of the batch, whatever their number: the
 loss of a share is divided by the targets of the whole batch. Torch averages over ranks, so losses are multiplied by
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from hybrid.model import Transformer
     from hybrid.objectives import Objective
     from hybrid.objectives.cross_entropy import Loss
-    from hybrid.objectives.noise import Keys
+    from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")
 
 
-class Shared:
+class DataParallel:
     """The loss of a batch and its gradient, on a model that is this process's own or sharded over the ranks.
 
     Of a sharded model the layers are put together one by one as they are needed, and gradients are summed after every
@@ -41,14 +41,14 @@ class Shared:
         """Gradients that are computed inside are summed over ranks, `now` or with those of a later forward."""
         yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return objective.loss(self.model, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return objective.loss(self.model, batch, noise, block_size)
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.ranks.world).backward()
 
 
-class Replicated(Shared):
+class Replicated(DataParallel):
     """Every rank holds the whole model; gradients are summed while the backward pass still runs."""
 
     def __init__(self, model: Transformer, ranks: Ranks):
@@ -63,8 +63,8 @@ class Replicated(Shared):
             with self.replica.no_sync():
                 yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return self.replica(objective, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return self.replica(objective, batch, noise, block_size)
 
 
 class _Loss(nn.Module):
@@ -78,10 +78,10 @@ class _Loss(nn.Module):
         return objective.loss(self.model, *arguments)
 
 
-def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
+def data_parallel(model: Transformer, ranks: Ranks, parallel: str) -> DataParallel:
     """How a step computes its gradient; with `fsdp` the model is one that went through `shard_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
-    return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
+    return Replicated(model, ranks) if is_replicated else DataParallel(model, ranks)
 
 
 def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
@@ -102,7 +102,7 @@ def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def settle(model: nn.Module) -> None:
-    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights full."""
+def reshard(model: nn.Module) -> None:
+    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
     if hasattr(model, "reshard"):  # what torch adds to a module that it shards
         model.reshard()  # type: ignore[operator]

@@ -185,7 +185,7 @@ def test_eta_weighs_the_known_tokens(eta, reveal, remask):
     assert [(none if t is None else t)[0].tolist() for t in got] == [reveal, remask]
 
 
-@pytest.mark.parametrize("kappa, fractions", [("cosine_maskgit", [0.866, 0.5, 0]), ("linear", [2 / 3, 1 / 3, 0])])
+@pytest.mark.parametrize("kappa, fractions", [("cosine_md4", [0.866, 0.5, 0]), ("linear", [2 / 3, 1 / 3, 0])])
 def test_kappa_is_a_schedule_with_time_running_from_1_to_0(kappa, fractions):
     spy = Spy(PathPlanning(3, kappa=kappa))
     engine(toy_model(vocab=9), 12, spy, stop_at_end=False, seq_len=12).generate([[]], 12)
