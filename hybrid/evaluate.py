@@ -106,6 +106,11 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
     from hybrid.checkpoints.recorded_data import located, prepare_again
     from hybrid.data.preparing import prepare
 
+    if arguments.data is None and lm.origin.importer is not None:
+        raise ValueError(
+            f"--data: {arguments.checkpoint} was read by the importer {lm.origin.importer}, which knows nothing of its "
+            "training data; name a text to score"
+        )
     if arguments.data is None:
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)

@@ -263,8 +263,10 @@ class Run:
         other = load(path_of("trainer.init_from", path), device="cpu")
         mine, theirs = self.data.tokenizer, other.tokenizer
         if mine.fingerprint != theirs.fingerprint:
-            own = path_of("trainer.init_from", path) / "tokenizer" / SUBWORD_FILE
-            way_out = f"set data.tokenizer={own}" if own.is_file() else "train with its tokenizer"
+            folder = path_of("trainer.init_from", path)
+            places = (folder / "tokenizer" / SUBWORD_FILE, folder / SUBWORD_FILE)  # ours, and that of an imported model
+            own = next((place for place in places if place.is_file()), None)
+            way_out = "train with its tokenizer" if own is None else f"set data.tokenizer={own}"
             raise ValueError(
                 f"trainer.init_from: {path!r} has another vocabulary ({_described(theirs)}) than data.tokenizer = "
                 f"{self.config.data.tokenizer!r} ({_described(mine)}); {way_out}"
