@@ -16,11 +16,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, recorded_data, recorded_start, refuse_other_data
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import recorded_start
+from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config
 from hybrid.config.schema import check_specs
-from hybrid.data.dataset import DataConfig
+from hybrid.data.config import DataConfig
 from hybrid.options import RemovedEntry, path_of
 from hybrid.runs.run_folder import CONFIG, check_place, folder_of, is_begun, is_occupied
 
@@ -71,7 +72,7 @@ class ResumePlan:
     def last_step(self) -> int | None:
         """The last step whose records are kept: -1 keeps none of them, None means that there are none."""
         if self.checkpoint is not None:
-            return checkpoint.step_of(self.checkpoint)
+            return finding.step_of(self.checkpoint)
         return -1 if self.beginning is Beginning.OVER else None
 
     @property
@@ -103,10 +104,10 @@ def _checkpoint_to_resume(folder: Path, mode: str) -> Path | None:
     if mode == "never":
         return None
     if mode == "auto":
-        has_saved = bool(checkpoint.list_checkpoints(folder / "checkpoints"))
-        return checkpoint.find_checkpoint(folder) if has_saved else None
-    found = checkpoint.find_checkpoint(path_of("trainer.resume", mode))
-    checkpoint.step_of(found)  # refuses a saved model, which has no step
+        has_saved = bool(finding.list_checkpoints(folder / "checkpoints"))
+        return finding.find_checkpoint(folder) if has_saved else None
+    found = finding.find_checkpoint(path_of("trainer.resume", mode))
+    finding.step_of(found)  # refuses a saved model, which has no step
     return found
 
 

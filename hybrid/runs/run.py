@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 
 from hybrid.config import Config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import Data
+from hybrid.data.preparing import Data
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.distributed import ALONE, Ranks
