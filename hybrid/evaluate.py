@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hybrid.data.dataset import Data, DataConfig, PackedTokens
     from hybrid.distributed import Ranks
     from hybrid.evaluation.comparison import Setting
-    from hybrid.evaluation.judge import Judge
+    from hybrid.evaluation.reading import EvaluationModel
     from hybrid.lm import LanguageModel
 
 CONFIDENT = "confidence:token=best"
@@ -118,7 +118,7 @@ def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfi
     return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
-def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, Judge | None]:
+def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, EvaluationModel | None]:
     """Refuse what cannot work before anything takes time."""
     from hybrid.evaluation.comparison import setting_for
 
@@ -129,9 +129,9 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
     )  # fmt: skip
     if arguments.judge is None:
         return setting, None
-    from hybrid.evaluation.judge import load_judge
+    from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    return setting, load_judge(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
+    return setting, load_evaluation_model(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
 
 
 def require_libraries(arguments: argparse.Namespace) -> None:

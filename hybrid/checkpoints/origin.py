@@ -81,7 +81,7 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest(*(part for path, _, _ in files for part in (path.name, sha256_of(path))))
 
 
-def judge_identity(path: Path) -> dict[str, Any] | None:
+def model_identity(path: Path) -> dict[str, Any] | None:
     """Of the model, ours or not, that is in a folder now."""
     return foreign_identity(path) if is_foreign(path) else latest_identity(path)
 

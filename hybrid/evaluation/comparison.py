@@ -31,7 +31,7 @@ from hybrid.text.continuation import continuation
 
 if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
-    from hybrid.evaluation.judge import Judge, Reading
+    from hybrid.evaluation.reading import EvaluationModel, Reading
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Comparison:
     lm: LanguageModel
     split: PackedTokens
     setting: Setting
-    judge: Judge | None = None
+    judge: EvaluationModel | None = None
     policy: Callable[[int, str, Any], float | None] = lambda size, label, decoder: None
     rows: int = 0
     batch_rows: int = 64
@@ -242,7 +242,7 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
     return aligned(cells)
 
 
-def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: Judge | None) -> list[str]:
+def notes(lines: Sequence[dict[str, Any]], setting: Setting, judge: EvaluationModel | None) -> list[str]:
     """What must be said below the table."""
     prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
     result = [

@@ -47,14 +47,14 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 
 def main() -> int:
     arguments = parse()
-    from hybrid.evaluation.judge import load_judge
+    from hybrid.evaluation.evaluation_model import load_evaluation_model
     from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=1)
     lm = load(arguments.checkpoint, device=arguments.device)
-    judge = load_judge(arguments.judge, arguments.device)
+    judge = load_evaluation_model(arguments.judge, arguments.device)
     split = validation_of(lm)
     lines = compare(lm, judge, split, arguments)
     parts = [_explanation(lm, arguments), table(lines)]

@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     a = parser.parse_args()
     check_counts(a, "steps", "samples")
-    from hybrid.objectives.noise import SCHEDULES  # late, as it imports torch
+    from hybrid.objectives.schedules import SCHEDULES
     from hybrid.options import pick
 
     a.schedules = [pick("--schedules", name, SCHEDULES) for name in dict.fromkeys(a.schedules)]

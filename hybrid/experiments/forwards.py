@@ -23,7 +23,7 @@ from hybrid.options import at_least
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.evaluation.judge import Judge
+    from hybrid.evaluation.reading import EvaluationModel
     from hybrid.lm import LanguageModel
     from hybrid.results.table import Table
 
@@ -53,13 +53,13 @@ class Point:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.evaluation.judge import load_judge
+    from hybrid.evaluation.evaluation_model import load_evaluation_model
     from hybrid.lm import load
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=2)
     lm = load(arguments.checkpoint, device=arguments.device)
-    points = measure_all(lm, load_judge(arguments.judge, arguments.device), arguments)
+    points = measure_all(lm, load_evaluation_model(arguments.judge, arguments.device), arguments)
     parts = [_explanation(arguments), table(points)]
     figures = {
         "Generative perplexity against tokens per forward": plot(points, "gen_ppl"),
@@ -72,7 +72,7 @@ def main() -> int:
     return 0
 
 
-def measure_all(lm: LanguageModel, judge: Judge, arguments: argparse.Namespace) -> list[Point]:
+def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
     from hybrid.device import precision_context
     from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
@@ -92,7 +92,9 @@ def measure_all(lm: LanguageModel, judge: Judge, arguments: argparse.Namespace) 
     return points
 
 
-def add(point: Point, lm: LanguageModel, decoder: Any, judge: Judge, samples: int, length: int, seed: int) -> None:
+def add(
+    point: Point, lm: LanguageModel, decoder: Any, judge: EvaluationModel, samples: int, length: int, seed: int
+) -> None:
     """Write the texts of one seed, one by one, and note what they cost and are."""
     from hybrid.evaluation.quality import entropy
 

@@ -23,7 +23,7 @@ from hybrid.options import at_least, pick, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.evaluation.judge import Judge
+    from hybrid.evaluation.reading import EvaluationModel
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -129,7 +129,7 @@ def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
 
 
 def outcome(
-    config: Config, name: str, steps: int, cost: float, judge: Judge | None, arguments: argparse.Namespace
+    config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.shared import generate_shared
@@ -198,12 +198,12 @@ loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_to
 temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
-def _judge(arguments: argparse.Namespace) -> Judge | None:
+def _judge(arguments: argparse.Namespace) -> EvaluationModel | None:
     if arguments.judge is None:
         return None
-    from hybrid.evaluation.judge import load_judge
+    from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    return load_judge(arguments.judge)
+    return load_evaluation_model(arguments.judge)
 
 
 def parse() -> argparse.Namespace:

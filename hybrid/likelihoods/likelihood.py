@@ -23,7 +23,7 @@ from hybrid.model.kernels.cross_entropy import cross_entropies
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.cross_entropy import Loss, masked_loss
 from hybrid.objectives.estimators import Count, Masking
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.options import pick
 
 METHODS = ("bound", "exact", "enumerate")
@@ -129,7 +129,7 @@ def monte_carlo(
     """
     if keys is None:
         keys = torch.tensor(rng.row_keys(tokens.tolist()), device=tokens.device)
-    masking = Count().draw(Keys.of_rows(seed, keys), is_target, block_size, draws, stratified=True)
+    masking = Count().draw(NoiseKeys.of_rows(seed, keys), is_target, block_size, draws, stratified=True)
     loss = masked_loss(model, tokens, masking, block_size, documents)
     return _per_row(loss.cross_entropy.double() * masking.weight[masking.masked], masking.masked), loss
 

@@ -28,7 +28,7 @@ from hybrid.likelihoods.likelihood import ROWS_PER_FORWARD, Likelihood, best_ord
 from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import cross_entropies
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives.noise import Keys, block_view, target_ranks
+from hybrid.objectives.noise import NoiseKeys, block_view, target_ranks
 from hybrid.options import build
 
 METHODS = ("policy", "best_order", "importance")
@@ -185,7 +185,7 @@ def _importance(
 ) -> Likelihood:  # fmt: skip
     """The importance-weighted bound; its error is that of the mean over orders, to first order."""
     keys = torch.tensor(rng.row_keys(tokens.tolist()), device=tokens.device)
-    rank = target_ranks(Keys.of_rows(seed, keys), is_target, block_size, n_orders)  # (b, K, g, B)
+    rank = target_ranks(NoiseKeys.of_rows(seed, keys), is_target, block_size, n_orders)  # (b, K, g, B)
     targets = block_view(is_target, block_size, False)[:, None]
     parts = []
     for some in rank.split(ORDERS_PER_FORWARD, dim=1):

@@ -14,12 +14,12 @@ from hybrid.config import load_config
 from hybrid.data.dataset import Batch
 from hybrid.experiments.measuring.trained import Trained
 from hybrid.objectives import Objective, ObjectiveConfig
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 def test_both_passes_have_the_same_gradient():
     """What allows a run of the straightforward arm to be trained by the fast pass."""
-    tokens, keys = random_tokens(3, 12), Keys(0, 0, torch.arange(3), 0, 3)
+    tokens, keys = random_tokens(3, 12), NoiseKeys(0, 0, torch.arange(3), 0, 3)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     ours = Objective.of(ObjectiveConfig(estimator="time", stratified=False))
     gradients = []

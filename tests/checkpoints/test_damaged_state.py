@@ -18,7 +18,7 @@ from training_toy import train
 import hybrid
 from hybrid.checkpoints import checkpoint
 from hybrid.checkpoints.tensors import load_group, load_tensors
-from hybrid.evaluation.judge import load_judge
+from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.runs.run import Run
 from hybrid.storage.atomic import new_folder
 
@@ -125,7 +125,7 @@ def test_the_damaged_checkpoint_is_named_with_the_one_to_take_instead(
         ("", lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
         ("", lambda: train(resumed)),
         ("planner: ", lambda: lm.generate([[1]], 2, planner=copy_of_trained)),
-        ("judge: ", lambda: load_judge(copy_of_trained)),
+        ("judge: ", lambda: load_evaluation_model(copy_of_trained)),
     ]
     told = f"{step}: checkpoint is damaged: {WEIGHT} is not finite; "
     for key, read in reads:

@@ -16,7 +16,7 @@ from training_toy import train
 
 import hybrid
 from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import identity_of, judge_identity, latest_identity, recorded_data
+from hybrid.checkpoints.origin import identity_of, latest_identity, model_identity, recorded_data
 from hybrid.runs.run import Run
 from hybrid.sweep.plan import Planned
 from hybrid.sweep.state import is_evaluated, state_of
@@ -179,7 +179,7 @@ def test_an_evaluation_names_its_checkpoint(command: Command, copy_of_trained: P
         assert found["step"] == number and len(found["sha256"]) == 64
     assert found == identity_of(step) != latest_identity(copy_of_trained)
     again = shutil.copytree(copy_of_trained, tmp_path / "copy")
-    assert latest_identity(again) == latest_identity(copy_of_trained) == judge_identity(again)
+    assert latest_identity(again) == latest_identity(copy_of_trained) == model_identity(again)
     weights = hybrid.load(copy_of_trained).save(tmp_path / "saved")
     assert latest_identity(weights) == hybrid.load(weights).origin.checkpoint != found
     assert latest_identity(tmp_path) is None

@@ -21,7 +21,7 @@ from hybrid.decoding.fixed_order import LeftToRight
 from hybrid.evaluation import comparison, quality
 from hybrid.evaluation.comparison import REAL, Comparison, Setting, choose_decoders, setting_for
 from hybrid.evaluation.divergence import LEAST
-from hybrid.evaluation.judge import HybridJudge
+from hybrid.evaluation.own_model import OwnModel
 from hybrid.evaluation.scores import Scores, notes, table
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
@@ -120,13 +120,13 @@ SETTING = Setting(samples=5, new_tokens=16, seed=1)
 
 def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     setting = dataclasses.replace(SETTING, samples=LEAST)
-    c = Comparison(lm, split, setting, HybridJudge(lm))
+    c = Comparison(lm, split, setting, OwnModel(lm))
     real, margin = c.lines([4], {"margin": DECODERS["margin"]()})
     result = lm.generate([[]] * LEAST, 16, 4, "margin", seed=1, stop_at_end=False)
     texts = [lm.tokenizer.decode(row) for row in result.tokens]
     expected = dataclasses.asdict(quality.measure(result.tokens, texts))
     assert {key: margin[key] for key in expected} == expected
-    reading = HybridJudge(lm).read(texts)
+    reading = OwnModel(lm).read(texts)
     assert margin["gen_ppl"] == pytest.approx(reading.gen_ppl)
     assert margin["judge_nats_per_byte"] == pytest.approx(reading.nats_per_byte)
     assert (margin["decoder"], margin["block_size"]) == ("margin", 4)
@@ -136,7 +136,7 @@ def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: 
 
 
 def test_too_few_texts_have_no_distance_from_real_text(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    judge = HybridJudge(lm)
+    judge = OwnModel(lm)
     for samples, real_has in ((1, False), (LEAST - 1, False), (LEAST, True)):
         setting = dataclasses.replace(SETTING, samples=samples, new_tokens=4)
         lines = Comparison(lm, split, setting, judge).lines([4], {"margin": DECODERS["margin"]()})
@@ -176,7 +176,7 @@ def test_a_split_with_fewer_rows_than_samples(
     lm: hybrid.LanguageModel, split: PackedTokens, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = PackedTokens(split.tokens[: 3 * 32], None, split.counts, 32, split.end_of_text)
-    c = Comparison(lm, few, Setting(samples=5, new_tokens=8, prompt_tokens=4), HybridJudge(lm))
+    c = Comparison(lm, few, Setting(samples=5, new_tokens=8, prompt_tokens=4), OwnModel(lm))
     assert "--samples: the split has 3 rows" in caplog.text
     assert len(c.prompts) == 5 and c.prompts[3] == c.prompts[0] and len(c.pieces) == 3 and c.others == []
     assert "mauve_like" not in c.real_text()

@@ -13,7 +13,7 @@ from hybrid.distributed import Ranks
 from hybrid.evaluation import comparison, quality
 from hybrid.evaluation.comparison import Comparison, Setting
 from hybrid.evaluation.divergence import mauve_like
-from hybrid.evaluation.judge import HybridJudge
+from hybrid.evaluation.own_model import OwnModel
 
 SETTING = Setting(samples=5, new_tokens=16, seed=1)
 
@@ -59,12 +59,11 @@ def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedT
 
 
 def test_texts_are_held_against_real_ones(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    c = Comparison(lm, split, Setting(samples=20, new_tokens=16, seed=1), HybridJudge(lm))
+    c = Comparison(lm, split, Setting(samples=20, new_tokens=16, seed=1), OwnModel(lm))
     real, line = c.lines([4], {"x": DECODERS["left_to_right"]()})
     written = lm.generate([[]] * 20, 16, 4, "left_to_right", seed=1, stop_at_end=False).tokens
     features = [
-        HybridJudge(lm).read([lm.tokenizer.decode(row) for row in rows]).features
-        for rows in (c.pieces, c.others, written)
+        OwnModel(lm).read([lm.tokenizer.decode(row) for row in rows]).features for rows in (c.pieces, c.others, written)
     ]
     assert real["mauve_like"] == mauve_like(features[1], features[0])
     assert line["mauve_like"] == mauve_like(features[2], features[0])

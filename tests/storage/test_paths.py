@@ -12,7 +12,7 @@ from conftest import Command
 import hybrid
 from hybrid.config import load_config
 from hybrid.data.dataset import DataConfig, prepare
-from hybrid.evaluation.judge import load_judge
+from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.options import path_of
 from hybrid.sweep.jobs import Job
 
@@ -99,7 +99,7 @@ def test_everything_of_a_run_may_lie_at_home(
     command("sweep.__main__", "--config", "~/sweep.yaml", "--folder", "~/sweeps")
     assert [job.log for job in jobs] == [home / "sweeps" / f"seed-{seed}.log" for seed in (0, 1)]
     hybrid.load("~/runs/new").save("~/saved")
-    assert load_judge("~/saved").about["path"] == str(home / "saved")
+    assert load_evaluation_model("~/saved").about["path"] == str(home / "saved")
     for name in ("page.html", "e.json", "report/index.html", "sweeps/seed-1.yaml", "saved/model.safetensors"):
         assert (home / name).is_file(), name
     assert not list(Path.cwd().iterdir())

@@ -43,7 +43,7 @@ class Reading:
         return float(self.nats.sum() / self.bytes.sum()) if self.is_lossless and self.bytes.any() else math.nan
 
 
-class Judge(Protocol):
+class EvaluationModel(Protocol):
     """`about` says what it is and how it scores, for the record; `checkpoint` in it tells whether it is still the same
     (step and hash; None: not known)."""
 

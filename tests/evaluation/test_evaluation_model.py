@@ -15,7 +15,10 @@ from foreign_tokenizers import wordpiece
 
 import hybrid
 from hybrid.data.tokenizers import SubwordTokenizer
-from hybrid.evaluation.judge import HuggingFaceJudge, HybridJudge, Reading, load_judge
+from hybrid.evaluation.evaluation_model import load_evaluation_model
+from hybrid.evaluation.foreign_model import ForeignModel
+from hybrid.evaluation.own_model import OwnModel
+from hybrid.evaluation.reading import Reading
 from hybrid.model.build import build_model
 from hybrid.model.two_stream import two_stream_hidden
 
@@ -28,21 +31,21 @@ LONG = "When no key exists by its name returns the value of a list."  # more tha
 
 
 @pytest.fixture(scope="module")
-def judge(trained: Path) -> HybridJudge:
-    judge = load_judge(trained)
-    assert isinstance(judge, HybridJudge)
+def judge(trained: Path) -> OwnModel:
+    judge = load_evaluation_model(trained)
+    assert isinstance(judge, OwnModel)
     return judge
 
 
-def masked_only(judge: HybridJudge) -> HybridJudge:
+def masked_only(judge: OwnModel) -> OwnModel:
     """The same weights as a judge that was not trained at block size 1."""
     config = dataclasses.replace(
         judge.lm.config, objective=dataclasses.replace(judge.lm.config.objective, block_size=4)
     )
-    return HybridJudge(dataclasses.replace(judge.lm, config=config))
+    return OwnModel(dataclasses.replace(judge.lm, config=config))
 
 
-def test_it_is_the_exact_likelihood_where_block_size_1_was_trained(judge: HybridJudge) -> None:
+def test_it_is_the_exact_likelihood_where_block_size_1_was_trained(judge: OwnModel) -> None:
     assert judge.about["likelihood"] == "exact" and judge.about["block_size"] == 1
     reading = judge.read(TEXTS)
     for i, text in enumerate(TEXTS):
@@ -56,7 +59,7 @@ def test_it_is_the_exact_likelihood_where_block_size_1_was_trained(judge: Hybrid
     assert reading.nats_per_byte == pytest.approx(total / sum(len(text.encode()) for text in TEXTS))
 
 
-def test_it_is_the_bound_elsewhere(judge: HybridJudge) -> None:
+def test_it_is_the_bound_elsewhere(judge: OwnModel) -> None:
     other = masked_only(judge)
     assert other.about["likelihood"] == "bound" and other.about["block_size"] == 4
     reading = other.read([TEXTS[0]])
@@ -67,7 +70,7 @@ def test_it_is_the_bound_elsewhere(judge: HybridJudge) -> None:
 
 
 @pytest.mark.parametrize("kind", ["exact", "bound"])
-def test_neither_company_nor_batch_matters(judge: HybridJudge, kind: str) -> None:
+def test_neither_company_nor_batch_matters(judge: OwnModel, kind: str) -> None:
     judge = judge if kind == "exact" else masked_only(judge)
     whole = judge.read([*TEXTS, LONG])
     for i, text in enumerate([*TEXTS, LONG]):
@@ -76,7 +79,7 @@ def test_neither_company_nor_batch_matters(judge: HybridJudge, kind: str) -> Non
         np.testing.assert_allclose(alone.features[0], whole.features[i], atol=1e-5)
 
 
-def test_a_long_text_is_cut(judge: HybridJudge) -> None:
+def test_a_long_text_is_cut(judge: OwnModel) -> None:
     seq_len = judge.lm.config.data.seq_len
     reading, start = judge.read([LONG]), judge.read([LONG[:seq_len]])
     assert reading.is_cut[0] and not start.is_cut[0]
@@ -85,7 +88,7 @@ def test_a_long_text_is_cut(judge: HybridJudge) -> None:
 
 
 @pytest.mark.parametrize("kind", ["exact", "bound"])
-def test_features_see_the_whole_text(judge: HybridJudge, kind: str) -> None:
+def test_features_see_the_whole_text(judge: OwnModel, kind: str) -> None:
     """Any token changes them (but the last at block size 1, which is predicted and not read)."""
     judge = judge if kind == "exact" else masked_only(judge)
     text = "The name of "
@@ -96,7 +99,7 @@ def test_features_see_the_whole_text(judge: HybridJudge, kind: str) -> None:
         assert np.abs(judge.read([other]).features[0] - base).max() > 1e-6, i
 
 
-def test_features_are_means_of_the_states_that_predict_each_token(judge: HybridJudge) -> None:
+def test_features_are_means_of_the_states_that_predict_each_token(judge: OwnModel) -> None:
     """With every other token masked, the even ones first; at block size 1 each is predicted from those before it."""
     ids = torch.tensor([judge.lm.tokenizer.encode("The name of a")])
     for one, size in ((judge, 1), (masked_only(judge), 4)):
@@ -109,14 +112,14 @@ def test_features_are_means_of_the_states_that_predict_each_token(judge: HybridJ
         np.testing.assert_allclose(got, states.mean(0).numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_bound_is_that_of_eight_draws(judge: HybridJudge) -> None:
+def test_a_bound_is_that_of_eight_draws(judge: OwnModel) -> None:
     other, ids = masked_only(judge), torch.tensor([judge.lm.tokenizer.encode(TEXTS[0])])
     expected, reading = judge.lm.nll(ids, 4, "bound", draws=8), other.read([TEXTS[0]])
     assert reading.nats[0] == pytest.approx(float(expected.nll)) and reading.tokens[0] == ids.numel()
     assert reading.stderr[0] == pytest.approx(float(expected.stderr))
 
 
-def test_nothing_to_read(judge: HybridJudge) -> None:
+def test_nothing_to_read(judge: OwnModel) -> None:
     reading = judge.read(["", ""])
     assert math.isnan(reading.gen_ppl) and math.isnan(reading.nats_per_byte) and not reading.features.any()
 
@@ -130,11 +133,11 @@ def test_figures_over_several_texts_by_hand() -> None:
     assert reading.gen_ppl == pytest.approx(math.exp(2))
 
 
-def test_a_judge_that_reads_something_else_than_the_texts(judge: HybridJudge, tmp_path: Path) -> None:
+def test_a_judge_that_reads_something_else_than_the_texts(judge: OwnModel, tmp_path: Path) -> None:
     """Its vocabulary is of lower-case words and letters: what it does not know, it does not pay for."""
     words = SubwordTokenizer.from_file(wordpiece(tmp_path / "words.json", ("the", "value", "of", "a", "list")))
     model = build_model(judge.lm.config.model, words.vocab_size, words.end_of_text, judge.lm.device, seed=0)
-    other = HybridJudge(dataclasses.replace(judge.lm, tokenizer=words, model=model))
+    other = OwnModel(dataclasses.replace(judge.lm, tokenizer=words, model=model))
     assert other.read(["the value of a list"]).nats_per_byte > 0
     reading = other.read(["the value of a list", "The value of a list"])
     assert reading.gen_ppl > 1 and math.isnan(reading.nats_per_byte)
@@ -145,7 +148,7 @@ def test_a_judge_that_finds_a_text_impossible() -> None:
     assert Reading(one * 1e6, one * 0, one, one, one[:, None], one > 1).gen_ppl == math.inf
 
 
-def test_a_character_that_the_judge_does_not_know(judge: HybridJudge) -> None:
+def test_a_character_that_the_judge_does_not_know(judge: OwnModel) -> None:
     with pytest.raises(ValueError, match=r"^judge: .*tiny: character '\?' .* is not among"):
         judge.read(["The name?"])
 
@@ -183,14 +186,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def foreign(folder: Path) -> HuggingFaceJudge:
-    judge = load_judge(folder)
-    assert isinstance(judge, HuggingFaceJudge)
+def foreign(folder: Path) -> ForeignModel:
+    judge = load_evaluation_model(folder)
+    assert isinstance(judge, ForeignModel)
     return judge
 
 
 @torch.no_grad()
-def by_hand(judge: HuggingFaceJudge, ids: list[int], first: int) -> float:
+def by_hand(judge: ForeignModel, ids: list[int], first: int) -> float:
     """NLL of ids[first:], one conditional after the other."""
     total = 0.0
     for i in range(first, len(ids)):
@@ -199,7 +202,7 @@ def by_hand(judge: HuggingFaceJudge, ids: list[int], first: int) -> float:
     return total
 
 
-def test_a_text_is_read_behind_the_begin_token(foreign: HuggingFaceJudge) -> None:
+def test_a_text_is_read_behind_the_begin_token(foreign: ForeignModel) -> None:
     assert foreign.about["first_token_scored"] and foreign.about["context"] == 23
     reading = foreign.read(TEXTS)
     for i, text in enumerate(TEXTS):
@@ -209,8 +212,8 @@ def test_a_text_is_read_behind_the_begin_token(foreign: HuggingFaceJudge) -> Non
 
 
 def test_without_a_begin_token_the_first_is_not_scored(tmp_path: Path) -> None:
-    judge = load_judge(make_folder(tmp_path / "gpt2", begin=None))
-    assert isinstance(judge, HuggingFaceJudge) and not judge.about["first_token_scored"]
+    judge = load_evaluation_model(make_folder(tmp_path / "gpt2", begin=None))
+    assert isinstance(judge, ForeignModel) and not judge.about["first_token_scored"]
     text = TEXTS[0]
     coded = judge.tokenizer(text, return_offsets_mapping=True)
     reading = judge.read([text, "", "T"])
@@ -220,7 +223,7 @@ def test_without_a_begin_token_the_first_is_not_scored(tmp_path: Path) -> None:
     assert reading.features[2].any() and not reading.features[1].any()
 
 
-def test_a_long_text_is_cut_to_the_context(foreign: HuggingFaceJudge) -> None:
+def test_a_long_text_is_cut_to_the_context(foreign: ForeignModel) -> None:
     text = "caf\u00e9 " + LONG
     coded = foreign.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     reading = foreign.read([text, "The"])
@@ -229,23 +232,23 @@ def test_a_long_text_is_cut_to_the_context(foreign: HuggingFaceJudge) -> None:
     assert reading.nats[0] == pytest.approx(by_hand(foreign, [0, *coded["input_ids"][:23]], 1), rel=1e-4)
 
 
-def test_padding_does_not_matter(foreign: HuggingFaceJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_does_not_matter(foreign: ForeignModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = foreign.read([*TEXTS, LONG])
-    monkeypatch.setattr("hybrid.evaluation.judge.foreign.LOGITS_PER_FORWARD", 1)  # one text at a time
+    monkeypatch.setattr("hybrid.evaluation.foreign_model.LOGITS_PER_FORWARD", 1)  # one text at a time
     alone = foreign.read([*TEXTS, LONG])
     np.testing.assert_allclose(whole.nats, alone.nats, rtol=1e-5)
     np.testing.assert_allclose(whole.features, alone.features, atol=1e-5)
 
 
 @torch.no_grad()
-def test_features_are_the_mean_of_the_last_hidden_states(foreign: HuggingFaceJudge) -> None:
+def test_features_are_the_mean_of_the_last_hidden_states(foreign: ForeignModel) -> None:
     ids = foreign.tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
     hidden = foreign.model.transformer(input_ids=torch.tensor([[0, *ids]])).last_hidden_state[0, 1:]
     np.testing.assert_allclose(foreign.read(TEXTS[:1]).features[0], hidden.mean(0).numpy(), atol=1e-5)
 
 
 def test_nothing_is_said_on_the_way(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_judge(folder).read([LONG])
+    load_evaluation_model(folder).read([LONG])
     assert capfd.readouterr() == ("", "")
 
 
@@ -258,7 +261,7 @@ def test_weights_that_must_be_unpickled_are_refused(folder: Path, tmp_path: Path
     torch.save(load_file(bad / "model.safetensors"), bad / "pytorch_model.bin")
     (bad / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"^judge: .*bad cannot be loaded as a causal language model: .*safetensors"):
-        load_judge(bad)
+        load_evaluation_model(bad)
 
 
 def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +273,7 @@ def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     (bad / "config.json").write_text(json.dumps(config))
     (bad / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(ValueError, match=r"^judge: .*bad cannot be loaded"):
-        load_judge(bad)
+        load_evaluation_model(bad)
     assert not (tmp_path / "ran").exists()
 
 
@@ -278,9 +281,9 @@ def test_code_in_the_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
 def test_what_is_no_judge(holds: str, tmp_path: Path) -> None:
     path = tmp_path if holds == "nothing" else tmp_path / "gpt2"
     with pytest.raises(ValueError, match=r"^judge: .*(holds no checkpoint|is no folder; give a run)"):
-        load_judge(path)
+        load_evaluation_model(path)
 
 
-def test_a_saved_model_is_a_judge(trained: Path, tmp_path: Path, judge: HybridJudge) -> None:
+def test_a_saved_model_is_a_judge(trained: Path, tmp_path: Path, judge: OwnModel) -> None:
     hybrid.load(trained).save(tmp_path / "saved")
-    assert load_judge(tmp_path / "saved").read(TEXTS).gen_ppl == pytest.approx(judge.read(TEXTS).gen_ppl)
+    assert load_evaluation_model(tmp_path / "saved").read(TEXTS).gen_ppl == pytest.approx(judge.read(TEXTS).gen_ppl)

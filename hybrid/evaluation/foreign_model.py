@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from hybrid.checkpoints.origin import foreign_identity
 from hybrid.device import precision_context
-from hybrid.evaluation.judge.reading import Reading
+from hybrid.evaluation.reading import Reading
 
 LOGITS_PER_FORWARD = 1 << 27
 """Entries of the logits in one forward; bounds the memory (512 MB)."""
@@ -27,7 +27,7 @@ CONTEXT = 1024
 
 
 @dataclass(frozen=True)
-class HuggingFaceJudge:
+class ForeignModel:
     """A causal language model of `transformers`, from a local folder with safetensors.
 
     A text is read behind the tokenizer's begin token, or its end-of-text token (GPT-2 has one for both), so that its
@@ -42,7 +42,7 @@ class HuggingFaceJudge:
     batch_texts: int = 32
 
     @classmethod
-    def from_folder(cls, path: Path, device: torch.device, precision: str, batch_texts: int) -> HuggingFaceJudge:
+    def from_folder(cls, path: Path, device: torch.device, precision: str, batch_texts: int) -> ForeignModel:
         """Raises a ValueError that names the folder if transformers cannot load it as described above."""
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hybrid.device import precision_context
-from hybrid.evaluation.judge.reading import Reading
+from hybrid.evaluation.reading import Reading
 from hybrid.lm import LanguageModel
 from hybrid.model.two_stream import two_stream_hidden
 
@@ -23,7 +23,7 @@ DRAWS = 8
 
 
 @dataclass(frozen=True)
-class HybridJudge:
+class OwnModel:
     """Exact likelihood at block size 1 if it was trained there, else the bound at the first size of its training.
 
     The first token is scored like any other, given nothing. Features: the mean over a text's tokens of the final hidden
