@@ -31,7 +31,7 @@ def introduce(
     tracker: Tracker, config: Config, objective: Objective, block_size: int, evaluated: Sequence[int]
 ) -> None:
     """Before the first curve: layout, configuration, attention pattern."""
-    tracker.layout(charts(evaluated, not objective.is_elbo or objective.ar_weight > 0))
+    tracker.layout(charts(evaluated, not objective.is_elbo or config.objective.ar_weight > 0))
     tracker.text("config", to_yaml(config), 0)
     tracker.hparams(flatten(config))
     seq_len, context = config.data.seq_len, config.model.context

@@ -18,6 +18,7 @@ from hybrid.checkpoints import checkpoint
 from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
 from hybrid.checkpoints.states import load_state, module_tensors
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
+from hybrid.config.schema import check_specs
 from hybrid.data.dataset import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.decoding import DECODERS
@@ -28,11 +29,12 @@ from hybrid.lm import load
 from hybrid.model import Transformer
 from hybrid.model.build import build_model, check_batch
 from hybrid.model.layers import Layer
-from hybrid.objectives import Objective
-from hybrid.options import build, path_of, title
+from hybrid.objectives import build_objective
+from hybrid.options import RemovedEntry, build, path_of, title
 from hybrid.results.environment import environment
 from hybrid.runs import charts
 from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
+from hybrid.runs.teacher import load_teacher
 from hybrid.training.optim import EMA, Optimizer
 from hybrid.training.parallel import data_parallel, shard_model
 from hybrid.training.step import Stepper
@@ -72,6 +74,8 @@ class Run:
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
         self.model = self._build_model(half=precision == "bf16")
         self._check_mask()
+        resumed = self.resume_from and _run_of(self.resume_from)
+        self.teacher = load_teacher(config, self.data.tokenizer, self.block_sizes, self.device, resumed)
         if self.resume_from is not None:
             self.started_from = recorded_start(_run_of(self.resume_from))
         else:
@@ -154,6 +158,7 @@ class Run:
         facts = environment(self.device)
         facts |= {"ranks": self.ranks.world, "data": self.data.description, "parameters": self.model.n_parameters()}
         facts["init_from"] = self.started_from  # step and hash of a checkpoint
+        facts["teacher"] = self.teacher and self.teacher.origin.checkpoint
         open_folder(self.folder, to_yaml(self.config), facts, self.data.tokenizer)
 
     def train(self) -> None:
@@ -196,7 +201,7 @@ class Run:
             optimizer=Optimizer(self.model, c.optim),
             ema=EMA(self.model, c.optim.ema_decay) if c.optim.ema_decay else None,
             split=self.data.train,
-            objective=Objective.of(c.objective),
+            objective=build_objective(c.objective, self.teacher and self.teacher.model),
             block_sizes=self.block_sizes,
             optim=c.optim,
             trainer=c.trainer,
@@ -246,6 +251,13 @@ class Run:
 
     def _compare(self, found: Path, before: Config) -> None:
         """Refuse to resume as another model, on other data, with another objective or optimizer."""
+        try:
+            check_specs(before)
+        except RemovedEntry as error:
+            raise ValueError(
+                f"trainer.resume: {_run_of(found)} cannot go on: {error}. Its weights are a start for a new run "
+                "(trainer.init_from)"
+            ) from None
         changed = differences(before, self.config)
         content_decides = recorded_data(_run_of(found)) is not None  # `_compare_data`, as soon as there is data
         for key, (old, new) in changed.items():

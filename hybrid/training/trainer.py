@@ -29,10 +29,9 @@ log = logging.getLogger(__name__)
 
 
 class Window:
-    """Means over the steps since the last record; `loss` is the name of what is trained."""
+    """Means over the steps since the last record."""
 
-    def __init__(self, loss: str) -> None:
-        self.loss = loss
+    def __init__(self) -> None:
         self.results: list[StepResult] = []
         self.started = time.perf_counter()
 
@@ -40,15 +39,14 @@ class Window:
         good = [r for r in self.results if r.is_finite]
         metrics = {"perf/tokens_per_second": tokens_per_step * len(self.results) / (time.perf_counter() - self.started)}
         if good:
-            metrics[self.loss] = _mean([r.loss for r in good])
-            left_to_right = [r.ar_nll for r in good if r.ar_nll is not None]
-            if left_to_right:
-                metrics["train/ar_nll"] = _mean(left_to_right)
+            for name in dict.fromkeys(name for r in good for name in r.names):
+                metrics[f"train/{name}"] = _mean([r.losses[name] for r in good if name in r.names])
             metrics["optim/grad_norm"] = _mean([r.grad_norm for r in good])
             metrics |= {f"optim/{name}": rate for name, rate in good[-1].rates.items()}
             sizes = {r.block_size for r in good}
             for size in sizes if len(sizes) > 1 else ():
-                metrics[f"{self.loss}/b{size}"] = _mean([r.loss for r in good if r.block_size == size])
+                of_size = [r for r in good if r.block_size == size]
+                metrics[f"train/{of_size[0].names[0]}/b{size}"] = _mean([r.loss for r in of_size])
         return metrics
 
 
@@ -86,8 +84,6 @@ class Trainer:
         self._bad = 0  # steps in a row that were not finite
         self._unread: list[StepResult] = []  # steps that the device may still be working on
         self._signal: int | None = None
-        # Only what is an estimate of the ELBO is called so.
-        self.loss_name = "train/nelbo" if stepper.objective.is_elbo else "train/loss"
 
     def restore(self, path: Path, validation: Mapping[str, Any] | None = None) -> None:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step.
@@ -179,7 +175,7 @@ class Trainer:
         self._tidy(path)
 
     def _loop(self, progress: TrainingProgress, deadline: float) -> None:
-        config, window = self.config, Window(self.loss_name)
+        config, window = self.config, Window()
         while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
             result = self.stepper(self.step)
             self._unread.append(result)
@@ -192,7 +188,7 @@ class Trainer:
                 self._read()
                 metrics = window.metrics(config.batch_tokens)
                 self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.skipped})
-                window = Window(self.loss_name)
+                window = Window()
             if self.step == config.steps:
                 break
             looks = _due(self.step, config.eval_every), _due(self.step, config.sample_every)
@@ -202,7 +198,7 @@ class Trainer:
             if saves:
                 self.save()
             if any(looks) or saves:  # neither counts as training time
-                window = Window(self.loss_name)
+                window = Window()
 
     def _is_stopped(self, is_late: bool = False) -> bool:
         """Whether any rank was told to stop or finds it late: all must do the same."""

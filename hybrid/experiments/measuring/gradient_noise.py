@@ -16,8 +16,7 @@ from torch import Tensor
 
 from hybrid.data.dataset import Batch
 from hybrid.model import Transformer
-from hybrid.objectives import Objective
-from hybrid.objectives.cross_entropy import masked_loss
+from hybrid.objectives.cross_entropy import MaskedCrossEntropy, masked_loss
 from hybrid.objectives.estimators import Clipped, Count, Estimator, Masking, Time
 from hybrid.objectives.noise import NoiseKeys, block_view, target_ranks
 
@@ -108,7 +107,7 @@ def repeat(
 ) -> tuple[Tensor, Tensor, float]:
     """Losses (R,), squared distances of the gradients from their mean (R,), and the squared norm of the expected
     gradient (an estimate without the bias of the noise in the mean), all per token of the batch."""
-    objective = Objective(estimator, draws=DRAWS, stratified=stratified)
+    objective = MaskedCrossEntropy(estimator, draws=DRAWS, stratified=stratified)
     parameters = [p for p in model.parameters() if p.requires_grad]
     stride = -(-sum(p.numel() for p in parameters) // COMPONENTS)
     losses, gradients = [], []
