@@ -31,8 +31,6 @@ BASELINE = "elbo"
 CONTENDERS: dict[str, list[str]] = {
     BASELINE: [],
     "elbo, complementary": ["objective.complementary=true"],
-    "elbo, adaptive proposal": ["objective.proposal=adaptive"],
-    "elbo, complementary and adaptive": ["objective.complementary=true", "objective.proposal=adaptive"],
     "elbo, independent counts": ["objective.stratified=false"],
     "elbo, time form": ["objective.estimator=time"],
     "elbo, time form, independent": ["objective.estimator=time", "objective.stratified=false"],

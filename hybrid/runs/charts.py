@@ -10,10 +10,9 @@ from typing import Any
 
 from hybrid.config import Config, flatten, to_yaml
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding import DECODERS
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
-from hybrid.options import build, title
+from hybrid.options import title
 from hybrid.results.text import formatted
 from hybrid.runs.plots import plot_attention, plot_losses_by_count, plot_unmasking_order
 from hybrid.text.trace import Trace
@@ -53,7 +52,7 @@ def log_start(
     tracker: Tracker, config: Config, objective: Objective, block_size: int, evaluated: Sequence[int]
 ) -> None:
     """Log what a run is, before its first curve: layout of the charts, configuration, attention pattern."""
-    tracker.layout(chart_layout(evaluated, not objective.is_elbo or objective.ar_weight > 0))
+    tracker.layout(chart_layout(evaluated, not objective.is_elbo or config.objective.ar_weight > 0))
     tracker.text("config", to_yaml(config), 0)
     tracker.hparams(flatten(config))
     seq_len, context = config.data.seq_len, config.model.context
@@ -89,7 +88,7 @@ def log_unmasking_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWr
     prompt = sample.tokenizer.encode(sample.prompts[0])
     n = min(ORDER_BLOCKS * size, ORDER_POSITIONS, sample.max_new_tokens, seq_len - len(prompt))
     for decoder in (own, *({"name": name} for name in ORDER_DECODERS if name != own["name"])):
-        trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
+        trace = Trace(replace(sample.engine, config=replace(sample.engine.config, decoder=decoder)))
         for _ in trace.stream([prompt], n):
             pass
         figure = plot_unmasking_order(

@@ -19,8 +19,9 @@ from typing import Any
 from hybrid.checkpoints import checkpoint
 from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, recorded_data, recorded_start, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config
+from hybrid.config.schema import check_specs
 from hybrid.data.dataset import DataConfig
-from hybrid.options import path_of
+from hybrid.options import RemovedEntry, path_of
 from hybrid.runs.run_folder import CONFIG, check_place, folder_of, is_begun, is_occupied
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,14 @@ class ResumePlan:
         return -1 if self.beginning is Beginning.OVER else None
 
     @property
+    def continued_run(self) -> Path | None:
+        """The folder of the run that is continued: this one, or another."""
+        return None if self.checkpoint is None else _run_of(self.checkpoint)
+
+    @property
     def recorded_start(self) -> Any:
         """The checkpoint whose weights the run that is continued had started from, as it says itself."""
-        return None if self.checkpoint is None else recorded_start(_run_of(self.checkpoint))
+        return None if self.continued_run is None else recorded_start(self.continued_run)
 
     def check_data(self, description: Mapping[str, Any], config: DataConfig) -> None:
         """Compare the data with those of the run that is continued, and warn of what else differs.
@@ -79,8 +85,8 @@ class ResumePlan:
         Raises:
             ValueError: another text, or another tokenizer, whatever their files are called.
         """
-        if self.checkpoint is not None:
-            refuse_other_data(_run_of(self.checkpoint), description, config)
+        if self.continued_run is not None:
+            refuse_other_data(self.continued_run, description, config)
         for difference in self.differs:  # said when nothing refuses to go on any more
             log.warning("%s: the run goes on, but not as if it had never stopped", difference)
 
@@ -108,7 +114,14 @@ def _compare(run: Path, config: Config) -> list[str]:
     """Refuse to continue a run with settings that make it another one; return those that change its course."""
     if not (run / CONFIG).is_file():
         return []
-    changed = differences(load_config(run / CONFIG, checked=False), config)
+    before = load_config(run / CONFIG, checked=False)
+    try:
+        check_specs(before)
+    except RemovedEntry as error:
+        raise ValueError(
+            f"trainer.resume: {run} cannot go on: {error}. Its weights are a start for a new run (trainer.init_from)"
+        ) from None
+    changed = differences(before, config)
     content_decides = recorded_data(run) is not None  # in `check_data`, as soon as there are data
     for key, (old, new) in changed.items():
         if not key.startswith(MAY_CHANGE) and not (content_decides and key in SETTLED_BY_CONTENT):

@@ -13,17 +13,18 @@ import logging
 
 from hybrid.config import Config, resolve_block_sizes, to_yaml
 from hybrid.data.dataset import Data
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
-from hybrid.objectives import Objective
-from hybrid.options import build, title
+from hybrid.objectives import build_objective
+from hybrid.options import title
 from hybrid.results.environment import environment
 from hybrid.runs import charts
 from hybrid.runs.preparation import Machine, load_initial_weights, prepare_data, prepare_model
 from hybrid.runs.resuming import ResumePlan
 from hybrid.runs.run_folder import open_folder
+from hybrid.runs.teacher import load_teacher
 from hybrid.training.optim import EMA, Optimizer
 from hybrid.training.parallel import data_parallel
 from hybrid.training.step import Stepper
@@ -38,13 +39,14 @@ class Run:
     """Trains a model that has been prepared: `open` claims the folder, `train` does the work.
 
     Raises:
-        ValueError: the weights of trainer.init_from do not fit; nothing has been written then.
+        ValueError: the teacher or the weights of trainer.init_from do not fit; nothing has been written then.
     """
 
     def __init__(self, config: Config, machine: Machine, plan: ResumePlan, data: Data, model: Transformer):
         self.config, self.machine, self.plan, self.data, self.model = config, machine, plan, data, model
         self.folder, self.ranks = plan.folder, machine.ranks
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+        self.teacher = load_teacher(config, data.tokenizer, self.block_sizes, machine.device, plan.continued_run)
         self.started_from = plan.recorded_start  # step and hash of a checkpoint
         if plan.checkpoint is None:
             self.started_from = load_initial_weights(model, config, data.tokenizer)
@@ -89,6 +91,7 @@ class Run:
         facts = environment(self.machine.device)
         facts |= {"ranks": self.ranks.world, "data": self.data.description, "parameters": self.model.n_parameters()}
         facts["init_from"] = self.started_from
+        facts["teacher"] = self.teacher and self.teacher.origin.checkpoint
         open_folder(self.folder, to_yaml(self.config), facts, self.data.tokenizer)
 
     def train(self) -> None:
@@ -124,7 +127,7 @@ class Run:
             optimizer=Optimizer(self.model, c.optim),
             ema=EMA(self.model, c.optim.ema_decay) if c.optim.ema_decay else None,
             split=self.data.train,
-            objective=Objective.of(c.objective),
+            objective=build_objective(c.objective, self.teacher and self.teacher.model),
             block_sizes=self.block_sizes,
             optim=c.optim,
             trainer=c.trainer,
@@ -150,9 +153,7 @@ class Run:
         engine = Engine(
             model=self.model,
             seq_len=c.data.seq_len,
-            block_size=self.block_sizes[0],
-            decoder=build(DECODERS, c.decoder, "decoder"),
-            seed=c.run.seed,
+            config=GenerationConfig(self.block_sizes[0], c.decoder, seed=c.run.seed),
             document_mask=c.data.document_mask,
             precision=self.machine.autocast,
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a moment of training: weights, optimizer, averages, proposal, and counts of steps."""
+"""What a checkpoint holds of a moment of training: weights, optimizer, averages, and counts of steps."""
 
 from __future__ import annotations
 
@@ -39,8 +39,6 @@ def write(stepper: Stepper, folder: Path, counts: Counts) -> Path:
     tensors = {"model": module_tensors(s.model), "optimizer": optimizer_tensors}
     if s.ema is not None:
         tensors["ema"] = s.ema.shadow
-    if s.objective.learner is not None:
-        tensors["proposal"] = s.objective.learner.state()
     broken = _broken(tensors)
     if s.ranks.any(bool(broken)):
         names = ", ".join(broken[:3]) or "what another rank holds"
@@ -99,8 +97,6 @@ def _restore(s: Stepper, path: Path) -> Counts:
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))
     if s.ema is not None:
         overwrite(load_group(path, "ema"), s.ema.shadow, "ema: ")
-    if s.objective.learner is not None:
-        s.objective.learner.restore(dict(load_group(path, "proposal")))
     return counts
 
 

@@ -15,10 +15,9 @@ log = logging.getLogger(__name__)
 
 
 class Window:
-    """Means over the steps since the last record; `loss` is the name of what is trained."""
+    """Means over the steps since the last record."""
 
-    def __init__(self, loss: str) -> None:
-        self.loss = loss
+    def __init__(self) -> None:
         self.results: list[StepResult] = []
         self.started = time.perf_counter()
 
@@ -27,15 +26,14 @@ class Window:
         good = [r for r in self.results if r.is_finite]
         metrics = {"perf/tokens_per_second": tokens_per_step * len(self.results) / (time.perf_counter() - self.started)}
         if good:
-            metrics[self.loss] = _mean([r.loss for r in good])
-            left_to_right = [r.ar_nll for r in good if r.ar_nll is not None]
-            if left_to_right:
-                metrics["train/ar_nll"] = _mean(left_to_right)
+            for name in dict.fromkeys(name for r in good for name in r.names):
+                metrics[f"train/{name}"] = _mean([r.losses[name] for r in good if name in r.names])
             metrics["optim/grad_norm"] = _mean([r.grad_norm for r in good])
             metrics |= {f"optim/{name}": rate for name, rate in good[-1].rates.items()}
             sizes = {r.block_size for r in good}
             for size in sizes if len(sizes) > 1 else ():
-                metrics[f"{self.loss}/b{size}"] = _mean([r.loss for r in good if r.block_size == size])
+                of_size = [r for r in good if r.block_size == size]
+                metrics[f"train/{of_size[0].names[0]}/b{size}"] = _mean([r.loss for r in of_size])
         return metrics
 
 

@@ -55,8 +55,6 @@ class Trainer:
         self._saved: Path | None = None  # the checkpoint of this moment
         self._sampled: int | None = None  # the step of the last samples
         self._stop = StopSignal()
-        # Only what is an estimate of the ELBO is called so.
-        self.loss_name = "train/nelbo" if stepper.objective.is_elbo else "train/loss"
 
     def restore(self, path: Path, validation: Mapping[str, Any] | None = None) -> None:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step.
@@ -126,7 +124,7 @@ class Trainer:
             self._evaluate_last(path)
 
     def _loop(self, progress: TrainingProgress, deadline: float) -> None:
-        config, window = self.config, Window(self.loss_name)
+        config, window = self.config, Window()
         while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
             result = self.stepper(self.step)
             self.bad.add(result)
@@ -139,7 +137,7 @@ class Trainer:
                 self.bad.read()
                 metrics = window.metrics(config.batch_tokens)
                 self.tracker.log(self.step, {**metrics, "optim/skipped_steps": self.bad.skipped})
-                window = Window(self.loss_name)
+                window = Window()
             if self.step == config.steps:
                 break
             validates, samples = _is_due(self.step, config.eval_every), _is_due(self.step, config.sample_every)
@@ -150,7 +148,7 @@ class Trainer:
             if saves:
                 self.save()
             if validates or samples or saves:  # none of it counts as training time
-                window = Window(self.loss_name)
+                window = Window()
 
     def _is_stopped(self, is_late: bool = False) -> bool:
         """Whether any rank was told to stop or finds it late: all must do the same."""

@@ -49,7 +49,7 @@ def signals_that_nobody_catches_fail() -> Iterator[None]:
     [
         ("adamw", []),
         ("muon", []),
-        ("muon", ["objective.proposal=adaptive", "objective.complementary=true", "objective.draws=2"]),
+        ("muon", ["objective.complementary=true", "objective.draws=2"]),
     ],
 )
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])

@@ -29,7 +29,7 @@ from hybrid.training.optim import Optimizer, lr_factor
     [
         (["objective.weighting=maskgit"], "train/loss", set()),
         (["objective.estimator=clipped"], "train/loss", set()),
-        (["objective.proposal=adaptive"], "train/nelbo", set()),
+        (["objective.proposal={name: power, exponent: 0.5}"], "train/nelbo", set()),
         (["model.context=causal", "objective.ar_weight=0.5"], "train/nelbo", {"train/ar_nll"}),
     ],
 )
