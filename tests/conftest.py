@@ -23,7 +23,7 @@ from hybrid import cli
 from hybrid.config import Config, load_config
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
 
 ROOT = Path(__file__).parent.parent
@@ -117,7 +117,7 @@ def lm(trained: Path) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def split(lm: LanguageModel) -> PackedTokens:
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     return prepare(lm.config.data).validation
 

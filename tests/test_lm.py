@@ -17,9 +17,9 @@ from conftest import Configure
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoints.checkpoint import find_checkpoint
-from hybrid.checkpoints.states import module_tensors
-from hybrid.checkpoints.tensors import load_group, load_tensors
+from hybrid.checkpoints.finding import find_checkpoint
+from hybrid.checkpoints.module_state import module_tensors
+from hybrid.checkpoints.tensor_files import load_group, load_tensors
 from hybrid.lm import load
 from hybrid.model.fused import is_fused
 from hybrid.runs.run import Run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hybrid.config import load_config
-from hybrid.data.dataset import Data, prepare
+from hybrid.data.preparing import Data, prepare
 from hybrid.likelihoods.rows import bound
 from hybrid.runs.run import Run
 

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import located
-from hybrid.checkpoints.states import load_state, module_tensors
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.recorded_data import located
 from hybrid.config import Config
-from hybrid.data.dataset import Data, prepare
+from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.distributed import ALONE, Ranks
@@ -100,13 +100,15 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
         return None
     other = load(path_of("trainer.init_from", path), device="cpu")
     if tokenizer.fingerprint != other.tokenizer.fingerprint:
-        own = path_of("trainer.init_from", path) / "tokenizer" / SUBWORD_FILE
-        way_out = f"set data.tokenizer={own}" if own.is_file() else "train with its tokenizer"
+        folder = path_of("trainer.init_from", path)
+        places = (folder / "tokenizer" / SUBWORD_FILE, folder / SUBWORD_FILE)  # ours, and that of an imported model
+        own = next((place for place in places if place.is_file()), None)
+        way_out = "train with its tokenizer" if own is None else f"set data.tokenizer={own}"
         raise ValueError(
             f"trainer.init_from: {path!r} has another vocabulary ({_described(other.tokenizer)}) than data.tokenizer = "
             f"{config.data.tokenizer!r} ({_described(tokenizer)}); {way_out}"
         )
-    with checkpoint.reading(cast(Path, other.origin.folder)):
+    with finding.reading(cast(Path, other.origin.folder)):
         load_state(model, module_tensors(other.model))
     log.info("weights of %s (%s)", path, other.config.run.name)
     return other.origin.checkpoint

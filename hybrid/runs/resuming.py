@@ -16,11 +16,12 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, recorded_data, recorded_start, refuse_other_data
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import recorded_start
+from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config
 from hybrid.config.schema import check_specs
-from hybrid.data.dataset import DataConfig
+from hybrid.data.config import DataConfig
 from hybrid.options import RemovedEntry, path_of
 from hybrid.runs.run_folder import CONFIG, check_place, folder_of, is_begun, is_occupied
 
@@ -63,21 +64,21 @@ class ResumePlan:
         return cls(folder, mode, beginning, found, tuple(_compare(_run_of(found), config)))
 
     @property
+    def run(self) -> Path | None:
+        """The folder of the run that is continued."""
+        return None if self.checkpoint is None else _run_of(self.checkpoint)
+
+    @property
     def last_step(self) -> int | None:
         """The last step whose records are kept: -1 keeps none of them, None means that there are none."""
         if self.checkpoint is not None:
-            return checkpoint.step_of(self.checkpoint)
+            return finding.step_of(self.checkpoint)
         return -1 if self.beginning is Beginning.OVER else None
-
-    @property
-    def continued_run(self) -> Path | None:
-        """The folder of the run that is continued: this one, or another."""
-        return None if self.checkpoint is None else _run_of(self.checkpoint)
 
     @property
     def recorded_start(self) -> Any:
         """The checkpoint whose weights the run that is continued had started from, as it says itself."""
-        return None if self.continued_run is None else recorded_start(self.continued_run)
+        return None if self.run is None else recorded_start(self.run)
 
     def check_data(self, description: Mapping[str, Any], config: DataConfig) -> None:
         """Compare the data with those of the run that is continued, and warn of what else differs.
@@ -85,8 +86,8 @@ class ResumePlan:
         Raises:
             ValueError: another text, or another tokenizer, whatever their files are called.
         """
-        if self.continued_run is not None:
-            refuse_other_data(self.continued_run, description, config)
+        if self.run is not None:
+            refuse_other_data(self.run, description, config)
         for difference in self.differs:  # said when nothing refuses to go on any more
             log.warning("%s: the run goes on, but not as if it had never stopped", difference)
 
@@ -103,10 +104,10 @@ def _checkpoint_to_resume(folder: Path, mode: str) -> Path | None:
     if mode == "never":
         return None
     if mode == "auto":
-        has_saved = bool(checkpoint.list_checkpoints(folder / "checkpoints"))
-        return checkpoint.find_checkpoint(folder) if has_saved else None
-    found = checkpoint.find_checkpoint(path_of("trainer.resume", mode))
-    checkpoint.step_of(found)  # refuses a saved model, which has no step
+        has_saved = bool(finding.list_checkpoints(folder / "checkpoints"))
+        return finding.find_checkpoint(folder) if has_saved else None
+    found = finding.find_checkpoint(path_of("trainer.resume", mode))
+    finding.step_of(found)  # refuses a saved model, which has no step
     return found
 
 

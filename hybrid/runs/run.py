@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 
 from hybrid.config import Config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import Data
+from hybrid.data.preparing import Data
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.distributed import ALONE, Ranks
@@ -39,14 +39,14 @@ class Run:
     """Trains a model that has been prepared: `open` claims the folder, `train` does the work.
 
     Raises:
-        ValueError: the teacher or the weights of trainer.init_from do not fit; nothing has been written then.
+        ValueError: the weights of trainer.init_from do not fit; nothing has been written then.
     """
 
     def __init__(self, config: Config, machine: Machine, plan: ResumePlan, data: Data, model: Transformer):
         self.config, self.machine, self.plan, self.data, self.model = config, machine, plan, data, model
         self.folder, self.ranks = plan.folder, machine.ranks
         self.block_sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
-        self.teacher = load_teacher(config, data.tokenizer, self.block_sizes, machine.device, plan.continued_run)
+        self.teacher = load_teacher(config, data.tokenizer, self.block_sizes, machine.device, plan.run)
         self.started_from = plan.recorded_start  # step and hash of a checkpoint
         if plan.checkpoint is None:
             self.started_from = load_initial_weights(model, config, data.tokenizer)

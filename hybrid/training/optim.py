@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoints.states import DamagedState, flatten_optimizer, restore_optimizer
+from hybrid.checkpoints.module_state import DamagedState
+from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from hybrid.distributed import local
 from hybrid.options import option, shown
 from hybrid.training.parallel import reshard

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.states import is_finite, load_state, module_tensors, overwrite
-from hybrid.checkpoints.tensors import load_group
+from hybrid.checkpoints import finding, saving
+from hybrid.checkpoints.module_state import is_finite, load_state, module_tensors, overwrite
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import Ranks, local
 from hybrid.options import shown
 
@@ -47,7 +47,7 @@ def write(stepper: Stepper, folder: Path, counts: Counts) -> Path:
             "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
         )
     state = {**counts._asdict(), "optimizer": optimizer_meta}
-    return checkpoint.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
+    return saving.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
 
 
 def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
@@ -63,7 +63,7 @@ def is_best(folder: Path, value: float | None) -> bool:
     """Whether a bound is lower than those of all checkpoints in a folder; None and what is not finite are not."""
     if value is None or not math.isfinite(value):
         return False
-    best = checkpoint.read_best(folder)
+    best = finding.read_best(folder)
     return best is None or value < best[1]
 
 
@@ -73,8 +73,8 @@ def tidy(folder: Path, path: Path, value: float | None, keep_last: int, ranks: R
     ranks.wait()  # all of them have read which was the best
     if ranks.is_main:
         if value is not None and is_the_best:
-            checkpoint.mark_best(folder, path, value)
-        checkpoint.prune(folder, keep_last)
+            saving.mark_best(folder, path, value)
+        saving.prune(folder, keep_last)
     ranks.wait()
 
 
@@ -84,14 +84,14 @@ def restore(stepper: Stepper, path: Path) -> Counts:
     Raises:
         ValueError: what is saved there does not fit; one line that names the checkpoint, and another if there is one.
     """
-    with checkpoint.reading(path):
+    with finding.reading(path):
         return _restore(stepper, path)
 
 
 def _restore(s: Stepper, path: Path) -> Counts:
-    state = checkpoint.read_state(path)
+    state = finding.read_state(path)
     counts = Counts(*(_count(state, name, path) for name in Counts._fields))
-    if counts.step != checkpoint.step_of(path):
+    if counts.step != finding.step_of(path):
         raise ValueError(f"{path}: its state.json is of step {shown(counts.step)}; restore the folder from a copy")
     load_state(s.model, load_group(path, "model"))
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))

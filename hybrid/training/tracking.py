@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from hybrid.results.plot import rasterise
-from hybrid.storage.atomic import to_json, write_error
+from hybrid.storage.atomic import write_error
+from hybrid.storage.json_files import to_json
 from hybrid.training.metrics import MetricsFile, last_validation, supersede
 
 if TYPE_CHECKING:

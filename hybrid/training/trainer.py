@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding
 from hybrid.progress import TrainingProgress
 from hybrid.storage.atomic import write_text_atomic
 from hybrid.training import snapshot
@@ -66,7 +66,7 @@ class Trainer:
             ValueError: what is saved there does not fit; one line that names it.
         """
         self.step, self.bad.skipped, self.bad.in_a_row = snapshot.restore(self.stepper, path)
-        if checkpoint.is_latest(self.checkpoints, path):
+        if finding.is_latest(self.checkpoints, path):
             self._saved = path
         if validation is not None and validation["step"] == self.step:
             nelbo = validation["val/nelbo"]

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks

@@ -16,10 +16,10 @@ from torch import Tensor
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints.tensors import load_group, load_tensors
+from hybrid.checkpoints.tensor_files import load_group, load_tensors
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.runs.run import Run
-from hybrid.storage.atomic import new_folder
+from hybrid.storage.folders import new_folder
 
 Damage = Callable[[dict[str, Tensor]], Any]
 LAST = "checkpoints/step-00000008"

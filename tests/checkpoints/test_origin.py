@@ -15,8 +15,9 @@ from conftest import WORDS, Command, Configure
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import identity_of, latest_identity, model_identity, recorded_data
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import identity_at, identity_of
+from hybrid.checkpoints.recorded_data import recorded_data
 from hybrid.runs.run import Run
 from hybrid.sweep.plan import Planned
 from hybrid.sweep.state import is_evaluated, state_of
@@ -69,7 +70,7 @@ def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Confi
     assert contents(folder) == before
     write_corpus(corpus)
     train(again)
-    assert checkpoint.steps_done(folder) == 4
+    assert finding.steps_done(folder) == 4
 
 
 def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = corpus.rename(tmp_path / "other.jsonl")
     train(configure(tmp_path / "there", f"data.corpus={moved}", "trainer.steps=4", "trainer.resume=auto"))
-    assert checkpoint.steps_done(tmp_path / "there" / "tiny") == 4
+    assert finding.steps_done(tmp_path / "there" / "tiny") == 4
     assert "other.jsonl holds the text that" in caplog.text
     assert recorded_data(tmp_path / "there" / "tiny")["corpus_path"] == str(moved)  # type: ignore[index]
 
@@ -177,12 +178,12 @@ def test_an_evaluation_names_its_checkpoint(command: Command, copy_of_trained: P
         assert command("evaluate", "--checkpoint", path, "--rows", 2, "--draws", 1).code == 0
         found = records(copy_of_trained)["checkpoint"]
         assert found["step"] == number and len(found["sha256"]) == 64
-    assert found == identity_of(step) != latest_identity(copy_of_trained)
+    assert found == identity_of(step) != identity_at(copy_of_trained)
     again = shutil.copytree(copy_of_trained, tmp_path / "copy")
-    assert latest_identity(again) == latest_identity(copy_of_trained) == model_identity(again)
+    assert identity_at(again) == identity_at(copy_of_trained) == identity_at(again)
     weights = hybrid.load(copy_of_trained).save(tmp_path / "saved")
-    assert latest_identity(weights) == hybrid.load(weights).origin.checkpoint != found
-    assert latest_identity(tmp_path) is None
+    assert identity_at(weights) == hybrid.load(weights).origin.checkpoint != found
+    assert identity_at(tmp_path) is None
 
 
 def test_what_was_trained_on_is_evaluated_anew_and_left_out_until_then(
@@ -272,7 +273,7 @@ def test_a_finished_run_of_another_text_or_start_is_not_the_one_that_is_planned(
     words += [f"trainer.init_from={start}"]
     config = configure(tmp_path / "runs", *words)
     folder = train(config)
-    assert json.loads((folder / "environment.json").read_text())["init_from"] == latest_identity(start)
+    assert json.loads((folder / "environment.json").read_text())["init_from"] == identity_at(start)
     assert state_of(planned(config)).is_finished
     train(configure(tmp_path / "start", words[0], "trainer.steps=4", "trainer.resume=auto"))
     with pytest.raises(

@@ -10,9 +10,11 @@ import pytest
 from training_toy import train
 
 from hybrid.config import load_config
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora.locating import locate
 from hybrid.data.corpora.markov import BlockMarkov, Markov
-from hybrid.data.corpora.named import KnownEntropy, locate
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.corpora.source import KnownEntropy
+from hybrid.data.preparing import Data, prepare
 from hybrid.likelihoods.rows import bound
 from hybrid.runs.run import Run
 

@@ -14,7 +14,7 @@ from conftest import Command, Configure
 from event_files import events_of
 from training_toy import before_step, train
 
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding, saving
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.runs import run_folder
 from hybrid.runs.run import Run
@@ -63,7 +63,7 @@ def test_what_a_killed_run_left_anywhere_in_its_folder_is_gone_after_resuming(
         (copy_of_trained / name).write_text("half")
     train(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
     assert [path for path in copy_of_trained.rglob("*") if path.name.startswith(".")] == []
-    assert checkpoint.step_of(checkpoint.find_checkpoint(copy_of_trained)) == 9
+    assert finding.step_of(finding.find_checkpoint(copy_of_trained)) == 9
 
 
 def test_where_there_is_no_place_for_a_run_is_said_before_any_work(
@@ -151,7 +151,7 @@ def test_going_back_to_an_earlier_checkpoint_as_the_end_saves_it_as_the_latest(
 ) -> None:
     earlier = copy_of_trained / "checkpoints" / "step-00000004"
     train(configure(copy_of_trained.parent, f"trainer.resume={earlier}", "trainer.steps=4"))
-    assert checkpoint.find_checkpoint(copy_of_trained) == earlier
+    assert finding.find_checkpoint(copy_of_trained) == earlier
     records = read_metrics(copy_of_trained)
     assert [r["step"] for r in records if "val/nelbo" in r] == [4] and records[-1]["step"] == 4
 
@@ -190,11 +190,11 @@ def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resumi
     monkeypatch.setattr(Validator, "__call__", lambda self: {**validate(self), "val/nelbo": next(rising)})
     options = ["trainer.save_every=2", "trainer.eval_every=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "mark_best", die)
+        patch.setattr(saving, "mark_best", die)
         with pytest.raises(SystemExit):
             train(configure(tmp_path, *options))
     checkpoints = train(configure(tmp_path, *options, "trainer.resume=auto")) / "checkpoints"
-    assert checkpoint.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
+    assert finding.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
 
 
 def test_what_is_shown_at_the_end_is_there_before_the_run_counts_as_finished(

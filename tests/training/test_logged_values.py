@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.scores import Rows, Scores

@@ -187,7 +187,7 @@ def test_layout_text_and_image_reach_tensorboard(tmp_path):
 
 def test_importing_stays_light():
     code = (
-        "import sys, hybrid.training.tracking, hybrid.checkpoints.checkpoint, hybrid.runs.plots\n"
+        "import sys, hybrid.training.tracking, hybrid.checkpoints.saving, hybrid.runs.plots\n"
         "print([m for m in ('tensorboard', 'matplotlib', 'datasets') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
