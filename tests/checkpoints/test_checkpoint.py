@@ -239,7 +239,7 @@ def test_prune_keeps_the_last_saved_the_latest_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".step*"))
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 5, 6]
     assert read_best(tmp_path) == (tmp_path / "step-00000002", 1.25)
-    assert find_checkpoint(tmp_path, "best") == tmp_path / "step-00000002"
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "step-00000002"
     # Back to step 2 and on: what counts is when a checkpoint was saved, so the abandoned 5 and 6 go first.
     save(tmp_path, 3)
     save(tmp_path, 4)
@@ -256,12 +256,16 @@ def test_best_is_never_replaced_by_another(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     assert read_best(tmp_path) is None
-    with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
-        find_checkpoint(tmp_path, "best")
+    with pytest.raises(ValueError, match="best does not exist"):
+        find_checkpoint(tmp_path / "best")
+    for damaged in ("", "step-00000009\n0.5\n", "step-00000001"):
+        (tmp_path / "best").write_text(damaged)
+        with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
+            find_checkpoint(tmp_path / "best")
     mark_best(tmp_path, tmp_path / "step-00000001", 0.5)
     truncate(tmp_path / "step-00000001" / "model.safetensors")
     with pytest.raises(ValueError, match="truncated"):
-        find_checkpoint(tmp_path, "best")
+        find_checkpoint(tmp_path / "best")
     with pytest.raises(ValueError, match="best: nan is not finite"):
         mark_best(tmp_path, tmp_path / "step-00000002", math.nan)
 
