@@ -218,26 +218,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
     parser.add_argument(
-        "--ignore-end-of-text",
-        action="store_false",
-        default=None,
-        dest="stop_at_end",
+        "--ignore-end-of-text", action="store_false", default=None, dest="stop_at_end",
         help="go on behind an end-of-text token",
-    )
-    parser.add_argument("--seed", type=int, metavar="S",
-        help="of all randomness (default: 0)",
     )  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
     parser.add_argument(
         "--slide", action="store_true", default=None,
         help="go on beyond the context, with the last tokens in view",
     )  # fmt: skip
     parser.add_argument(
-        "--no-cache",
-        action="store_false",
-        default=None,
-        dest="cache",
+        "--no-cache", action="store_false", default=None, dest="cache",
         help="recompute everything: the same text, slowly",
-    )
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",
     )  # fmt: skip

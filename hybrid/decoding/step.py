@@ -53,7 +53,7 @@ class Step:
         return View(
             self.step, self.tokens, self.is_masked, live.is_fixed, live.is_valid,
             draw=lambda: self.uniform(rng.DECIDE), forward=lambda: self.prediction, planner=self.weigh,
-            read=self.read, sample=self.sample,
+            read=self.read, sample=self.sample, mask_token_id=self.networks.denoiser.model.mask_token_id,
         )  # fmt: skip
 
     def uniform(self, purpose: int) -> Tensor:
