@@ -22,8 +22,8 @@ from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import ESTIMATORS, ObjectiveConfig
+from hybrid.objectives.build import build_estimator
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.objectives.objective import build_estimator
 from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 from hybrid.sweep.plan import plan

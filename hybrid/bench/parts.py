@@ -15,8 +15,7 @@ from torch import Tensor
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
-from hybrid.data.batches import batch_rows
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.device import precision_context, resolve_device, resolve_precision
 from hybrid.model.attention import BACKENDS, Backend
@@ -136,13 +135,9 @@ def data(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     split = PackedTokens(tokens, None, counts, setting.seq_len, setting.vocab - 1)
     batch = split.rows(batch_rows(split.n_rows, setting.rows, 0, 0))
     noise = NoiseKeys(0, 0, torch.arange(setting.rows), 0, setting.rows)
-    estimators = {"counts and positions": Count(), "and a learned proposal": Count("adaptive")}
     steps: dict[str, Callable[[], Any]] = {
         "rows of 50M tokens": lambda: split.rows(batch_rows(split.n_rows, setting.rows, 0, 7)),
-        **{
-            name: lambda e=e: e.draw(noise, batch.is_target, setting.block_size, 1, True)
-            for name, e in estimators.items()
-        },
+        "counts and positions": lambda: Count().draw(noise, batch.is_target, setting.block_size, 1, True),
     }
     steps["rows of 50M tokens"]()  # the order of an epoch is made once
     return [

@@ -120,13 +120,15 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
     from hybrid.experiments.measuring import trained
+    from hybrid.objectives import MaskedObjective
     from hybrid.runs.run import Run
 
     steppers, device = {}, None
     for name, arm in ARMS.items():
-        started = Run(configure(arguments, name, 0, arm.rates[0], "timing"))
-        stepper, device = started.stepper(), started.device
+        started = Run.of(configure(arguments, name, 0, arm.rates[0], "timing"))
+        stepper, device = started.stepper(), started.machine.device
         if arm.straightforward:
+            assert isinstance(stepper.objective, MaskedObjective)
             stepper.objective = StraightforwardObjective.like(stepper.objective)
             stepper.model.attend = Dense()
         steppers[name] = stepper

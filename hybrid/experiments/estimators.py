@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
     from hybrid.model import Transformer
     from hybrid.objectives.estimators import Estimator
 
@@ -101,26 +101,20 @@ def contenders(block_size: int, gradient_weights: list[float]) -> dict[str, tupl
         "time, clipped to [0.5, 1]": (Clipped("linear", 0.5, 1.0), True),
         "count, independent counts": (Count(), False),
         "count": (Count(), True),
-        "count, adaptive": (Count("adaptive"), True),
         "count, best for the gradient": (Count(best), True),
         "count, complementary": (Count("uniform", True), True),
-        "count, complementary, adaptive": (Count("adaptive", True), True),
     }
 
 
 def measure_all(
     model: Transformer, batch: Batch, other: Batch, block_size: int, repeats: int, seed: int
 ) -> list[Measured]:
-    """Every contender on the rows of `batch`; what is to be learned beforehand is learned on `other`."""
-    from hybrid.objectives.estimators import Count
-
+    """Every contender on the rows of `batch`; what is to be measured beforehand is measured on `other`."""
     norms = gradient_norms(model, other, block_size, seed)
     log.info("block size %d: gradient norms by count %s", block_size, ", ".join(f"{norm:.3g}" for norm in norms))
     samples: dict[str, tuple[Tensor, Tensor, float]] = {}
     entries = contenders(block_size, norms)
     for name, (estimator, stratified) in entries.items():
-        if isinstance(estimator, Count) and hasattr(estimator.source, "learn"):
-            teach(model, other, estimator, block_size, seed)
         samples[name] = repeat(model, batch, estimator, stratified, block_size, repeats, seed)
         log.info("block size %d: %s", block_size, name)
     unbiased = [losses for name, (losses, *_) in samples.items() if not hasattr(entries[name][0], "bias")]
@@ -153,9 +147,9 @@ def repeat(
     gradient (an estimate without the bias of the noise in the mean), all per token of the batch."""
     import torch
 
-    from hybrid.objectives import Objective
+    from hybrid.objectives.cross_entropy import MaskedCrossEntropy
 
-    objective = Objective(estimator, draws=DRAWS, stratified=stratified)
+    objective = MaskedCrossEntropy(estimator, draws=DRAWS, stratified=stratified)
     parameters = [p for p in model.parameters() if p.requires_grad]
     stride = -(-sum(p.numel() for p in parameters) // COMPONENTS)
     losses, gradients = [], []
@@ -177,19 +171,6 @@ def _noise(batch: Batch, seed: int, step: int) -> Any:
 
     rows = len(batch.tokens)
     return NoiseKeys(seed, step, torch.arange(rows, device=batch.tokens.device), 0, rows)
-
-
-def teach(model: Transformer, batch: Batch, estimator: Any, block_size: int, seed: int, steps: int = 50) -> None:
-    """Show `steps` batches of noise to a proposal that learns."""
-    import torch
-
-    from hybrid.objectives import Objective
-
-    objective = Objective(estimator, draws=DRAWS)
-    with torch.no_grad():
-        for step in range(steps):
-            loss = objective.loss(model, batch, _noise(batch, seed + 1, step), block_size)
-            objective.learn(block_size, [objective.observed(loss, batch.is_target, block_size)])
 
 
 def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int, samples: int = 24) -> list[float]:
@@ -270,8 +251,8 @@ def _explanation(arguments: argparse.Namespace, batch: Batch) -> str:
     return f"""\
 {len(batch.tokens)} rows of {batch.tokens.shape[1]} tokens of the validation split, {arguments.repeats} repeats,
 {DRAWS} noisy streams per clean pass for every estimator. The text is fixed: the variance is that of the noise. Counts
-and times are stratified over the batch unless it says independent. What `adaptive` and "best for the gradient" know was
-learned on as many other rows.
+and times are stratified over the batch unless it says independent. The weights of "best for the gradient" were measured
+on as many other rows.
 
 * "from the mean of all": distance of the mean from the pooled mean of the unbiased estimators, in standard errors.
 * "gradient": variance summed over at most {COMPONENTS:,} components of the gradient; "noise / signal": that, divided

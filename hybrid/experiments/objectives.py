@@ -31,8 +31,6 @@ BASELINE = "elbo"
 CONTENDERS: dict[str, list[str]] = {
     BASELINE: [],
     "elbo, complementary": ["objective.complementary=true"],
-    "elbo, adaptive proposal": ["objective.proposal=adaptive"],
-    "elbo, complementary and adaptive": ["objective.complementary=true", "objective.proposal=adaptive"],
     "elbo, independent counts": ["objective.stratified=false"],
     "elbo, time form": ["objective.estimator=time"],
     "elbo, time form, independent": ["objective.estimator=time", "objective.stratified=false"],
@@ -116,8 +114,8 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
     from hybrid.experiments.measuring.trained import step_seconds
     from hybrid.runs.run import Run
 
-    runs = {name: Run(config) for name, config in configs.items()}
-    device = next(iter(runs.values())).device
+    runs = {name: Run.of(config) for name, config in configs.items()}
+    device = next(iter(runs.values())).machine.device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     return step_seconds({name: run.stepper() for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
 

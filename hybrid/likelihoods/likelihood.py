@@ -21,7 +21,7 @@ from hybrid import rng
 from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import cross_entropies
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives.cross_entropy import Loss, masked_loss
+from hybrid.objectives.cross_entropy import MaskedLoss, masked_loss
 from hybrid.objectives.estimators import Count, Masking
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.options import pick
@@ -122,7 +122,7 @@ def _per_row(values: Tensor, masked: Tensor) -> Tensor:
 def monte_carlo(
     model: Transformer, tokens: Tensor, block_size: int, draws: int, seed: int,
     documents: Tensor | None, is_target: Tensor, keys: Tensor | None,
-) -> tuple[Tensor, Loss]:  # fmt: skip
+) -> tuple[Tensor, MaskedLoss]:  # fmt: skip
     """Independent draws of each row's bound, (b, D) float64 nats, and the cross-entropies they came from.
 
     Within a draw the counts are stratified over the row's blocks; draws are independent, so they give the error.

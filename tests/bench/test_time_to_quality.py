@@ -11,9 +11,9 @@ from toy import random_tokens, toy_model
 from hybrid.bench.baselines import Dense, StraightforwardObjective
 from hybrid.bench.time_to_quality import ARMS, BASELINE, Point, best_rates, crossings, reach, run, table
 from hybrid.config import load_config
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.experiments.measuring.trained import Trained
-from hybrid.objectives import Objective, ObjectiveConfig
+from hybrid.objectives import ObjectiveConfig, build_objective
 from hybrid.objectives.noise import NoiseKeys
 
 
@@ -21,7 +21,7 @@ def test_both_passes_have_the_same_gradient():
     """What allows a run of the straightforward arm to be trained by the fast pass."""
     tokens, keys = random_tokens(3, 12), NoiseKeys(0, 0, torch.arange(3), 0, 3)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    ours = Objective.of(ObjectiveConfig(estimator="time", stratified=False))
+    ours = build_objective(ObjectiveConfig(estimator="time", stratified=False))
     gradients = []
     for objective in (ours, StraightforwardObjective.like(ours)):
         model = toy_model(n_kv_heads=4)
