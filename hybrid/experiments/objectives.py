@@ -130,7 +130,7 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
-    from hybrid.decoding.shared import generate_shared
+    from hybrid.decoding.engine import generate_shared
     from hybrid.evaluation.quality import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 

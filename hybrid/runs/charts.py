@@ -10,10 +10,9 @@ from typing import Any
 
 from hybrid.config import Config, flatten, to_yaml
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding import DECODERS
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
-from hybrid.options import build, title
+from hybrid.options import title
 from hybrid.results.text import formatted
 from hybrid.runs.plots import plot_attention, plot_losses_by_count, plot_unmasking_order
 from hybrid.text.trace import Trace
@@ -67,7 +66,7 @@ def show_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, ste
     prompt = sample.tokenizer.encode(sample.prompts[0])
     n = min(ORDER_BLOCKS * size, ORDER_POSITIONS, sample.max_new_tokens, seq_len - len(prompt))
     for decoder in (own, *({"name": name} for name in ORDER_DECODERS if name != own["name"])):
-        trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
+        trace = Trace(replace(sample.engine, config=replace(sample.engine.config, decoder=decoder)))
         for _ in trace.stream([prompt], n):
             pass
         figure = plot_unmasking_order(

@@ -21,7 +21,7 @@ from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config,
 from hybrid.config.schema import check_specs
 from hybrid.data.dataset import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.distributed import ALONE, Ranks
@@ -30,7 +30,7 @@ from hybrid.model import Transformer
 from hybrid.model.build import build_model, check_batch
 from hybrid.model.layers import Layer
 from hybrid.objectives import build_objective
-from hybrid.options import RemovedEntry, build, path_of, title
+from hybrid.options import RemovedEntry, path_of, title
 from hybrid.results.environment import environment
 from hybrid.runs import charts
 from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
@@ -217,9 +217,7 @@ class Run:
         engine = Engine(
             model=self.model,
             seq_len=c.data.seq_len,
-            block_size=self.block_sizes[0],
-            decoder=build(DECODERS, c.decoder, "decoder"),
-            seed=c.run.seed,
+            config=GenerationConfig(self.block_sizes[0], c.decoder, seed=c.run.seed),
             document_mask=c.data.document_mask,
             precision=self.precision,
         )

@@ -13,8 +13,7 @@ from typing import Any
 
 from hybrid.data.dataset import PackedTokens
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding.engine import Engine
-from hybrid.decoding.shared import generate_shared
+from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.rows import Bound, bound, perplexity
 from hybrid.model import Transformer
