@@ -157,7 +157,7 @@ def test_ratios_of_parts_are_speeds(setting: training.Setting) -> None:
     assert [(row["head"], row["of plain"]) for row in rows[:2]] == [("ours, in chunks", 2.0), ("plain", 1.0)]
     rows = parts.growth(setting, 1)
     assert {(row["ms"], row["autoregressive, ms"], row["of autoregressive"]) for row in rows} == {(2000.0, 1000.0, 0.5)}
-    assert [row["tokens/s"] for row in parts.data(setting, 1)] == [32, 16, 11]
+    assert [row["tokens/s"] for row in parts.data(setting, 1)] == [32, 16]
 
 
 SMALL = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "data.seq_len=16", "trainer.batch_tokens=32"]
@@ -198,7 +198,7 @@ def test_parts_of_a_step(command: Command, tmp_path):
     assert rows["plain causal, one stream"]["of these allowed"] == pytest.approx(17 / 32, abs=1e-3)
     assert [row["head"] for row in results["head"]][:2] == ["ours, in chunks", "plain"]
     assert all(row["rows"] == 2 * 16 * 5 // 8 and row["ms"] >= 0 for row in results["head"])
-    assert len(results["data"]) == 3 and all(row["tokens/s"] > 0 for row in results["data"])
+    assert len(results["data"]) == 2 and all(row["tokens/s"] > 0 for row in results["data"])
 
 
 def test_growth(command: Command, tmp_path):
