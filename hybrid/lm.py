@@ -7,6 +7,7 @@ lm.generate("Return the ", max_new_tokens=64).sequences
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +18,14 @@ import torch
 from torch import Tensor
 
 from hybrid.arguments import SEEDS, integer, prompt_ids
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.card import card_of
-from hybrid.checkpoints.origin import Origin, identity_of
-from hybrid.checkpoints.states import load_state, module_tensors
-from hybrid.checkpoints.tensors import has_group, load_group, save_tensors
+from hybrid.checkpoints.finding import reading
+from hybrid.checkpoints.identity import identity_at
+from hybrid.checkpoints.importers import Origin, StoredModel, open_model
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.saved_model import card_of, save_model
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import document_numbers
-from hybrid.data.tokenizers import Tokenizer, load_tokenizer
+from hybrid.data.batches import document_numbers
+from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.config import GenerationConfig, takes_options
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
@@ -37,7 +38,6 @@ from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import path_of, pick, shown, title
-from hybrid.storage.atomic import new_folder, write_json_atomic
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -196,15 +196,9 @@ class LanguageModel:
             OSError: it could not be written.
         """
         target = path_of("folder", folder)
-        with new_folder(target) as temporary:
-            save_tensors(self._weights(), temporary / "model.safetensors")
-            (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-            self.tokenizer.save(temporary / "tokenizer")
-            facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
-            write_json_atomic(temporary / "model.json", {**facts, **made_from})
-            (temporary / "README.md").write_text(
-                card_of(self.config.run.name, title(self.config.data.corpus), facts), encoding="utf-8"
-            )
+        facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+        card = card_of(self.config.run.name, title(self.config.data.corpus), facts)
+        save_model(target, self._weights(), to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
 
     def _facts(self) -> dict[str, Any]:
@@ -224,11 +218,11 @@ class LanguageModel:
         """As they were trained: a model that has generated has fused them, so they are read once more."""
         if not is_fused(self.model):
             return module_tensors(self.model)
-        folder, group = self.origin.folder, self.origin.weights
+        folder = self.origin.folder
         assert folder is not None, "a model that was not loaded is never fused in place"
-        if identity_of(folder) != self.origin.checkpoint:
+        if identity_at(folder) != self.origin.checkpoint:
             raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
-        return load_group(folder, group)
+        return open_model(folder)[0].tensors
 
     def _block_size(self, value: int | None, length: int) -> int:
         """The block size that is meant, with a warning if it was not trained."""
@@ -300,7 +294,8 @@ class LanguageModel:
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
-    """Load a run folder, a checkpoint of a run, or a folder written by `LanguageModel.save`.
+    """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
+    an entry of `hybrid.checkpoints.IMPORTERS` reads.
 
     Averaged weights (EMA) are taken where there are any. Nothing is unpickled.
 
@@ -310,17 +305,24 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    found = checkpoint.find_checkpoint(path_of("path", path)).absolute()
+    stored, origin = open_model(path_of("path", path))
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
     pick("precision", precision, PRECISIONS)
-    home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
-    if home is None:
-        raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
-    config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
-    tokenizer = load_tokenizer(home / "tokenizer")
+    assert origin.folder is not None
+    config, tokenizer = _config_of(stored, origin.folder), stored.tokenizer
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where).eval()
-    weights = "ema" if has_group(found, "ema") else "model"
-    with checkpoint.reading(found):
-        load_state(model, load_group(found, weights))
+    with reading(origin.folder):
+        load_state(model, stored.tensors)
     model.is_expendable = True
-    return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home, weights))
+    return LanguageModel(config, tokenizer, model, precision, origin)
+
+
+def _config_of(stored: StoredModel, folder: Path) -> Config:
+    """Return the configuration of a stored model; files that it names may be gone by now."""
+    if isinstance(stored.settings, Path):
+        return load_config(stored.settings, checked=False)
+    settings = {"run.name": folder.name, **stored.settings}
+    with reading(folder):
+        config = load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], checked=False)
+        config.model.check()
+    return config

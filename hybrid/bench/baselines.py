@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.decoding.denoiser import LiveBlocks, Network
 from hybrid.device import send
 from hybrid.model import Transformer

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid.config import parse_options
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import generate_shared, n_batches
 from hybrid.distributed import ALONE, Ranks

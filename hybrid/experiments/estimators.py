@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
     from hybrid.model import Transformer
     from hybrid.objectives.estimators import Estimator
 

@@ -21,7 +21,9 @@ from typing import Any
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import Change, GenerationState
-from hybrid.storage.atomic import has_mark, refuse_foreign, to_json, write_text_atomic
+from hybrid.storage.atomic import write_text_atomic
+from hybrid.storage.json_files import to_json
+from hybrid.storage.overwriting import has_mark, refuse_overwriting
 
 _MARK = "<!-- The unmasking of a text, step by step; edits are lost when the command runs again. -->"
 """In trace.html, which becomes every page."""
@@ -73,7 +75,7 @@ def check_path(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"--trace: {path.parent} is not a folder; make it, or choose another place")
-    refuse_foreign(path, lambda p: has_mark(p, _MARK), "is not the page of a trace", "--trace")
+    refuse_overwriting(path, lambda p: has_mark(p, _MARK), "is not the page of a trace", "--trace")
 
 
 def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> None:

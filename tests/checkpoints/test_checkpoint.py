@@ -15,20 +15,14 @@ import torch
 from checkpoint_folders import assert_whole, debris, save
 from safetensors import SafetensorError
 
-from hybrid.checkpoints import checkpoint, tensors
-from hybrid.checkpoints.checkpoint import (
-    find_checkpoint,
-    list_checkpoints,
-    mark_best,
-    prune,
-    read_best,
-    read_state,
-    save_checkpoint,
-    step_of,
-)
-from hybrid.checkpoints.tensors import load_tensors
-from hybrid.storage import atomic
-from hybrid.storage.atomic import new_folder, read_json, to_json, verify_folder, write_json_atomic, write_text_atomic
+from hybrid.checkpoints import saving, tensor_files
+from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints, read_best, read_state, step_of
+from hybrid.checkpoints.saving import mark_best, prune, save_checkpoint
+from hybrid.checkpoints.tensor_files import load_tensors
+from hybrid.storage import atomic, folders
+from hybrid.storage.atomic import write_json_atomic, write_text_atomic
+from hybrid.storage.folders import new_folder, verify_folder
+from hybrid.storage.json_files import read_json, to_json
 
 
 def test_round_trip_of_all_kinds_of_tensors_without_pickle(tmp_path):
@@ -80,10 +74,10 @@ def disk_full_in_safetensors(tensors, path):
 @pytest.mark.parametrize(
     ("module", "name", "failure"),
     [
-        (tensors, "save_file", disk_full_in_safetensors),
-        (checkpoint, "write_json_atomic", disk_full),
+        (tensor_files, "save_file", disk_full_in_safetensors),
+        (saving, "write_json_atomic", disk_full),
         (atomic.os, "fsync", disk_full),
-        (atomic.os, "rename", disk_full),
+        (folders.os, "rename", disk_full),
         (atomic.os, "replace", disk_full),
         (atomic.Path, "mkdir", disk_full),
         (atomic.Path, "write_text", disk_full),
@@ -116,7 +110,7 @@ def test_a_full_disk_between_the_two_renames_puts_the_old_checkpoint_back(tmp_pa
             disk_full()
         rename(source, target)
 
-    monkeypatch.setattr(atomic.os, "rename", second_fails)
+    monkeypatch.setattr(folders.os, "rename", second_fails)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert len(calls) == 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from toy import toy_model
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine

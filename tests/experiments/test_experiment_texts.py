@@ -11,7 +11,7 @@ import pytest
 import torch
 from text_figures import entropy, options, per_token
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.answers import Answers
 from hybrid.experiments import (
