@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -311,11 +311,14 @@ class LanguageModel:
         return document_numbers(tokens, self.tokenizer.end_of_text)
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
+def load(
+    path: str | Path, device: str = "auto", precision: str = "fp32", which: Literal["latest", "best"] = "latest"
+) -> LanguageModel:
     """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
     an entry of `hybrid.checkpoints.IMPORTERS` reads.
 
-    Averaged weights (EMA) are taken where there are any. Nothing is unpickled.
+    Of a run `which` says whether the latest checkpoint is meant or the one with the best validation. Averaged weights
+    (EMA) are taken where there are any. Nothing is unpickled.
 
     The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
     writes them as they were trained. To train `.model` further, set `.model.train()` before: it then keeps them.
@@ -323,7 +326,7 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    stored, origin = open_model(path_of("path", path))
+    stored, origin = open_model(path_of("path", path), which)
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
     pick("precision", precision, PRECISIONS)
     assert origin.folder is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybrid.checkpoints.module_state import DamagedState
-from hybrid.options import path_of, shown
+from hybrid.options import path_of, pick, shown
 from hybrid.storage.folders import MANIFEST, verify_folder
 from hybrid.storage.json_files import read_json, read_object
 
@@ -28,6 +28,7 @@ def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest
     Raises:
         ValueError: there is nothing at `path`, or nothing undamaged; one line.
     """
+    pick("which", which, ("latest", "best"))
     path = path_of("checkpoint", path)
     if not os.path.isdir(path):  # of any text, also one that is too long for a name
         what = "is a file" if os.path.lexists(path) else "does not exist"
