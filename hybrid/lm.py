@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,10 +26,10 @@ from hybrid.checkpoints.saved_model import card_of, save_model
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding.config import GenerationConfig, takes_options
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
-from hybrid.decoding.results import Generation, Progress
+from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihoods import orders
 from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
@@ -37,7 +37,7 @@ from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, path_of, pick, shown, title
+from hybrid.options import path_of, pick, shown, title
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -116,35 +116,24 @@ class LanguageModel:
             hidden = two_stream_hidden(self.model, tokens, masked, size, self._documents(tokens))
             return self.model.head(hidden).unflatten(0, tokens.shape)
 
-    def engine(
-        self, block_size: int | None = None, decoder: Any = "first_hitting", temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, seed: int = 0, cache: bool = True,
-        stop_at_end: bool = True, guidance: float = 0.0, planner: LanguageModel | str | Path | None = None,
-        slide: bool = False,
-    ) -> Engine:  # fmt: skip
+    @takes_options
+    def engine(self, *values: Any, config: GenerationConfig | None = None, **options: Any) -> Engine:
         """The engine that `generate` and `stream` run."""
-        size = self._block_size(block_size, self.config.data.seq_len)
+        config = GenerationConfig.of(config, *values, **options)
+        size = self._block_size(config.block_size, self.config.data.seq_len)
+        planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
             seq_len=self.config.data.seq_len,
-            block_size=size,
-            decoder=build(DECODERS, decoder, "decoder"),
-            sampling=Sampling(temperature, top_k, top_p),
-            seed=seed,
-            cache=cache,
-            stop_at_end=stop_at_end,
+            config=replace(config, block_size=size, planner=planner),
             document_mask=self.config.data.document_mask,
             precision=precision_context(self.precision, self.device),
-            guidance=guidance,
-            planner=None if planner is None else self._planner(planner, size),
-            slide=slide,
         )
 
+    @takes_options
     def generate(
-        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None,
-        decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        seed: int = 0, cache: bool = True, stop_at_end: bool = True, guidance: float = 0.0,
-        planner: LanguageModel | str | Path | None = None, slide: bool = False,
+        self, prompts: Prompts, max_new_tokens: int, *values: Any, config: GenerationConfig | None = None,
+        **options: Any,
     ) -> Generation:  # fmt: skip
         """Continue each prompt by at most `max_new_tokens`, and fill its gaps.
 
@@ -152,16 +141,8 @@ class LanguageModel:
             prompts: a list of prompts, each a list of token ids or a string; they may be empty and of different
                 lengths. Also a tensor of ids (prompts, length), or a single string. `mask_token_id` among the ids is a
                 gap: a token to be written in view of what stands before and behind it.
-            block_size: None: the first that it was trained with; where prompts have gaps, the first of these with
-                which they see what stands behind them.
-            decoder: a name, a mapping with its options, or an instance.
-            cache: False recomputes everything: the same tokens under the same seed, slowly.
-            stop_at_end: a row ends with its first end-of-text, which is its last token.
-            guidance: how far to move away from what the model would write without the prompt; 0: not at all. Costs a
-                second forward.
-            planner: a model of the same tokenizer, or where it is saved, that chooses positions for decoders which ask
-                for one (`p2`); None: the model itself.
-            slide: a text may grow beyond `data.seq_len`; a block then sees the last tokens that fit into it.
+            config: all options at once; those given beside it take precedence.
+            {options}
 
         Returns:
             the new tokens only, a list per prompt; the whole texts, their gaps filled (`sequences`); why each ended;
@@ -171,21 +152,22 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
                 behind it, or an option out of range.
         """
-        prompts = prompt_ids(prompts, self.tokenizer.encode)
-        block_size = self.infilling_size(prompts, block_size)
-        engine = self.engine(
-            block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner, slide
-        )
-        return engine.generate(prompts, max_new_tokens)
+        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
+        return engine.generate(rows, max_new_tokens)
 
+    @takes_options
     def stream(
-        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None, decoder: Any = "first_hitting",
+        self, prompts: Prompts, max_new_tokens: int, *values: Any, config: GenerationConfig | None = None,
         **options: Any,
-    ) -> Iterator[Progress]:  # fmt: skip
-        """Like `generate`, whose other options it takes, step by step; unknown tokens are `mask_token_id`."""
-        prompts = prompt_ids(prompts, self.tokenizer.encode)
-        block_size = self.infilling_size(prompts, block_size)
-        return self.engine(block_size, decoder, **options).stream(prompts, max_new_tokens)
+    ) -> Iterator[GenerationState]:  # fmt: skip
+        """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
+        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
+        return engine.stream(rows, max_new_tokens)
+
+    def _prepared(self, prompts: Prompts, config: GenerationConfig) -> tuple[Engine, list[list[int]]]:
+        """An engine with which all gaps of the prompts see what follows them, and the prompts as ids."""
+        rows = prompt_ids(prompts, self.tokenizer.encode)
+        return self.engine(config=config, block_size=self.infilling_size(rows, config.block_size)), rows
 
     def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
         """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.

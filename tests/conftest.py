@@ -101,7 +101,7 @@ def trained(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder of a finished tiny run, trained once. Only read it; `copy_of_trained` is for changing."""
     from hybrid.runs.run import Run
 
-    run = Run(configure(tmp_path_factory.mktemp("runs")))
+    run = Run.of(configure(tmp_path_factory.mktemp("runs")))
     run.open()
     run.train()
     return run.folder

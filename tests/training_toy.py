@@ -16,7 +16,7 @@ from hybrid.training.step import Share, Stepper, StepResult
 
 
 def train(config: hybrid.Config) -> Path:
-    run = Run(config)
+    run = Run.of(config)
     run.open()
     run.train()
     return run.folder

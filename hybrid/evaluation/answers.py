@@ -11,8 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybrid.data.batches import PackedTokens
-from hybrid.decoding.engine import Engine
-from hybrid.decoding.shared import generate_shared
+from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks
 from hybrid.progress import progress
 

@@ -16,7 +16,7 @@ from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.options import path_of
 from hybrid.results.text import aligned, formatted
-from hybrid.runs.run import MAY_CHANGE
+from hybrid.runs.resuming import MAY_CHANGE
 from hybrid.runs.run_folder import folder_of
 from hybrid.storage.json_files import read_json
 from hybrid.sweep.plan import Planned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,3 +169,11 @@ class EMA:
         """In place: the memory of a parameter belongs to whoever shares it over ranks."""
         for name, p in self.model.named_parameters():
             p.copy_(weights[name])
+
+
+@contextmanager
+def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
+    """The model has the averaged weights inside the block, where there are any."""
+    with ema.applied() if ema is not None else nullcontext():
+        yield
+    reshard(model)

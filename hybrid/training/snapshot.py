@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from hybrid.checkpoints import finding, saving
 from hybrid.checkpoints.module_state import is_finite, load_state, module_tensors, overwrite
 from hybrid.checkpoints.tensor_files import load_group
-from hybrid.distributed import local
+from hybrid.distributed import Ranks, local
 from hybrid.options import shown
 
 if TYPE_CHECKING:
@@ -56,6 +57,25 @@ def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         for name, tensor in named.items()
         if not is_finite(local(tensor))
     ]
+
+
+def is_best(folder: Path, value: float | None) -> bool:
+    """Whether a bound is lower than those of all checkpoints in a folder; None and what is not finite are not."""
+    if value is None or not math.isfinite(value):
+        return False
+    best = finding.read_best(folder)
+    return best is None or value < best[1]
+
+
+def tidy(folder: Path, path: Path, value: float | None, keep_last: int, ranks: Ranks) -> None:
+    """Mark the checkpoint at `path`, whose bound is `value`, if it is the best, and forget old ones."""
+    is_the_best = is_best(folder, value)
+    ranks.wait()  # all of them have read which was the best
+    if ranks.is_main:
+        if value is not None and is_the_best:
+            saving.mark_best(folder, path, value)
+        saving.prune(folder, keep_last)
+    ranks.wait()
 
 
 def restore(stepper: Stepper, path: Path) -> Counts:

@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_refused_wherever_they_are_read(
     damage_tensors(step, "ema", damage)  # what `load` takes
     for read in (
         lambda: hybrid.load(copy_of_trained),
-        lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other")),
+        lambda: Run.of(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other")),
         lambda: train(configure(folder, "trainer.resume=auto", "trainer.steps=9")),
     ):
         with pytest.raises(ValueError) as caught:
@@ -121,7 +121,7 @@ def test_the_damaged_checkpoint_is_named_with_the_one_to_take_instead(
     resumed = configure(folder, "trainer.resume=auto", "trainer.steps=9")
     reads: list[tuple[str, Callable[[], Any]]] = [
         ("", lambda: hybrid.load(copy_of_trained)),
-        ("", lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
+        ("", lambda: Run.of(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
         ("", lambda: train(resumed)),
         ("planner: ", lambda: lm.generate([[1]], 2, planner=copy_of_trained)),
         ("judge: ", lambda: load_evaluation_model(copy_of_trained)),

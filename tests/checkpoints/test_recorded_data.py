@@ -29,7 +29,7 @@ def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Confi
     with pytest.raises(
         ValueError, match=r"^data\.corpus: .*c\.jsonl is not the text that .*tiny was trained on"
     ) as error:
-        Run(again)
+        Run.of(again)
     assert "put that text back" in str(error.value) and "another run.name" in str(error.value)
     assert contents(folder) == before
     write_corpus(corpus)
@@ -40,16 +40,16 @@ def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Confi
 def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl")
     words = [f"data.corpus={corpus}", "data.tokenizer=bpe"]
-    small, large = (Run(configure(tmp_path, *words, f"data.vocab_size={n}")).data.tokenizer for n in (270, 280))
+    small, large = (Run.of(configure(tmp_path, *words, f"data.vocab_size={n}")).data.tokenizer for n in (270, 280))
     small.save(tmp_path / "mine")
     words[1] = f"data.tokenizer={tmp_path / 'mine' / 'tokenizer.json'}"
     folder = train(configure(tmp_path, *words, "trainer.steps=2"))
     large.save(tmp_path / "mine")
     own = folder / "tokenizer" / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"another tokenizer .*; set data\.tokenizer={own}, or start"):
-        Run(configure(tmp_path, *words, "trainer.resume=auto"))
-    run = Run(configure(tmp_path, words[0], f"data.tokenizer={own}", "trainer.resume=auto"))
-    assert run.resume_from is not None and run.data.tokenizer.fingerprint == small.fingerprint
+        Run.of(configure(tmp_path, *words, "trainer.resume=auto"))
+    run = Run.of(configure(tmp_path, words[0], f"data.tokenizer={own}", "trainer.resume=auto"))
+    assert run.plan.checkpoint is not None and run.data.tokenizer.fingerprint == small.fingerprint
 
 
 def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
@@ -72,12 +72,12 @@ def test_a_run_that_does_not_record_its_data_goes_on_with_a_word(
     config = configure(copy_of_trained.parent, "trainer.resume=auto")
     for content in ("{}", "[]", "{", '{"data": {"corpus_sha256": 3}}'):
         (copy_of_trained / "environment.json").write_text(content)
-        assert Run(config).resume_from is not None
+        assert Run.of(config).plan.checkpoint is not None
         assert caplog.text.count("does not record on which data it was trained") == 1, content
         caplog.clear()
     other = configure(copy_of_trained.parent, "trainer.resume=auto", "data.tokenizer=byte")
     with pytest.raises(ValueError, match=r"data\.tokenizer: 'byte', but the run to resume has 'char'"):
-        Run(other)
+        Run.of(other)
 
 
 def test_a_relative_corpus_is_that_of_the_training_wherever_one_calls_from(

@@ -59,7 +59,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_a_corpus_of_ones_own_is_trained_on_cached_and_listed(tmp_path: Path, overrides, command: Command) -> None:
     words = [*overrides(tmp_path), "run.imports=[my_coins]", "data.corpus={name: coins, tosses: 31}"]
-    run = Run(load_config(None, words))
+    run = Run.of(load_config(None, words))
     assert run.data.description["entropy_per_token"] == pytest.approx(31 * math.log(2) / 32)
     assert run.data.description["corpus"] == {"name": "coins", "tosses": 31}
     run.open()

@@ -7,8 +7,7 @@ import pytest
 import hybrid
 from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
-from hybrid.decoding.engine import Generation
-from hybrid.decoding.shared import generate_shared, n_batches
+from hybrid.decoding.engine import Generation, generate_shared, n_batches
 from hybrid.distributed import Ranks
 from hybrid.evaluation import comparison, quality
 from hybrid.evaluation.comparison import Comparison, Setting

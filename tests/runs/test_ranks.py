@@ -69,7 +69,7 @@ def trained_by(folder: Path, overrides) -> Trained:
         if not path.exists():
             words = [*overrides(folder), *SETTINGS, f"run.name={mode}"]
             if mode == "one":
-                run = Run(hybrid.load_config(None, words))
+                run = Run.of(hybrid.load_config(None, words))
                 run.open()
                 run.train()
             else:
@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     (run / "checkpoints" / "latest").write_text("step-00000004\n")
     words = [*overrides(tmp_path), *SETTINGS, "run.name=moved", "trainer.resume=auto"]
     if after == "one":
-        again = Run(hybrid.load_config(None, words))
+        again = Run.of(hybrid.load_config(None, words))
         again.open()
         again.train()
     else:
@@ -222,7 +222,7 @@ def test_evaluation_and_generation_are_shared(trained_by: Trained, tmp_path: Pat
 
 def test_a_batch_that_cannot_be_shared(configure, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.batch_tokens: 128 are 4 rows .* 3 ranks .* try 96"):
-        Run(configure(tmp_path), Ranks(0, 3))
+        Run.of(configure(tmp_path), Ranks(0, 3))
 
 
 @pytest.mark.parametrize("n_rows, world", [(5, 2), (4, 2), (1, 3), (7, 1)])

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_another_run_does_not_get_mixed_into_a_full_folder(
 ) -> None:
     other = trained / "checkpoints" / "step-00000004"
     with pytest.raises(ValueError, match=r"run\.folder: .* is not empty; choose another run\.name"):
-        Run(configure(copy_of_trained.parent, f"trainer.resume={other}")).open()
+        Run.of(configure(copy_of_trained.parent, f"trainer.resume={other}")).open()
 
 
 def test_a_run_that_was_killed_before_its_first_save_starts_over(configure: Configure, copy_of_trained: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_before_its_first_save_starts_over(configure: Conf
 def test_a_folder_that_holds_something_is_not_overwritten(configure: Configure, copy_of_trained: Path) -> None:
     before = {path: path.read_bytes() for path in copy_of_trained.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as caught:
-        Run(configure(copy_of_trained.parent)).open()
+        Run.of(configure(copy_of_trained.parent)).open()
     for way_out in ("trainer.resume=auto", "run.name", "remove the folder", str(copy_of_trained)):
         assert way_out in str(caught.value)
     assert {path: path.read_bytes() for path in copy_of_trained.rglob("*") if path.is_file()} == before
@@ -122,7 +122,7 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(configure: Configure, t
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty; choose another"):
-        Run(configure(tmp_path, "trainer.resume=auto")).open()
+        Run.of(configure(tmp_path, "trainer.resume=auto")).open()
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(configure: Configure, t
 def test_a_resumed_run_is_the_same_run(changed: str, configure: Configure, copy_of_trained: Path) -> None:
     key = changed.split("=")[0]
     with pytest.raises(ValueError, match=rf"^{key}: .*, but the run to resume has .*init_from$"):
-        Run(configure(copy_of_trained.parent, "trainer.resume=auto", changed))
+        Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", changed))
 
 
 def test_what_belongs_to_the_machine_may_change(
     configure: Configure, copy_of_trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     harmless = ["eval.rows=2", f"data.cache_dir={tmp_path / 'cache'}", "decoder=confidence", "trainer.log_every=3"]
-    run = Run(configure(copy_of_trained.parent, "trainer.resume=auto", *harmless))
-    assert run.resume_from == copy_of_trained / "checkpoints" / "step-00000008"
+    run = Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", *harmless))
+    assert run.plan.checkpoint == copy_of_trained / "checkpoints" / "step-00000008"
     assert "not as if it had never stopped" not in caplog.text
-    Run(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
+    Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
     assert "trainer.steps: 9 instead of 8: the run goes on, but not as if it had never stopped" in caplog.text
 
 
@@ -238,7 +238,7 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
     "other", ["objective.block_size=8", "model.context=causal", "objective.estimator=time", "data.seq_len=64"]
 )
 def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
-    run = Run(configure(tmp_path, f"trainer.init_from={trained}", other))
+    run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
     averaged = load_file(finding.find_checkpoint(trained) / "ema.safetensors")
     assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
@@ -256,8 +256,8 @@ def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_pat
     after = hybrid.load(folder).model.embedding.weight
     assert not torch.equal(after, hybrid.load(trained).model.embedding.weight)
     # Resuming goes on from the run's own weights, not from those it was started with.
-    resumed = Run(configure(tmp_path, *options, "trainer.resume=auto"))
-    assert resumed.resume_from is not None
+    resumed = Run.of(configure(tmp_path, *options, "trainer.resume=auto"))
+    assert resumed.plan.checkpoint is not None
     assert not torch.equal(resumed.model.embedding.weight, hybrid.load(trained).model.embedding.weight)
 
 
@@ -276,6 +276,6 @@ def test_weights_that_do_not_fit_are_refused(
     other: str, message: str, configure: Configure, trained: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        Run(configure(tmp_path, f"trainer.init_from={trained}", other))
+        Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "tiny").exists()

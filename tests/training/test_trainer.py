@@ -251,7 +251,7 @@ def test_evaluation_uses_the_averaged_weights_and_gives_the_others_back(configur
     lm = hybrid.load(blind)
     from hybrid.likelihoods.rows import bound
 
-    data = Run(configure(tmp_path / "c")).data
+    data = Run.of(configure(tmp_path / "c")).data
     expected = bound(lm.model, data.validation, 4, rows=4, draws=2, precision=contextlib.nullcontext)
     assert last["val/nelbo/b4"] == pytest.approx(expected.nelbo, rel=1e-6)
 
@@ -275,6 +275,6 @@ def test_a_text_that_holds_its_mask_is_refused_before_anything_is_written(config
     for token in (3, 0):
         config = configure(tmp_path, f"model.mask_token_id={token}")
         with pytest.raises(ValueError, match=rf"model.mask_token_id: {token} stands [\d,]+ times in the text"):
-            Run(config)
-    Run(configure(tmp_path, "model.mask_token_id=3", "model.ban_mask=false"))  # there it counts as any token does
+            Run.of(config)
+    Run.of(configure(tmp_path, "model.mask_token_id=3", "model.ban_mask=false"))  # there it counts as any token does
     assert not (tmp_path / "tiny").exists()

@@ -75,7 +75,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
     config.trainer.steps = steps
     planned = Planned(folder.name, config, [])
     if not state_of(planned, "this experiment", strict=True).is_finished:
-        run = Run(config)
+        run = Run.of(config)
         run.open()
         run.train()
         if not state_of(planned, "this experiment", strict=True).is_finished:
