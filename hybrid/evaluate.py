@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     lines = scored.lines(sizes, arguments.enumerate, orders, every=comparison.ALL in arguments.orders)
     report = print if ranks.is_main else lambda text: None
     report("\n".join([scores.table(lines), *scores.notes(lines)]))
-    results: dict[str, Any] = {"results": lines}
+    results: dict[str, Any] = {"results": [line.as_json() for line in lines]}
     if generation is not None:
         setting, judge = generation
 
@@ -88,7 +88,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
 def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
     """Those to evaluate. Raises a ValueError for one that is impossible; warns of one that was not trained."""
-    from hybrid.likelihoods.likelihood import MAX_ENUMERATED
+    from hybrid.likelihoods.enumerated import MAX_ENUMERATED
 
     sizes = arguments.block_size or lm.block_sizes
     for size in sizes:

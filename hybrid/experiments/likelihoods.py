@@ -54,8 +54,7 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
         split = validation_of(lm)
         scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows, draws=arguments.draws)
         for line in scores.lines([1, *arguments.block_size], decoders=decoders, every=True):
-            name = line["decoder"] if line["likelihood"] == "policy" else line["likelihood"]
-            values.setdefault((name, line["block_size"]), []).append(line["nats_per_token"])
+            values.setdefault((line.decoder or line.likelihood, line.block_size), []).append(line.nats_per_token)
     return values
 
 

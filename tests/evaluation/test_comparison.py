@@ -23,6 +23,7 @@ from hybrid.evaluation.comparison import REAL, Comparison, Setting, choose_decod
 from hybrid.evaluation.divergence import LEAST
 from hybrid.evaluation.own_model import OwnModel
 from hybrid.evaluation.scores import Scores, notes, table
+from hybrid.likelihoods.rows import SplitLikelihood
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
@@ -39,7 +40,7 @@ def test_every_order_is_the_likelihood_that_lm_nll_gives(lm: hybrid.LanguageMode
     decoders = choose_decoders(["all", "confidence:token=best"], "--orders")
     lines = scores_of(lm, split).lines([4], decoders=decoders, every=True)
     tokens = split.rows(range(4)).tokens
-    found = {(line["likelihood"], line.get("decoder")): line for line in lines}
+    found = {(line.likelihood, line.decoder): line for line in lines}
     listed = [label for method, label in found if method == "policy"]
     assert {"left_to_right", "margin", "entropy", "confidence:token=best"} <= set(listed)
     assert not {"first_hitting", "ancestral", "confidence"} & set(listed)
@@ -53,11 +54,11 @@ def test_every_order_is_the_likelihood_that_lm_nll_gives(lm: hybrid.LanguageMode
     }
     for key, options in expected.items():
         value = float(lm.nll(tokens, 4, **options).nll.sum()) / tokens.numel()
-        assert found[key]["nats_per_token"] == pytest.approx(value, rel=1e-6), key
-        assert found[key]["tokens"] == tokens.numel()
-    assert found["importance", None]["stderr"] > 0 and found["policy", "margin"]["stderr"] == 0
-    best, tightest = (found[name, None]["nats_per_token"] for name in ("best_order", "tightest"))
-    assert best <= tightest <= min(found["policy", label]["nats_per_token"] for label in listed)
+        assert found[key].nats_per_token == pytest.approx(value, rel=1e-6), key
+        assert found[key].tokens == tokens.numel()
+    assert found["importance", None].stderr > 0 and found["policy", "margin"].stderr == 0
+    best, tightest = (found[name, None].nats_per_token for name in ("best_order", "tightest"))
+    assert best <= tightest <= min(found["policy", label].nats_per_token for label in listed)
 
 
 def test_orders_do_not_depend_on_the_batch(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -65,14 +66,14 @@ def test_orders_do_not_depend_on_the_batch(lm: hybrid.LanguageModel, split: Pack
     lines = [scores_of(lm, split, batch_rows=n).lines([4], decoders=decoders, every=True) for n in (1, 3, 100)]
     for other in lines[1:]:
         for a, b in zip(lines[0], other, strict=True):
-            assert a["nats_per_token"] == pytest.approx(b["nats_per_token"], rel=1e-5), a["likelihood"]
+            assert a.nats_per_token == pytest.approx(b.nats_per_token, rel=1e-5), a.likelihood
 
 
 def test_one_order_is_all_there_is_at_block_size_1(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     scores = scores_of(lm, split)
     (line,) = scores.lines([1], True, choose_decoders(["all"], "--orders"), every=True)
-    assert line["likelihood"] == "exact"
-    assert scores.policy(1, "margin", DECODERS["margin"]()) == pytest.approx(line["nats_per_token"], rel=1e-6)
+    assert line.likelihood == "exact"
+    assert scores.policy(1, "margin", DECODERS["margin"]()) == pytest.approx(line.nats_per_token, rel=1e-6)
 
 
 def test_a_decoder_without_a_policy_that_was_asked_for(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -87,8 +88,8 @@ def test_a_policy_is_evaluated_once(
 ) -> None:
     scores = scores_of(lm, split)
     line = scores.lines([4], decoders=choose_decoders(["margin"], "--orders"))[-1]
-    monkeypatch.setattr("hybrid.evaluation.scores.order_nll", None)
-    assert scores.policy(4, "margin", None) == line["nats_per_token"]
+    monkeypatch.setattr("hybrid.evaluation.scores.by_row", None)
+    assert scores.policy(4, "margin", None) == line.nats_per_token
 
 
 def test_given_tokens_do_not_count(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -98,14 +99,14 @@ def test_given_tokens_do_not_count(lm: hybrid.LanguageModel, split: PackedTokens
         split.tokens, (np.arange(len(split.tokens)) % 2).astype(np.uint8), split.counts, 32, split.end_of_text
     )
     line = scores_of(lm, half).lines([4], decoders=choose_decoders(["left_to_right"], "--orders"))[-1]
-    assert line["tokens"] == 4 * 16
+    assert line.tokens == 4 * 16
     everything = scores_of(lm, split).lines([4], decoders=choose_decoders(["left_to_right"], "--orders"))[-1]
-    assert line["nats_per_token"] != pytest.approx(everything["nats_per_token"], rel=1e-3)
+    assert line.nats_per_token != pytest.approx(everything.nats_per_token, rel=1e-3)
 
 
 def test_hindsight_is_marked() -> None:
-    row = {"block_size": 4, "nats_per_token": 1.5, "stderr": 0.0, "perplexity": 4.48, "bits_per_byte": 1.0}
-    lines = [{**row, "likelihood": "policy", "decoder": "confidence:token=best"}, {**row, "likelihood": "best_order"}]
+    line = SplitLikelihood(4, "policy", 1.5, 0.0, 1.0, decoder="confidence:token=best")
+    lines = [line, dataclasses.replace(line, likelihood="best_order", decoder=None)]
     text = table(lines).splitlines()
     assert len({len(line) for line in text}) == 1
     assert "policy confidence:token=best  =   1.5" in text[2] and "~   1.5" in text[3]

@@ -11,12 +11,11 @@ from cached_pass import cached_hidden
 from decoding_toy import Spy, engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, nll_of, random_tokens, toy_model
 
 from hybrid.config import check, load_config, to_yaml
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.decoding import DECODERS
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.lm import LanguageModel
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.build import build_model
@@ -209,7 +208,7 @@ def test_a_banned_mask_takes_no_likelihood():
     texts = torch.tensor(list(itertools.product((0, 1, 3), repeat=3)))
     for ban in (True, False):
         model = toy_model(vocab=4, mask_token_id=2, ban_mask=ban, seed=2)
-        total = float((-row_nll(model, texts, 3, "enumerate").nll).exp().sum())
+        total = float((-nll_of(model, texts, 3, "enumerate").nll).exp().sum())
         assert total == pytest.approx(1, abs=1e-9) if ban else total < 0.99
 
 

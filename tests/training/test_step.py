@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy import random_tokens, toy_model
+from toy import nll_of, random_tokens, toy_model
 from training_toy import break_steps
 
 from hybrid import rng
@@ -19,7 +19,6 @@ from hybrid.data.batches import batch_rows
 from hybrid.data.dataset import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.distributed import Ranks
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.model.attention import BACKENDS
 from hybrid.objectives import Objective
 from hybrid.objectives.estimators import Count, Masking, Time
@@ -158,7 +157,7 @@ def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | No
     index = batch_rows(40, ROWS, 0, 3)
     batch = split.rows(index)
     with torch.no_grad():
-        exact = float(row_nll(model, batch.tokens, 1, "exact", is_target=batch.is_target).nll.sum())
+        exact = float(nll_of(model, batch.tokens, 1, "exact", is_target=batch.is_target).nll.sum())
     exact /= int(batch.is_target.sum())
     assert int(batch.is_target.sum()) < 0.9 * batch.tokens.numel()
     one = stepper(split, model=model, objective=Objective(Count(), ar_weight=0.25), micro=micro)
