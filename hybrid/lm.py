@@ -314,10 +314,9 @@ class LanguageModel:
 
 def _likelihood(method: Any) -> LikelihoodMethod:
     """The entry of LIKELIHOODS that is meant, or an instance of one."""
-    found = build(LIKELIHOODS, method, "method")
-    if not isinstance(found, LikelihoodMethod):
-        raise ValueError(f"method: {shown(method)} is no likelihood; one of {', '.join(sorted(LIKELIHOODS))}")
-    return found
+    if not isinstance(method, (Mapping, LikelihoodMethod)):
+        pick("method", method, LIKELIHOODS)
+    return build(LIKELIHOODS, method, "method")
 
 
 def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any) -> int | str:
