@@ -39,28 +39,28 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """What torchrun set; `ALONE` without it."""
+        """Read what torchrun set; `ALONE` without it."""
         if "WORLD_SIZE" not in os.environ:
             return ALONE
         return cls(*(int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
 
     def share(self, n: int) -> range:
-        """The part of n things that is this rank's, every `world`-th: every rank gets as many, or one fewer."""
+        """Return which of n things are this rank's, every `world`-th: every rank gets as many, or one fewer."""
         return range(self.rank, n, self.world)
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks of a tensor of numbers, where it is; every rank gets the same bits."""
+        """Sum a tensor of numbers over ranks, on its device; every rank gets the same bits."""
         values = values.detach().to(torch.float64)
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on any rank."""
+        """Return whether it is true on any rank."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(float(flag))))
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order, on all ranks."""
+        """Return the values of all ranks, in their order, on all ranks."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -68,17 +68,17 @@ class Ranks:
         return values
 
     def interleave(self, values: list[Any]) -> list[Any]:
-        """The values of all things from those of each rank's `share`."""
+        """Return the values of all things from those of each rank's `share`."""
         parts = self.gather(values)
         return [parts[i % self.world][i // self.world] for i in range(sum(map(len, parts)))]
 
     def wait(self) -> None:
-        """Until all ranks have come here."""
+        """Wait until all ranks have come here."""
         self.sum(torch.zeros(1))
 
     @contextlib.contextmanager
     def first_on_each_machine(self) -> Iterator[None]:
-        """One process of each machine does what is inside before the others do it (and find it done)."""
+        """Run what is inside on one process of each machine, before the others run it (and find it done)."""
         if self.local_rank:
             self.wait()
         yield
@@ -91,7 +91,7 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
-    """The ranks of this job, connected while inside the block.
+    """Connect the ranks of this job while inside the block.
 
     Raises:
         ValueError: another rank is gone, or can't be reached; the message says how to go on.
@@ -118,7 +118,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
 
 
 def _store() -> dist.Store:
-    """Where the ranks of a job find each other.
+    """Return the store through which the ranks of a job find each other.
 
     torchrun keeps its own store from one restart to the next, and with it the addresses of ranks that are gone
     (pytorch/pytorch#135712), so every attempt gets a room of its own.
@@ -135,18 +135,18 @@ def _is_lost_contact(error: RuntimeError) -> bool:
     return any(word in str(error).lower() for word in ("connection closed", "connection reset", "gloo", "nccl"))
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that is spread over ranks, put together on each (all ranks must ask for it); any other as it is."""
+def full(tensor: Tensor) -> Tensor:
+    """Gather a tensor that is sharded over ranks, on each (all ranks must call it); return any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
-def part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor; any tensor that is not sharded as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[operator]
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, known to all ranks, as `like` is: on its device, in its type, and spread over ranks as it is."""
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor, known to all ranks, as `like` is, on its device and in its dtype."""
     tensor = tensor.to(like.device, like.dtype)
     if not hasattr(like, "device_mesh"):
         return tensor

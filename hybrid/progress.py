@@ -32,7 +32,7 @@ def progress(chunks: Iterable[Chunk], total: int, what: str, noun: str = "docume
             print(f"{what}: {done} of {total} {noun}", file=sys.stderr, flush=True)
 
 
-class Progress:
+class TrainingProgress:
     """Progress of a training loop on stderr: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total: int, start: int = 0, interval: float = INTERVAL, stream: TextIO | None = None) -> None:
@@ -84,7 +84,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> TrainingProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:

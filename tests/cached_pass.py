@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
-from hybrid.model.cache import KVCache
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import with_begin
 
@@ -20,7 +19,7 @@ def cached_hidden(model, tokens, masked, block_size, starts, documents=None, fus
     begin = int(model.config.prediction == "next_token")
     n_blocks = -(-n // block_size)
     fused = for_inference(model, model.dtype) if fuse else model
-    cache = KVCache.empty(fused, n_texts, n + begin)
+    cache = fused.new_cache(n_texts, n + begin)
     text = with_begin(model, tokens)
     noisy = torch.where(masked, model.mask_token_id, tokens)
     states = torch.full((n_texts, n, model.config.dim), torch.nan, dtype=torch.float64)

@@ -9,13 +9,13 @@ import torch
 
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import enumerated_bound, mask_table
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.proposals import Adaptive
 from hybrid.objectives.weightings import weigh
 
 
-def keys(rows: int, step: int = 0, total: int | None = None) -> Keys:
-    return Keys(0, step, torch.arange(rows), 0, rows if total is None else total)
+def keys(rows: int, step: int = 0, total: int | None = None) -> NoiseKeys:
+    return NoiseKeys(0, step, torch.arange(rows), 0, rows if total is None else total)
 
 
 def expected_weighted_loss(model, tokens, block_size, mask_probability):
@@ -45,7 +45,7 @@ def adaptive(block_size: int = 4) -> Adaptive:
 def values_of(estimator, model, tokens, block_size: int, n: int, stratified: bool, weighting=None):
     """(rows, n) the losses of n draws, from the enumerated masks; those of a complementary pair are averaged."""
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    masking = estimator.draw(Keys.of_rows(1, torch.arange(len(tokens))), everything, block_size, n, stratified)
+    masking = estimator.draw(NoiseKeys.of_rows(1, torch.arange(len(tokens))), everything, block_size, n, stratified)
     weights = masking.weight
     if weighting is not None:
         weights = weights * weigh(weighting, masking.masked, everything, block_size)

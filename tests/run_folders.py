@@ -12,7 +12,7 @@ from conftest import Configure
 
 from hybrid.config import to_yaml
 from hybrid.report.groups import Group, gather
-from hybrid.report.record import find_runs
+from hybrid.report.run_record import find_runs
 
 Make = Callable[..., Path]
 AUTOREGRESSIVE = ("objective.block_size=1", "model.context=causal", "model.prediction=next_token")

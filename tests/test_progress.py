@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import re
 
-from hybrid.progress import Progress
+from hybrid.progress import TrainingProgress
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then():
     stream = io.StringIO()
-    with Progress(total=100, start=40, interval=0.0, stream=stream) as progress:
+    with TrainingProgress(total=100, start=40, interval=0.0, stream=stream) as progress:
         progress.update(50, tokens=1000, loss=2.5)
         progress.update(60, tokens=1000)
         progress.write("saved")
@@ -19,7 +19,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
     assert lines[1].startswith("step 60/100: loss 2.5000, ")
     assert lines[2:] == ["saved"]
     stream = io.StringIO()
-    with Progress(total=100, interval=1000.0, stream=stream) as progress:
+    with TrainingProgress(total=100, interval=1000.0, stream=stream) as progress:
         for step in range(1, 101):
             progress.update(step, tokens=10)
     assert len(stream.getvalue().splitlines()) == 1  # the last step
@@ -31,7 +31,7 @@ def test_progress_on_a_terminal_is_a_bar():
             return True
 
     stream = Terminal()
-    with Progress(total=10, start=4, stream=stream) as progress:
+    with TrainingProgress(total=10, start=4, stream=stream) as progress:
         progress.update(5, tokens=10, loss=1.5)
         progress.write("a line")
         progress.update(10, tokens=10)

@@ -21,9 +21,10 @@ from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.masks import TwoStream
-from hybrid.objectives import OBJECTIVES, ObjectiveConfig
-from hybrid.objectives.noise import SCHEDULES, Keys
+from hybrid.objectives import ESTIMATORS, ObjectiveConfig
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.objective import build_estimator
+from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 from hybrid.sweep.plan import plan
 
@@ -31,7 +32,7 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, OBJECTIVES, SCHEDULES)
+TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, ESTIMATORS, SCHEDULES)
 
 
 def commands() -> list[list[str]]:
@@ -171,7 +172,7 @@ def test_the_estimator_of_the_example_is_unbiased(examples: None) -> None:
     rows, block_size = 4000, 4
     is_target = torch.ones(rows, 7, dtype=torch.bool)  # blocks of 4 and 3
     is_target[:, 6] = False  # which leaves 2 targets in the second
-    masking = estimator.draw(Keys(0, 1, torch.arange(rows), 0, rows), is_target, block_size, 1, True)
+    masking = estimator.draw(NoiseKeys(0, 1, torch.arange(rows), 0, rows), is_target, block_size, 1, True)
     assert not masking.masked[..., 6].any()
     for block, length in ((slice(0, 4), 4), (slice(4, 7), 2)):
         masked = masking.masked[:, 0, block]
@@ -193,13 +194,13 @@ def test_the_schedule_of_the_example_is_consistent(examples: None) -> None:
     importlib.import_module("my_schedule")
     schedule = build(SCHEDULES, "smoothstep", "objective.schedule")
     t = torch.linspace(0, 1, 101, dtype=torch.float64, requires_grad=True)
-    masked = schedule.masked(t)
-    assert masked[0] == 0 and masked[-1] == 1
-    (slope,) = torch.autograd.grad(masked.sum(), t)
-    torch.testing.assert_close(slope, schedule.rate(t.detach()))
+    alpha = schedule.alpha(t)
+    assert alpha[0] == 1 and alpha[-1] == 0
+    (slope,) = torch.autograd.grad(alpha.sum(), t)
+    torch.testing.assert_close(slope, schedule.derivative(t.detach()))
     estimator = build_estimator(ObjectiveConfig(estimator="time", schedule="smoothstep"))
     is_target = torch.ones(50, 8, dtype=torch.bool)
-    masking = estimator.draw(Keys(0, 1, torch.arange(50), 0, 50), is_target, 4, 1, True)
+    masking = estimator.draw(NoiseKeys(0, 1, torch.arange(50), 0, 50), is_target, 4, 1, True)
     assert masking.weight[masking.masked].isfinite().all()
 
 

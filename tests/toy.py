@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from hybrid.experiments.cells import spend_draws
+from hybrid.experiments.reverse_process.ancestral_law import spend_draws
 from hybrid.likelihoods import LIKELIHOODS, Likelihood, Rows
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA

@@ -14,12 +14,11 @@ from hybrid.decoding.denoiser import Live, Network
 from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows
-from hybrid.model.cache import KVCache
 from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
 from hybrid.objectives import Objective
 from hybrid.objectives.cross_entropy import Loss
 from hybrid.objectives.estimators import Masking
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 class WholeRows(TwoStreamRows):
@@ -75,8 +74,8 @@ class StraightforwardObjective(Objective):
     def like(cls, objective: Objective) -> StraightforwardObjective:
         return cls(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(Objective)})
 
-    def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
+    def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        masking = self.estimator.draw(noise, batch.is_target, block_size, self.draws, self.stratified)
         pattern = Straightforward.of(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
         total = straightforward_loss(model, batch.tokens, masking, pattern)
         return Loss(total, total.new_empty(0), masking)
@@ -95,7 +94,7 @@ def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
 def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
     """(rows, n_tokens) sampled from an autoregressive model at temperature 1, one token and one forward at a time."""
     torch.manual_seed(seed)
-    cache = KVCache.empty(model, rows, n_tokens + 1)
+    cache = model.new_cache(rows, n_tokens + 1)
     token = torch.full((rows, 1), model.end_of_text, device=model.device)
     text = []
     for i in range(n_tokens):

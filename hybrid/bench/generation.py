@@ -17,7 +17,7 @@ from hybrid.decoding.engine import Engine
 from hybrid.device import precision_context, resolve_device
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference
-from hybrid.timing import Timing, interleave
+from hybrid.results.timing import Timing, interleave
 
 AUTOREGRESSIVE = "autoregressive"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -23,8 +23,8 @@ from hybrid.model.attention import BACKENDS, Backend
 from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.masks import TwoStream
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
-from hybrid.timing import interleave
+from hybrid.objectives.noise import NoiseKeys
+from hybrid.results.timing import interleave
 
 
 def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
@@ -135,12 +135,12 @@ def data(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     counts = Counts(1, n_tokens, n_tokens, n_tokens, n_tokens)
     split = PackedTokens(tokens, None, counts, setting.seq_len, setting.vocab - 1)
     batch = split.rows(batch_rows(split.n_rows, setting.rows, 0, 0))
-    keys = Keys(0, 0, torch.arange(setting.rows), 0, setting.rows)
+    noise = NoiseKeys(0, 0, torch.arange(setting.rows), 0, setting.rows)
     estimators = {"counts and positions": Count(), "and a learned proposal": Count("adaptive")}
     steps: dict[str, Callable[[], Any]] = {
         "rows of 50M tokens": lambda: split.rows(batch_rows(split.n_rows, setting.rows, 0, 7)),
         **{
-            name: lambda e=e: e.draw(keys, batch.is_target, setting.block_size, 1, True)
+            name: lambda e=e: e.draw(noise, batch.is_target, setting.block_size, 1, True)
             for name, e in estimators.items()
         },
     }

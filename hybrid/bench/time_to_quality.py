@@ -84,7 +84,7 @@ class Point:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.trained import basis, remembered
+    from hybrid.experiments.measuring.trained import basis, remembered
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output, figures=1)
@@ -107,7 +107,7 @@ def main() -> int:
 
 def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, tag: str) -> Config:
     from hybrid.config import load_config
-    from hybrid.experiments.trained import settings
+    from hybrid.experiments.measuring.trained import settings
     from hybrid.sweep.plan import slug
 
     arm = ARMS[name]
@@ -119,7 +119,7 @@ def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, 
 def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
-    from hybrid.experiments import trained
+    from hybrid.experiments.measuring import trained
     from hybrid.runs.run import Run
 
     steppers, device = {}, None
@@ -148,7 +148,7 @@ def run(
     arguments: argparse.Namespace, name: str, seed: int, fraction: float, rate: float, costs: dict[str, float]
 ) -> Point:
     """Train for a fraction of the first arm's time, if that is not done yet, and evaluate with fixed noise."""
-    from hybrid.experiments.trained import trained
+    from hybrid.experiments.measuring.trained import trained
 
     tag = f"{fraction:g}" + (f"-lr{rate:g}" if seed == PILOT_SEED else "")
     config = configure(arguments, name, seed, rate, tag)
@@ -230,7 +230,7 @@ def _curves(points: list[Point], name: str) -> dict[int, list[Point]]:
 
 
 def _explanation(arguments: argparse.Namespace) -> str:
-    from hybrid.experiments.trained import DRAWS, TIMED_STEPS, trained_at
+    from hybrid.experiments.measuring.trained import DRAWS, TIMED_STEPS, trained_at
 
     c = configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")
     return f"""\

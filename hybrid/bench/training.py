@@ -18,8 +18,8 @@ from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import select_backend
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
-from hybrid.timing import interleave
+from hybrid.objectives.noise import NoiseKeys
+from hybrid.results.timing import interleave
 from hybrid.training.optim import OptimConfig, Optimizer
 
 AUTOREGRESSIVE = "plain autoregressive"
@@ -71,7 +71,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
         model.attend = Causal() if kind == "causal" else Dense()
     tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len))
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    keys = Keys(0, 0, torch.arange(setting.rows), 0, setting.rows)
+    noise = NoiseKeys(0, 0, torch.arange(setting.rows), 0, setting.rows)
     pattern = Straightforward.of(setting.seq_len, block_size, device=device)
     optimizer, precision = Optimizer(model, OptimConfig()), precision_context(setting.precision, device)
     never = torch.zeros((), device=device)
@@ -81,7 +81,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
             if kind == "causal":
                 total = causal_loss(model, tokens)
             else:
-                masking = Count().draw(keys, everything, block_size, 1, True)
+                masking = Count().draw(noise, everything, block_size, 1, True)
                 if kind == "straightforward":
                     total = straightforward_loss(model, tokens, masking, pattern)
                 else:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from hybrid.distributed import spread
+from hybrid.distributed import sharded_like
 from hybrid.options import bare, shown
 
 # How an optimizer computes, not what: these belong to the machine, so they stay as they are when a state is restored.
@@ -74,7 +74,7 @@ def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
         raise DamagedState(f"{where}checkpoint is damaged: {_first_few(broken)}")
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(spread(tensors[name], tensor))
+            tensor.copy_(sharded_like(tensors[name], tensor))
 
 
 def _flaw(tensor: Tensor, dtype: torch.dtype) -> str:
@@ -164,7 +164,7 @@ def restore_optimizer(
     for name, state in states.items():
         for key, value in state.items():
             if isinstance(value, Tensor):
-                state[key] = (spread(value, own[name]) if value.shape == own[name].shape else value).clone()
+                state[key] = (sharded_like(value, own[name]) if value.shape == own[name].shape else value).clone()
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     index = {name: position for position, name in enumerate(order)}
     # Optimizer.load_state_dict knows on which device and in which type each state belongs; it wants torch's own layout.

@@ -15,16 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hybrid.distributed import Ranks, part
+from hybrid.distributed import Ranks, local
 
 _PART = re.compile(r".+\.(\d{5})-of-(\d{5})\.safetensors")
 
 
 def save_group(named: Mapping[str, Tensor], folder: Path, group: str, ranks: Ranks) -> None:
-    """Write a group of tensors: the first rank what all have, each rank what it holds of those that are spread."""
-    spread = {name for name, tensor in named.items() if part(tensor) is not tensor}
-    mine = {name: part(tensor) for name, tensor in named.items() if name in spread or ranks.is_main}
-    if spread:
+    """Write a group of tensors: the first rank what all have, each rank what it holds of those that are sharded."""
+    sharded = {name for name, tensor in named.items() if local(tensor) is not tensor}
+    mine = {name: local(tensor) for name, tensor in named.items() if name in sharded or ranks.is_main}
+    if sharded:
         save_tensors(mine, folder / f"{group}.{ranks.rank:05d}-of-{ranks.world:05d}.safetensors")
     elif ranks.is_main:
         save_tensors(mine, folder / f"{group}.safetensors")
@@ -96,7 +96,7 @@ def _files_of(checkpoint: Path, group: str) -> list[Path]:
 
 
 class _Parts(Mapping[str, Tensor]):
-    """Tensors whose first dimension is spread over files; what is in one file only is whole.
+    """Tensors whose first dimension is sharded over files; what is in one file only is whole.
 
     A file is opened for each tensor: pages of one that stays open count as memory of the process, all of them in the
     end.

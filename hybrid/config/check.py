@@ -6,8 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from hybrid.config.load import check_specs, value_of
-from hybrid.config.schema import SPECS, Config, keys, table
+from hybrid.config.schema import SPECS, Config, check_specs, keys, table, value_of
 from hybrid.data import dataset
 from hybrid.data.corpora.named import is_embedded
 from hybrid.device import parse_device

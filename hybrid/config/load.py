@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
-from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, choices, groups, keys, table
-from hybrid.options import bare, build, convert, nearest, path_of, pick, shown, type_name
+from hybrid.config.check import check
+from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, check_specs, choices, groups, keys, table, value_of
+from hybrid.options import bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
 LONGEST_TEXT = 4096
@@ -48,18 +49,8 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
             pick(key.name, value, allowed)
     check_specs(config)
     if checked:
-        from hybrid.config.check import check  # it needs `value_of`
-
         check(config)
     return config
-
-
-def check_specs(config: Config) -> None:
-    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
-    for name, address in SPECS.items():
-        spec = value_of(config, name)
-        if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
-            build(table(address), spec, name)
 
 
 def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
@@ -77,14 +68,6 @@ def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
             raise ValueError(f"{key}: {shown(text)} is no option; the name stands before the options, once")
         options[name.strip()] = dialect.parse(value, f"{key}: option {shown(text)}")
     return options
-
-
-def value_of(config: Config, name: str) -> Any:
-    """The value of a key given by its dotted name."""
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:

@@ -13,10 +13,19 @@ from typing import Any, NamedTuple
 from hybrid.data.dataset import DataConfig
 from hybrid.model import ModelConfig
 from hybrid.objectives import ObjectiveConfig
-from hybrid.options import option
+from hybrid.options import build, option
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import OptimConfig
-from hybrid.training.trainer import RunConfig, TrainerConfig
 from hybrid.training.validation import EvalConfig
+
+
+@dataclass
+class RunConfig:
+    name: str = option("", "name of the run; empty: the config file's name")
+    folder: str = option("runs", "where runs are kept; the run's own folder is FOLDER/NAME")
+    seed: int = option(0, "seed of the initialisation, the data order and the noise")
+    imports: Any = option([], "modules imported first, so that they can register their own table entries")
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
 
 
 @dataclass
@@ -39,9 +48,9 @@ SPECS = {
     "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
-    "objective.estimator": ("hybrid.objectives", "OBJECTIVES"),
+    "objective.estimator": ("hybrid.objectives", "ESTIMATORS"),
     "objective.proposal": ("hybrid.objectives.proposals", "PROPOSALS"),
-    "objective.schedule": ("hybrid.objectives.noise", "SCHEDULES"),
+    "objective.schedule": ("hybrid.objectives.schedules", "SCHEDULES"),
     "objective.weighting": ("hybrid.objectives.weightings", "WEIGHTINGS"),
 }
 OPEN = ("data.corpus",)
@@ -65,6 +74,22 @@ def table(address: tuple[str, str]) -> Mapping[str, type]:
     """The table at (module, name), with what the user has registered in it by now."""
     module, name = address
     return getattr(importlib.import_module(module), name)
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of a key given by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def check_specs(config: Config) -> None:
+    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
+    for name, address in SPECS.items():
+        spec = value_of(config, name)
+        if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
+            build(table(address), spec, name)
 
 
 class Key(NamedTuple):

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hybrid.config import dialect
-from hybrid.config.load import value_of
-from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, keys, table
+from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, keys, table, value_of
 from hybrid.options import type_name
 
 

@@ -33,7 +33,6 @@ from hybrid.decoding.uniforms import Uniforms
 from hybrid.device import autocast_dtype
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
-from hybrid.model.cache import KVCache
 from hybrid.model.fused import for_inference
 
 MAX_IDLE_STEPS = 10_000
@@ -172,7 +171,7 @@ class _Session:
     def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine
         n_slots = model.config.begin + self.end
-        cache = KVCache.empty(model, len(self.active), n_slots)
+        cache = model.new_cache(len(self.active), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.slide else None
         sight = Sight(engine.block_size, documents, window)

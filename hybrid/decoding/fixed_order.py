@@ -16,7 +16,7 @@ from hybrid import rng
 from hybrid.arguments import SEEDS, integer
 from hybrid.decoding.decoder import View
 from hybrid.decoding.unmasking import Paced, check_count
-from hybrid.objectives.noise import SCHEDULES, Schedule
+from hybrid.objectives.schedules import SCHEDULES, Schedule
 from hybrid.options import build, option
 
 
@@ -106,7 +106,8 @@ class Ancestral(Scheduled):
 
     def start(self, view: View) -> Tensor:
         schedule: Schedule = build(SCHEDULES, self.schedule, "schedule")
-        grid = schedule.masked(torch.linspace(0, 1, self.steps + 1, dtype=torch.float64, device=view.tokens.device))
+        time = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64, device=view.tokens.device)
+        grid = schedule.one_minus_alpha(time)
         cell = self.steps - torch.searchsorted(grid[1:-1].contiguous(), view.uniform)  # time runs from 1 to 0
         cell = cell.masked_fill(~view.is_masked, self.steps + 1)
         ordered, index = cell.sort(dim=-1)

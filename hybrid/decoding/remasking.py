@@ -15,7 +15,7 @@ from hybrid.arguments import number
 from hybrid.decoding.confidence import surest_first
 from hybrid.decoding.decoder import View
 from hybrid.decoding.unmasking import check_count, check_number
-from hybrid.objectives.noise import SCHEDULES, Schedule
+from hybrid.objectives.schedules import SCHEDULES, Schedule
 from hybrid.options import build, option, pick
 
 
@@ -138,5 +138,5 @@ class ReMDM:
 def time_grid(spec: Any, steps: int) -> list[float]:
     """Masked fractions of a schedule at times 1, 1 - 1/steps, ..., 0, exact at both ends."""
     schedule: Schedule = build(SCHEDULES, spec, "schedule")
-    inner = schedule.masked(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1])
+    inner = schedule.one_minus_alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1])
     return [1.0, *inner.tolist(), 0.0]

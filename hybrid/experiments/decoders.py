@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.subject import add_judged_texts
+from hybrid.experiments.measuring.subject import add_judged_texts
 from hybrid.options import at_least
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 def main() -> int:
     arguments = parse()
     from hybrid.evaluation.evaluation_model import load_evaluation_model
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
     from hybrid.results.table import publish, refuse_foreign
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.subject import Subject, add_options, check_counts
+from hybrid.experiments.measuring.subject import Subject, add_options, check_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,7 +63,7 @@ def spec(schedule: str | None, steps: int | None) -> Any:
 
 def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
     """The enumerated model: exact figures, checked against the decoders themselves."""
-    from hybrid.experiments.cells import (
+    from hybrid.experiments.reverse_process.ancestral_law import (
         LENGTH,
         VOCAB,
         Toy,
@@ -153,7 +153,7 @@ def text_results(subject: Subject, a: argparse.Namespace) -> Results:
 
 def per_token(subject: Subject, schedule: str | None, steps: int | None) -> float:
     """Forwards per token that the law of the decoder predicts. A block is written whole, then cut to the length."""
-    from hybrid.experiments.cells import cell_widths, expected_forwards
+    from hybrid.experiments.reverse_process.ancestral_law import cell_widths, expected_forwards
 
     seq_len, starts = subject.lm.config.data.seq_len, range(0, subject.length, subject.block_size)
     sizes = [min(subject.block_size, seq_len - start) for start in starts]
@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     a = parser.parse_args()
     check_counts(a, "steps", "samples")
-    from hybrid.objectives.noise import SCHEDULES  # late, as it imports torch
+    from hybrid.objectives.schedules import SCHEDULES
     from hybrid.options import pick
 
     a.schedules = [pick("--schedules", name, SCHEDULES) for name in dict.fromkeys(a.schedules)]

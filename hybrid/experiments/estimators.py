@@ -57,7 +57,7 @@ class Measured:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
     from hybrid.results.table import publish, refuse_foreign
 
@@ -160,7 +160,7 @@ def repeat(
     stride = -(-sum(p.numel() for p in parameters) // COMPONENTS)
     losses, gradients = [], []
     for step in range(repeats):
-        loss = objective.loss(model, batch, _keys(batch, seed, step), block_size).total / batch.is_target.sum()
+        loss = objective.loss(model, batch, _noise(batch, seed, step), block_size).total / batch.is_target.sum()
         grads = torch.autograd.grad(loss, parameters)
         losses.append(float(loss.detach()))
         gradients.append(torch.cat([g.flatten() for g in grads])[::stride].clone())
@@ -170,13 +170,13 @@ def repeat(
     return torch.tensor(losses, dtype=torch.float64), squares.cpu(), signal
 
 
-def _keys(batch: Batch, seed: int, step: int) -> Any:
+def _noise(batch: Batch, seed: int, step: int) -> Any:
     import torch
 
-    from hybrid.objectives.noise import Keys
+    from hybrid.objectives.noise import NoiseKeys
 
     rows = len(batch.tokens)
-    return Keys(seed, step, torch.arange(rows, device=batch.tokens.device), 0, rows)
+    return NoiseKeys(seed, step, torch.arange(rows, device=batch.tokens.device), 0, rows)
 
 
 def teach(model: Transformer, batch: Batch, estimator: Any, block_size: int, seed: int, steps: int = 50) -> None:
@@ -188,7 +188,7 @@ def teach(model: Transformer, batch: Batch, estimator: Any, block_size: int, see
     objective = Objective(estimator, draws=DRAWS)
     with torch.no_grad():
         for step in range(steps):
-            loss = objective.loss(model, batch, _keys(batch, seed + 1, step), block_size)
+            loss = objective.loss(model, batch, _noise(batch, seed + 1, step), block_size)
             objective.learn(block_size, [objective.observed(loss, batch.is_target, block_size)])
 
 
@@ -230,9 +230,9 @@ def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int,
 def _one_row(batch: Batch, seed: int, sample: int) -> Any:
     import torch
 
-    from hybrid.objectives.noise import Keys
+    from hybrid.objectives.noise import NoiseKeys
 
-    return Keys(seed + 2, sample, torch.zeros(1, dtype=torch.long, device=batch.tokens.device), 0, 1)
+    return NoiseKeys(seed + 2, sample, torch.zeros(1, dtype=torch.long, device=batch.tokens.device), 0, 1)
 
 
 def table(results: list[Measured], block_size: int):

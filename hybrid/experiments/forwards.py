@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.subject import add_judged_texts
+from hybrid.experiments.measuring.subject import add_judged_texts
 from hybrid.options import at_least
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.N
     from hybrid.device import precision_context
     from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
 
     scores = Scores(lm, validation_of(lm), precision_context("fp32", lm.device), rows=arguments.rows)
     points = []

@@ -29,7 +29,7 @@ Values = dict[tuple[str, int], list[float]]  # (likelihood, block size) -> nats 
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.subject import load_runs
+    from hybrid.experiments.measuring.subject import load_runs
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
@@ -46,7 +46,7 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
     from hybrid.device import precision_context
     from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
 
     decoders = choose_decoders(arguments.orders, "--orders")
     values: Values = {}

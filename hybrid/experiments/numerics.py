@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.subject import Subject, add_options, check_counts
+from hybrid.experiments.measuring.subject import Subject, add_options, check_counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ PUBLISHED = {64: (0.88, 6.90), 1024: (0.64, 5.31), 10_000: (0.44, 3.91)}
 ABOUT = """\
 A masked token is revealed with probability q. The joint sampler takes an argmax of Gumbel noise over tokens and MASK;
 the decoupled one, which all decoders of this repository use, draws first whether and then what. In exact arithmetic
-they are the same. Float32 uniforms are at most 1 - 2^-24 (`hybrid/experiments/joint.py`)."""
+they are the same. Float32 uniforms are at most 1 - 2^-24 (`hybrid/experiments/reverse_process/joint_sampler.py`)."""
 
 FIGURE = "Against the number of steps: unmasking rate, entropy of a text, and its cost under the model"
 
@@ -57,7 +57,7 @@ def zipf_table(samples: int, seeds: list[int]) -> Table:
     import numpy as np
     import torch
 
-    from hybrid.experiments.joint import (
+    from hybrid.experiments.reverse_process.joint_sampler import (
         SAMPLERS,
         entropy_of_counts,
         entropy_of_law,
@@ -101,8 +101,8 @@ Results = dict[str, dict[int, dict[str, list[float]]]]
 def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     """Generate and measure with every sampler, step count and seed."""
     from hybrid.evaluation.quality import entropy
-    from hybrid.experiments.joint import SAMPLERS
-    from hybrid.experiments.reverse import generate
+    from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
+    from hybrid.experiments.reverse_process.step_by_step import generate
 
     model, length = subject.lm.model, subject.length
     results: Results = {}

@@ -65,7 +65,7 @@ class Outcome:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.trained import basis, remembered
+    from hybrid.experiments.measuring.trained import basis, remembered
     from hybrid.results.table import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
@@ -90,7 +90,7 @@ def main() -> int:
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
     """The configuration of one run, its folder named after objective and seed."""
     from hybrid.config import load_config
-    from hybrid.experiments.trained import settings
+    from hybrid.experiments.measuring.trained import settings
     from hybrid.sweep.plan import slug
 
     own = settings(arguments.folder, slug(name), seed)
@@ -113,7 +113,7 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
 
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
-    from hybrid.experiments.trained import step_seconds
+    from hybrid.experiments.measuring.trained import step_seconds
     from hybrid.runs.run import Run
 
     runs = {name: Run(config) for name, config in configs.items()}
@@ -134,7 +134,7 @@ def outcome(
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.shared import generate_shared
     from hybrid.evaluation.quality import entropy
-    from hybrid.experiments.trained import elbo, trained
+    from hybrid.experiments.measuring.trained import elbo, trained
 
     run = trained(config, steps, arguments.rows)
     lm, size = run.lm, run.lm.block_sizes[0]
@@ -186,7 +186,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:
-    from hybrid.experiments.trained import trained_at
+    from hybrid.experiments.measuring.trained import trained_at
 
     judged = "" if arguments.judge is None else f" Gen-ppl is that of `{arguments.judge}`."
     return f"""\

@@ -63,7 +63,7 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
         ValueError: runs that are not of one setting, or whose data has no answers.
     """
     from hybrid.evaluation.answers import score
-    from hybrid.experiments.subject import load_runs, validation_of
+    from hybrid.experiments.measuring.subject import load_runs, validation_of
 
     models = load_runs(runs, arguments.device)
     sizes = arguments.block_size or models[0].block_sizes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybrid import rng
 from hybrid.model import Transformer
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 EQUAL, BOUND, HINDSIGHT = "=", "<=", "~"
 """How a number stands to the negative log-likelihood of a procedure that generates text: it is that of one; it is at
@@ -53,13 +53,13 @@ class Rows:
         """(b,) int64."""
         return self.is_target.sum(1)
 
-    def content_keys(self, seed: int) -> Keys:
+    def content_keys(self, seed: int) -> NoiseKeys:
         """The noise of each row as a function of its content."""
-        return Keys.of_rows(seed, torch.tensor(rng.row_keys(self.tokens.tolist()), device=self.tokens.device))
+        return NoiseKeys.of_rows(seed, torch.tensor(rng.row_keys(self.tokens.tolist()), device=self.tokens.device))
 
-    def noise_keys(self, seed: int) -> Keys:
+    def noise_keys(self, seed: int) -> NoiseKeys:
         """The noise of each row as a function of `keys`, or of its content."""
-        return self.content_keys(seed) if self.keys is None else Keys.of_rows(seed, self.keys)
+        return self.content_keys(seed) if self.keys is None else NoiseKeys.of_rows(seed, self.keys)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 class Backend(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
-        """q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); every row of `pattern` sees at least one key.
+        """Attend: q (b, h, q, d), k and v (b, h, k, d) -> (b, h, q, d); every row of `pattern` sees at least one key.
 
         A backend that has an attribute `groups_heads = True` is given keys and values (b, g, k, d), each shared by
         h / g heads of queries; for others they are repeated.
@@ -66,7 +66,7 @@ class Kept:
         return Kept, ()  # a copy of a model makes its own
 
     def get(self, pattern: TwoStream, make: Callable[[], Any], *more: Any) -> Any:
-        """What `make` gives for this pattern (and `more`, if that matters too), made once."""
+        """Return what `make` gives for this pattern (and `more`, if that matters too), made once."""
         if pattern.documents is None:
             kept, key = self._by_rows, (pattern.rows, pattern.context, pattern.only_read, str(pattern.device), *more)
         else:
@@ -134,7 +134,7 @@ def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
 
 
 def _spans(seen: Tensor, bounds: list[int]) -> Iterator[slice]:
-    """The span of keys that is needed in each stream."""
+    """Find the span of keys that is needed in each stream."""
     for start, stop in pairwise(bounds):
         needed = seen[start:stop].nonzero()
         if len(needed):
@@ -165,7 +165,7 @@ class Flex:
         return _flex_kernel(q.device.type)(q, k, v, block_mask=self.block_mask(pattern))
 
     def block_mask(self, pattern: TwoStream):
-        """torch's BlockMask of the pattern; made once per (length, block size, ...) where documents do not enter."""
+        """Return torch's BlockMask; made once per (length, block size, ...) where documents do not enter."""
         return self.masks.get(pattern, lambda: self._block_mask(pattern))
 
     @staticmethod
@@ -190,7 +190,7 @@ _compiled: dict[str, Any] = {}
 
 
 def _flex_kernel(device_type: str):
-    """FlexAttention, compiled on GPUs (uncompiled it builds dense scores, which is fine for tests on a CPU)."""
+    """Return FlexAttention, compiled on GPUs (uncompiled it builds dense scores, which is fine for tests on a CPU)."""
     from torch.nn.attention.flex_attention import flex_attention
 
     if device_type == "cpu":
@@ -229,7 +229,7 @@ class Xformers:
 
     @staticmethod
     def bias(pattern: Pattern, dtype: torch.dtype):
-        """The attention bias: None, a causal bias object, or additive (1 or b, 1, q, k), a slice of aligned storage."""
+        """Return the bias: None, a causal bias object, or additive (1 or b, 1, q, k), a slice of aligned storage."""
         if isinstance(pattern, Cached) and pattern.unmasked:
             return None
         if isinstance(pattern, TwoStream) and pattern.is_causal:

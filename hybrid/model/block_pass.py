@@ -1,4 +1,4 @@
-"""The pass of generation: finished blocks are committed and a live block is predicted, over a cache.
+"""The cached pass of generation: finished blocks are committed and a live block is predicted, over a cache.
 
 A forward has the rows `[pending ; live]`: clean tokens that are not in the cache yet, and the live block behind them.
 Texts may be at different blocks. Three questions, three places: where the rows stand (`BlockRows`), at which slots
@@ -28,7 +28,7 @@ IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 @dataclass(frozen=True)
 class BlockRows:
-    """The rows of a forward, text by text.
+    """Rows of a forward, text by text.
 
     Args:
         lengths: slots of each text that the cache holds.
@@ -44,6 +44,7 @@ class BlockRows:
     n_live: Sequence[int]
 
     def without_live(self) -> BlockRows:
+        """Return the pending rows alone."""
         return BlockRows(self.lengths, self.pending, self.live[:, :0], [0] * len(self.n_live))
 
     @cached_property
@@ -77,7 +78,7 @@ class BlockRows:
         return max(map(sum, self.places))
 
     def tokens(self, padding: int) -> Tensor:
-        """(b, r)"""
+        """Return the ids of all rows, (b, r)."""
         if not self.n_pending:
             return self.live
         clean = torch.stack(
@@ -86,7 +87,7 @@ class BlockRows:
         return torch.cat([clean, self.live], dim=1)
 
     def slots(self, alike: bool) -> tuple[Tensor, Tensor]:
-        """The slot of each row, and whether it is a token, not padding: (b, r), or (1, r) for rows that are `alike`."""
+        """Return each row's slot, and whether it is a token, not padding: (b, r), or (1, r) if they are `alike`."""
         places = self.places[:1] if alike else self.places
         length, count, size = torch.tensor(places, device=self.live.device).unsqueeze(-1).unbind(1)  # (b, 1) each
         i = torch.arange(self.n_pending, device=self.live.device)
@@ -97,7 +98,7 @@ class BlockRows:
 
 @dataclass(frozen=True)
 class Sight:
-    """What rows see in a generation.
+    """What rows attend to in a generation.
 
     Args:
         documents: (b, slots) document of each slot; None: they are one document.
@@ -109,7 +110,7 @@ class Sight:
     window: int | None = None
 
     def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache) -> Cached:
-        """The pattern of a forward."""
+        """Make the pattern of a forward."""
         alike = self.documents is None and rows.are_alike
         reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees
         # What is committed ends where a block ends, unless the cache was cut elsewhere.
@@ -140,11 +141,11 @@ class Sight:
         )  # fmt: skip
 
     def _first_of_block(self, slots: IntOrTensor, begin: int) -> IntOrTensor:
-        """First slot of the block of each slot; below 0 for the begin token, a block of its own."""
+        """Return the first slot of the block of each slot; below 0 for the begin token, a block of its own."""
         return begin + (slots - begin) // self.block_size * self.block_size
 
     def _block_end(self, slots: Tensor, is_token: Tensor, n_pending: int, start: Tensor, config: ModelConfig) -> Tensor:
-        """The slot behind the last one that each row sees: of its block, or itself (`causal`, and the begin token)."""
+        """Return the slot behind the last that each row sees: its block's, or its own (`causal`, the begin token)."""
         clean = slots[:, :n_pending] + 1
         if config.context == "block_causal":
             is_begin = slots[:, :n_pending] < config.begin
@@ -154,7 +155,7 @@ class Sight:
 
 
 def block_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
-    """Hidden states (b, l, dim) from which the live blocks are predicted; commits what is pending on the way."""
+    """Compute the hidden states (b, l, dim) from which the live blocks are predicted; commit what is pending."""
     begin = model.config.begin
     # An ordinary autoregressive step reads no noisy row.
     run = rows.without_live() if begin and sight.block_size == 1 else rows

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hybrid.model.config import ModelConfig
 from hybrid.model.masks import Cached, Pattern
-
-if TYPE_CHECKING:
-    from hybrid.model.transformer import Transformer
 
 
 class LayerCache(NamedTuple):
@@ -51,17 +49,16 @@ class KVCache:
     has_last: list[bool]  # False: that state is not known, and the token has to be read again
 
     @classmethod
-    def empty(cls, model: Transformer, rows: int, slots: int) -> KVCache:
-        """A cache for `rows` rows of at most `slots` positions each."""
-        c = model.config
-        shape = (c.n_layers, rows, slots + 1, c.kv_heads, c.head_width)
-        keys, values = (torch.zeros(shape, device=model.device, dtype=model.dtype) for _ in range(2))
-        last_hidden = torch.zeros(rows, c.dim, device=model.device, dtype=model.dtype)
+    def empty(cls, config: ModelConfig, rows: int, slots: int, device: torch.device, dtype: torch.dtype) -> KVCache:
+        """Allocate a cache for `rows` rows of at most `slots` positions each."""
+        shape = (config.n_layers, rows, slots + 1, config.kv_heads, config.head_width)
+        keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        last_hidden = torch.zeros(rows, config.dim, device=device, dtype=dtype)
         return cls(keys, values, [0] * rows, last_hidden, [False] * rows)
 
     @property
     def n_slots(self) -> int:
-        """The bin among them."""
+        """Slots of a row, the bin among them."""
         return self.keys.shape[2]
 
     @property
@@ -70,6 +67,7 @@ class KVCache:
         return self.n_slots - 1
 
     def layer(self, i: int) -> LayerCache:
+        """Return views of the keys and values of layer `i`."""
         return LayerCache(self.keys[i], self.values[i])
 
     def commit(self, counts: Sequence[int]) -> None:
@@ -93,6 +91,7 @@ class KVCache:
         self.lengths = list(lengths)
 
     def reset(self) -> None:
+        """Forget all slots."""
         self.cut([0] * len(self.lengths))
 
     def keep(self, rows: Sequence[int]) -> None:

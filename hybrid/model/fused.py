@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid.distributed import whole
+from hybrid.distributed import full
 from hybrid.model.kernels.elementwise import rotate
 from hybrid.model.layers import Angles, Layer, LayerNorm, RMSNorm
 from hybrid.model.masks import Pattern
@@ -45,12 +45,12 @@ def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
 
 def _scale(norm: Norm) -> Tensor:
     """The factors behind `normalised`."""
-    weight = whole(norm.weight.detach())
+    weight = full(norm.weight.detach())
     return weight if isinstance(norm, LayerNorm) else weight * weight.shape[0] ** 0.5
 
 
 def _shift(norm: Norm) -> Tensor | None:
-    return whole(norm.bias.detach()) if isinstance(norm, LayerNorm) else None
+    return full(norm.bias.detach()) if isinstance(norm, LayerNorm) else None
 
 
 class Affine:
@@ -67,13 +67,13 @@ class Affine:
         places = zip(maps, *(t.split([one.out_features for one in maps], dim=-1) for t in (matrix, bias)), strict=True)
         with torch.no_grad():
             for one, columns, constants in places:
-                weight = whole(one.weight)  # (out, in)
+                weight = full(one.weight)  # (out, in)
                 if scale is None:
                     columns.copy_(weight.t())
                 else:
                     torch.mul(weight.t(), scale, out=columns)  # straight into its place: copies on the way are memory
                 if one.bias is not None:
-                    constants += whole(one.bias)
+                    constants += full(one.bias)
                 if shift is not None:
                     constants += weight @ shift
         self.matrix = matrix
@@ -202,7 +202,7 @@ def fuse(model: Transformer, dtype: torch.dtype | None = None) -> None:
 
 def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
     """The head's matrix (vocab, dim), in memory as (dim, vocab); None where the embedding serves as it is."""
-    weight = whole(model.head_matrix().detach())
+    weight = full(model.head_matrix().detach())
     if model.config.tied_embeddings and weight.dtype == dtype:
         return None
     return weight.t().to(dtype).contiguous().t()
@@ -212,7 +212,7 @@ def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
     """What generation runs: an expendable model itself, fused from then on, or a copy of another with fused weights.
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
-    that is spread over ranks none is kept, since a copy is whole. Several threads may ask at once.
+    that is sharded over ranks none is kept, since a copy is full. Several threads may ask at once.
 
     Raises:
         ValueError: its weights were fused for another dtype; those of that one are gone.
@@ -275,7 +275,7 @@ def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
         "_n_parameters",
     ):  # fmt: skip
         setattr(copy, name, getattr(model, name))
-    copy.register_module("embedding", nn.Embedding.from_pretrained(whole(model.embedding.weight.detach())))
+    copy.register_module("embedding", nn.Embedding.from_pretrained(full(model.embedding.weight.detach())))
     copy.layers = nn.ModuleList(FusedLayer(cast(Layer, layer), dtype) for layer in model.layers)
     copy.final_norm = FusedNorm(model.final_norm, model.config.norm, dtype)
     copy.register_buffer("head_weight", _head(model, dtype))

@@ -23,7 +23,7 @@ Angles = tuple[Tensor, Tensor]
 
 
 class Linear(nn.Linear):
-    """Left without values: the network draws its weights in one place, or reads them from a file."""
+    """A linear map left without values: the network draws its weights in one place, or reads them from a file."""
 
     def reset_parameters(self) -> None:
         pass
@@ -81,14 +81,14 @@ class Layer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it multiplies."""
+        """The dtype in which it multiplies."""
         return autocast_dtype(self.wq.weight)
 
     def forward(
         self, x: Tensor, angles: Angles, pattern: Pattern, attend: Backend, cache: LayerCache | None = None, *,
         read: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """x (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q)."""
+        """Compute (b, r, dim) -> (b, q, dim), or (m, dim) where `read` gives flat indices into (b, q)."""
         q, k, v = self.project(x, angles, pattern)
         if cache is not None:
             k, v = cache.write(k, v, pattern)
@@ -104,23 +104,23 @@ class Layer(nn.Module):
         return self.rest(x, out)
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (b, q, h, d) of the rows that ask, keys and values (b, r, g, d) of all."""
+        """Return queries (b, q, h, d) of the selected rows, keys and values (b, r, g, d) of all."""
         y, k, v = self.keys(x, angles)
         asking = (pattern.select_queries(angles[0]), pattern.select_queries(angles[1]))
         return self.queries(pattern.select_queries(y), asking), k, v
 
     def keys(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised rows (b, r, dim), and their keys and values (b, r, g, d)."""
+        """Return normalised rows (b, r, dim), and their keys and values (b, r, g, d)."""
         y = self.attention_norm(x)
         k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
         return y, k, self.wv(y).unflatten(-1, (self.config.kv_heads, -1))
 
     def queries(self, y: Tensor, angles: Angles) -> Tensor:
-        """(b, q, dim) -> (b, q, h, d)"""
+        """Map normalised rows to queries: (b, q, dim) -> (b, q, h, d)."""
         return rotate(self.q_norm(self.wq(y).unflatten(-1, (self.config.n_heads, -1))), angles)
 
     def rest(self, x: Tensor, out: Tensor) -> Tensor:
-        """What comes behind the attention, whose result is `out` (..., h d)."""
+        """Add the attention's result `out` (..., h d), then the MLP."""
         x = x + self.wo(out)
         y = self.mlp_norm(x)
         if self.config.mlp == "swiglu":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Where rows stand. All tensors broadcast against each other; `document` may be None (one document)."""
+    """Coordinates of rows. All tensors broadcast against each other; `document` may be None (one document)."""
 
     position: Tensor  # text position; the begin token is at -1, a block of its own
     start: Tensor  # position of the first token of its block
@@ -41,7 +41,7 @@ class Coordinates:
 
 
 def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
-    """The table of the design, as one boolean expression.
+    """Say who may attend to whom, as one boolean expression.
 
     | query   | may attend to                                                                      |
     |---------|------------------------------------------------------------------------------------|
@@ -67,7 +67,7 @@ def may_attend(query: Coordinates, key: Coordinates, context: str) -> Tensor:
 
 @dataclass(frozen=True)
 class TwoStreamRows:
-    """The rows of a training pass, `[clean ; noisy draw 0 ; noisy draw 1 ; ...]`, and which of them are read.
+    """Rows of a training pass, `[clean ; noisy draw 0 ; noisy draw 1 ; ...]`, and which of them are read.
 
     Streams hold what somebody reads and no more: nobody reads the clean last block, so the clean stream ends before it
     (`in_place` at B = N has none), and `next_token` at B = 1 reads only clean rows, so it has no noisy stream.
@@ -121,7 +121,11 @@ class TwoStreamRows:
         return torch.cat([clean, text.repeat(len(self.noisy_block_sizes))])[None]
 
     def coordinates(self, device: torch.device | str = "cpu", documents: Tensor | None = None) -> Coordinates:
-        """(1, n_clean + n_noisy) each; `documents` (b, begin + N) are those of the text, seen as input."""
+        """Return the coordinates of all rows, (1, n_clean + n_noisy) each.
+
+        Args:
+            documents: (b, begin + N), the document of each token of the text, seen as input.
+        """
         sizes = self.noisy_block_sizes
         clean = torch.arange(self.n_clean, device=device) - self.begin
         text = torch.arange(self.length, device=device)
@@ -136,8 +140,12 @@ class TwoStreamRows:
         return Coordinates(position[None], start[None], draw[None], document)
 
     def read_masked(self, masked: Tensor) -> Tensor:
-        """Which of the rows that are read, `[clean_read ; noisy]` of all texts, predict the tokens that are True in
-        `masked` (b, D, N): flat indices in the order of `masked.nonzero()`."""
+        """Find the rows that predict the tokens that are True in `masked` (b, D, N).
+
+        Returns:
+            flat indices into the rows that are read, `[clean_read ; noisy]` of all texts, in the order of
+            `masked.nonzero()`.
+        """
         row, draw, position = masked.nonzero(as_tuple=True)
         n_read = self.n_clean_read + self.n_noisy
         if not self.begin:
@@ -148,7 +156,7 @@ class TwoStreamRows:
         return row * n_read + torch.where(offset == 0, clean, noisy)
 
     def read_autoregressive(self, is_target: Tensor) -> Tensor:
-        """Likewise for the tokens that are True in `is_target` (b, N), each predicted from those before it."""
+        """Find the rows that predict the tokens that are True in `is_target` (b, N), each from those before it."""
         row, position = is_target.nonzero(as_tuple=True)
         first = 0 if self.begin else self.n_clean_read + self.draws * self.length
         return row * (self.n_clean_read + self.n_noisy) + first + position
@@ -156,10 +164,10 @@ class TwoStreamRows:
 
 @dataclass(frozen=True, eq=False)
 class TwoStream:
-    """The pattern of a training pass: who of `rows` sees whom.
+    """Pattern of a training pass: who of `rows` attends to whom.
 
-    In the last layer (`only_read`) just the rows that a prediction is read from ask; all others only serve keys and
-    values there.
+    In the last layer (`only_read`) queries are computed only for rows that a prediction is read from; all others only
+    serve keys and values there.
     """
 
     rows: TwoStreamRows
@@ -173,12 +181,12 @@ class TwoStream:
         cls, length: int, block_size: int, context: str = "block_causal", prediction: str = "in_place", draws: int = 1,
         documents: Tensor | None = None, autoregressive: bool = False, device: torch.device | str = "cpu",
     ) -> TwoStream:  # fmt: skip
-        """The pattern over the rows that these sizes have."""
+        """Make the pattern over the rows that these sizes have."""
         return cls(TwoStreamRows(length, block_size, prediction, draws, autoregressive), context, documents, device)
 
     @property
     def clean_queries(self) -> slice:
-        """Which clean rows ask."""
+        """Which clean rows have queries."""
         return self.rows.clean_read if self.only_read else slice(0, self.rows.n_clean)
 
     @property
@@ -199,11 +207,11 @@ class TwoStream:
         return rows.n_clean == 0 and rows.noisy_block_sizes == [rows.block_size] and self.documents is None
 
     def reading(self) -> TwoStream:
-        """The same pattern with only the rows as queries that predictions are read from."""
+        """Return the same pattern with queries of only those rows that predictions are read from."""
         return replace(self, only_read=True)
 
     def select_queries(self, rows: Tensor) -> Tensor:
-        """`rows` (b, n_clean + n_noisy, ...) -> (b, q, ...), the rows that ask."""
+        """Select the rows that have queries: (b, n_clean + n_noisy, ...) -> (b, q, ...)."""
         if not self.only_read:
             return rows
         noisy = rows[:, self.rows.n_clean :]
@@ -227,7 +235,7 @@ class TwoStream:
         return self.keys.map(self.select_queries)
 
     def dense(self) -> Tensor:
-        """(1 or b, q, k) booleans, made once for all layers."""
+        """Return the dense mask, (1 or b, q, k) booleans, made once for all layers."""
         return self._dense
 
     @cached_property
@@ -237,7 +245,7 @@ class TwoStream:
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """The pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
+    """Pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
 
     Finished blocks, the blocks being committed and the live block stand in slot order, so what a row may see is a
     range of the slots, up to its own block's end (`block_causal` and live rows) or itself (`causal` clean rows). It
@@ -271,7 +279,7 @@ class Cached:
         return rows[:, self.first_query :] if self.only_read else rows
 
     def dense(self) -> Tensor:
-        """(1 or b, q, span) booleans, made once for all layers."""
+        """Return the dense mask, (1 or b, q, span) booleans, made once for all layers."""
         return self._dense
 
     @cached_property

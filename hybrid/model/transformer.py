@@ -1,7 +1,7 @@
 """The transformer: norms, rotary positions, grouped-query attention, an MLP. No time conditioning.
 
-It knows nothing of noise or generation: rows and the pattern of who sees whom come as arguments, perhaps a cache, and
-it returns hidden states. The head is apart, so that only rows that are read reach it.
+It knows nothing of noise or generation. Rows, and the pattern of who attends to whom, come as arguments, perhaps with a
+cache; hidden states come out. The head is apart, so that only rows that are read reach it.
 
 Shape legend: b batch, r rows of a forward, q query rows, m rows that are read.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hybrid.distributed import spread
+from hybrid.distributed import sharded_like
 from hybrid.model.attention import Backend, Eager
 from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
@@ -68,13 +68,13 @@ class Transformer(nn.Module):
 
     @property
     def banned_token_id(self) -> int | None:
-        """MASK, where it has a row in the head and may not be predicted."""
+        """The id of MASK where it has a row in the head and may not be predicted; else None."""
         return self.mask_token_id if self.config.ban_mask and self.mask_token_id < self.vocab_size else None
 
     def reset_parameters(self) -> None:
-        """Normal of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller with depth.
+        """Draw weights: normal, of standard deviation 1/sqrt(fan-in); what writes to the residual starts smaller.
 
-        Drawn on the CPU, one tensor at a time: the same numbers on every device, also where ranks hold parts of them.
+        They are drawn on the CPU, one tensor at a time: the same numbers on every device, also where they are sharded.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -87,12 +87,12 @@ class Transformer(nn.Module):
             if parameter.device.type != "meta":
                 drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu").normal_(std=std)
                 with torch.no_grad():
-                    parameter.copy_(spread(drawn, parameter))
+                    parameter.copy_(sharded_like(drawn, parameter))
 
     def forward(
         self, tokens: Tensor, pattern: Pattern, cache: KVCache | None = None, *, read: Tensor | None = None
     ) -> Tensor:
-        """Hidden states, normalised for the head.
+        """Return hidden states, normalised for the head.
 
         Args:
             tokens: (b, r) ids, MASK among them.
@@ -119,20 +119,24 @@ class Transformer(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it multiplies, here and now, and keeps keys and values."""
+        """The dtype in which it multiplies, here and now, and keeps keys and values."""
         return cast(Layer, self.layers[0]).dtype
 
+    def new_cache(self, rows: int, slots: int) -> KVCache:
+        """Allocate a cache for `rows` texts of at most `slots` positions each, the begin token among them."""
+        return KVCache.empty(self.config, rows, slots, self.device, self.dtype)
+
     def head(self, hidden: Tensor) -> Tensor:
-        """(..., dim) -> logits (..., vocab); that of a banned MASK is -inf."""
+        """Map (..., dim) to logits (..., vocab); that of a banned MASK is -inf."""
         logits = F.linear(hidden, self.head_matrix())
         if self.banned_token_id is not None:
             logits = logits.index_fill(-1, torch.tensor([self.banned_token_id], device=logits.device), -torch.inf)
         return logits
 
     def head_matrix(self) -> Tensor:
-        """(vocab, dim)"""
+        """Return the weights of the head, (vocab, dim)."""
         return self.embedding.weight[: self.vocab_size] if self.head_weight is None else self.head_weight
 
     def n_parameters(self) -> int:
-        """Of the network as it was made, also where its weights are fused by now."""
+        """Count the parameters of the network as it was made, also where its weights are fused by now."""
         return self._n_parameters

@@ -20,7 +20,7 @@ def two_stream_hidden(
     model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
     autoregressive: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Hidden states from which the masked tokens are predicted, in one pass.
+    """Compute the hidden states from which the masked tokens are predicted, in one pass.
 
     The arguments may all be on the host, wherever the model is. How many tokens are masked is counted where the masks
     are; on the host, nobody waits for a GPU to know it.
@@ -64,8 +64,11 @@ def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
 
 
 def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor | None:
-    """Document of each input row, (b, begin + N). An end-of-text token ends its document as something to predict; as
-    an input of a `next_token` model it opens the next one, whose first token is read off it."""
+    """Return the document of each input row, (b, begin + N).
+
+    An end-of-text token ends its document as something to predict. As an input of a `next_token` model it opens the
+    next one, whose first token is read off it.
+    """
     if documents is None or not model.config.begin:
         return documents
     opening = documents + (tokens == model.end_of_text).to(documents.dtype)

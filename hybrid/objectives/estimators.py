@@ -12,16 +12,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from hybrid.objectives.noise import (
-    SCHEDULES,
-    Keys,
-    Schedule,
-    block_uniforms,
-    block_view,
-    position_uniforms,
-    target_ranks,
-)
+from hybrid.objectives.noise import NoiseKeys, block_uniforms, block_view, position_uniforms, target_ranks
 from hybrid.objectives.proposals import PROPOSALS, Proposal
+from hybrid.objectives.schedules import SCHEDULES, Schedule
 from hybrid.options import build, option
 
 
@@ -42,7 +35,7 @@ class Masking:
 class Estimator(Protocol):
     """An estimator whose expectation is not the bound says so in `bias`."""
 
-    def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+    def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
         """Noise for rows whose target tokens are True in `is_target` (b, N); only those are ever masked.
 
         Where no noise is left, one draw stands for all.
@@ -71,17 +64,17 @@ class Count:
         """Built once, since it may learn."""
         return build(PROPOSALS, self.proposal, "proposal")
 
-    def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+    def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
         if block_size == 1:  # nothing is random
             target = is_target[:, None]
             return Masking(target, target.double())
         if self.complementary and draws % 2:
             raise ValueError(f"objective.draws: {draws} is odd; complementary draws come in pairs, so make it even")
         n_sets = draws // 2 if self.complementary else draws
-        rank = target_ranks(keys, is_target, block_size, n_sets)  # (b, S, g, B)
+        rank = target_ranks(noise, is_target, block_size, n_sets)  # (b, S, g, B)
         targets = block_view(is_target, block_size, False).sum(-1)[:, None]  # (b, 1, g): L
         q = self._probabilities(targets, block_size)  # (b, 1, g, B + 1)
-        u = block_uniforms(keys, rank.shape[2], n_sets, stratified)
+        u = block_uniforms(noise, rank.shape[2], n_sets, stratified)
         below = q.cumsum(-1)
         n = (u[..., None] * below[..., -1:] >= below).sum(-1).minimum(targets)  # (b, S, g)
         chosen, counts = [rank < n[..., None]], [n]
@@ -123,14 +116,14 @@ class Time:
 
     schedule: Any = option("linear", "an entry of SCHEDULES")
 
-    def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+    def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
         schedule: Schedule = build(SCHEDULES, self.schedule, "objective.schedule")
         length = is_target.shape[1]
-        t = self.time(1 - block_uniforms(keys, -(-length // block_size), draws, stratified))
-        coin = position_uniforms(keys, length, draws)
-        probability = schedule.masked(t)[..., None]
+        t = self.time(1 - block_uniforms(noise, -(-length // block_size), draws, stratified))
+        coin = position_uniforms(noise, length, draws)
+        probability = schedule.one_minus_alpha(t)[..., None]
         masked = block_view(coin, block_size, 2.0) < probability
-        weight = schedule.rate(t)[..., None] / probability.clamp(min=1e-300)
+        weight = -schedule.derivative(t)[..., None] / probability.clamp(min=1e-300)
         targets = block_view(is_target, block_size, False)[:, None]
         return Masking.of_blocks(masked & targets, weight, length)
 
@@ -158,4 +151,4 @@ class Clipped(Time):
         return self.low + (self.high - self.low) * u
 
 
-OBJECTIVES: dict[str, Any] = {"count": Count, "time": Time, "clipped": Clipped}
+ESTIMATORS: dict[str, Any] = {"count": Count, "time": Time, "clipped": Clipped}

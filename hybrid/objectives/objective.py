@@ -5,7 +5,7 @@ With m_n the mean cross-entropy over the masked tokens when n of a block's L tar
     -log p(x^b | x^<b)  <=  sum_{n=1..L} E[m_n]
 
 (Zheng et al. 2409.02908, prop. 3.1). An estimator draws which tokens to mask and gives each masked token a weight, such
-that the expected weighted sum of cross-entropies is that bound. Add one to `OBJECTIVES` and it is a choice of
+that the expected weighted sum of cross-entropies is that bound. Add one to `ESTIMATORS` and it is a choice of
 `objective.estimator`, documented by `--help` and tested for unbiasedness.
 
 Shape legend: b rows, D noise draws, N text length, g blocks, B block size, L targets of a block, m masked tokens.
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from hybrid.model import Transformer
 from hybrid.objectives.cross_entropy import Loss, masked_loss
-from hybrid.objectives.estimators import OBJECTIVES, Clipped, Count, Estimator, Masking, Time
-from hybrid.objectives.noise import Keys, block_view
+from hybrid.objectives.estimators import ESTIMATORS, Clipped, Count, Estimator, Masking, Time
+from hybrid.objectives.noise import NoiseKeys, block_view
 from hybrid.objectives.proposals import PROPOSALS, Published
 from hybrid.objectives.weightings import WEIGHTINGS, Elbo, Weighting, weigh
 from hybrid.options import build, option
@@ -31,14 +31,14 @@ from hybrid.options import build, option
 if TYPE_CHECKING:
     from hybrid.data.dataset import Batch
 
-__all__ = ["OBJECTIVES", "Clipped", "Count", "Estimator", "Loss", "Masking", "Objective", "ObjectiveConfig", "Time",
+__all__ = ["ESTIMATORS", "Clipped", "Count", "Estimator", "Loss", "Masking", "Objective", "ObjectiveConfig", "Time",
            "build_estimator", "masked_loss"]  # fmt: skip
 
 
 @dataclass
 class ObjectiveConfig:
     block_size: Any = option(8, "an integer, a list of them (one is drawn per batch), or seq_len")
-    estimator: Any = option("count", "how the ELBO is estimated: an entry of OBJECTIVES")
+    estimator: Any = option("count", "how the ELBO is estimated: an entry of ESTIMATORS")
     weighting: Any = option("elbo", "what is trained: an entry of WEIGHTINGS; validation is always the ELBO")
     proposal: Any = option("published", "count form, how many tokens to mask: an entry of PROPOSALS")
     complementary: bool = option(False, "count form: draws come in pairs that mask a set and the rest of its block")
@@ -49,16 +49,16 @@ class ObjectiveConfig:
 
 
 def build_estimator(config: ObjectiveConfig) -> Estimator:
-    """The estimator of a configuration; it is handed those of the group's keys that it has fields for."""
+    """The estimator of a configuration; it is handed those of the group's noise that it has fields for."""
     spec = {"name": config.estimator} if isinstance(config.estimator, str) else config.estimator
-    entry = OBJECTIVES.get(spec.get("name", "")) if isinstance(spec, dict) else None
+    entry = ESTIMATORS.get(spec.get("name", "")) if isinstance(spec, dict) else None
     if entry is not None:
         fields = {f.name for f in dataclasses.fields(entry)}
         given = {"schedule": config.schedule, "complementary": config.complementary, "proposal": config.proposal}
         if isinstance(build(PROPOSALS, config.proposal, "objective.proposal"), Published):
             given["proposal"] = build(WEIGHTINGS, config.weighting, "objective.weighting")
         spec = {**{name: value for name, value in given.items() if name in fields}, **spec}
-    return build(OBJECTIVES, spec, "objective.estimator")
+    return build(ESTIMATORS, spec, "objective.estimator")
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Objective:
         """Whether the expectation of the loss is the ELBO."""
         return isinstance(self.weighting, Elbo) and not hasattr(self.estimator, "bias")
 
-    def loss(self, model: Transformer, batch: Batch, keys: Keys, block_size: int) -> Loss:
+    def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         """Draw noise for a batch, where the batch is, and run the model on it."""
-        masking = self.estimator.draw(keys, batch.is_target, block_size, self.draws, self.stratified)
+        masking = self.estimator.draw(noise, batch.is_target, block_size, self.draws, self.stratified)
         if not isinstance(self.weighting, Elbo):
             factor = weigh(self.weighting, masking.masked, batch.is_target, block_size)
             masking = Masking(masking.masked, masking.weight * factor)

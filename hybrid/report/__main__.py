@@ -24,7 +24,7 @@ from hybrid import cli
 
 if TYPE_CHECKING:
     from hybrid.report.groups import Group
-    from hybrid.report.record import RunRecord
+    from hybrid.report.run_record import RunRecord
     from hybrid.report.sections import Section
 
 log = logging.getLogger("hybrid.report")
@@ -34,7 +34,7 @@ MODULE = "hybrid.report"
 def main() -> int:
     arguments = parse()
     from hybrid.report import groups, sections
-    from hybrid.report.record import find_runs, refuse_different_data
+    from hybrid.report.run_record import find_runs, refuse_different_data
 
     paths = [Path(path) for path in arguments.runs]
     together = Path(os.path.commonpath([path.absolute() for path in paths]))
@@ -128,7 +128,7 @@ def refuse_foreign_report(output: Path) -> None:
 
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:
     """One Markdown file with its plots beside it, and with the command that makes them."""
-    from hybrid.report import figures, page
+    from hybrid.report import page, plots
     from hybrid.results.table import command_of, provenance, refuse_foreign_figures, write_result
     from hybrid.storage.atomic import write_bytes_atomic
 
@@ -137,7 +137,7 @@ def write_markdown(output: Path, title: str, facts: list[str], parts: list[Secti
     write_result(output, title, provenance(command_of(MODULE), seeds), ["\n\n".join(facts), *texts])
     for section in parts:
         for name, (_, figure) in section.figures.items():
-            write_bytes_atomic(output.with_name(f"{output.stem}-{name}.png"), figures.save_png(figure))
+            write_bytes_atomic(output.with_name(f"{output.stem}-{name}.png"), plots.save_png(figure))
 
 
 def write_all(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.config import NO_MATTER, ROUNDING, flatten
-from hybrid.report.record import Measured, RunRecord
+from hybrid.report.run_record import Measured, RunRecord
 from hybrid.results.table import standard_error
 
 _SAME_MODEL = (*NO_MATTER, *ROUNDING, "eval.")

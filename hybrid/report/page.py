@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 from string import Template
 
-from hybrid.report import figures
+from hybrid.report import plots
 from hybrid.report.sections import Section
 from hybrid.results.table import Table, cell
 
@@ -32,7 +32,7 @@ def _section(number: int, section: Section) -> str:
     parts = [f'<section id="s{number}"><h2>{html.escape(section.title)}</h2>', f"<p>{html.escape(section.text)}</p>"]
     if section.figures:
         drawn = [
-            f'<figure role="img" aria-label="{html.escape(caption)}">{figures.save_svg(figure, name)}</figure>'
+            f'<figure role="img" aria-label="{html.escape(caption)}">{plots.save_svg(figure, name)}</figure>'
             for name, (caption, figure) in section.figures.items()
         ]
         parts.append(f'<div class="figures">{"".join(drawn)}</div>')

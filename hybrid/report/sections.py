@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid.options import title
-from hybrid.report import figures
+from hybrid.report import plots
 from hybrid.report.generated import REPETITIVE, Written, front, written
 from hybrid.report.groups import Group, Mean, common, differences
-from hybrid.report.record import RunRecord
+from hybrid.report.run_record import RunRecord
 from hybrid.results.table import Table, commit_of, listed, machine_of
 from hybrid.results.text import formatted
 
@@ -33,7 +33,7 @@ class Section:
 def sections(groups: Sequence[Group]) -> list[Section]:
     """Those for which the runs have something to show."""
     runs = [run for g in groups for run in g.runs]
-    palette = figures.colours(groups)
+    palette = plots.colours(groups)
     texts = written(groups)
     found = [
         _block_sizes(groups, runs),
@@ -62,7 +62,7 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
     truth = truth_in_bits(runs)
     if not any(g.evaluated for g in groups):
         return None
-    figure = figures.block_sizes([g for g in groups if g.has_bits], truth)
+    figure = plots.block_sizes([g for g in groups if g.has_bits], truth)
     drawn = {} if figure is None else {"block_size": ("bits per byte against block size", figure)}
     rows = []
     for g in groups:
@@ -115,7 +115,7 @@ def _below(groups: Sequence[Group], truth: float) -> str:
 def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[str, Any]) -> Section | None:
     if not texts:
         return None
-    figure = figures.trade(texts, palette)
+    figure = plots.trade(texts, palette)
     best = {id(w) for w in front(texts)}
     rows = [
         [
@@ -148,7 +148,7 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
 
 
 def _by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
-    figure = figures.by_count(groups, palette)
+    figure = plots.by_count(groups, palette)
     if figure is None:
         return None
     text = (
@@ -161,11 +161,11 @@ def _by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Section | Non
 def _curves(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
     drawn = {}
     for against, caption in (("tokens", "loss against tokens"), ("seconds", "loss against time")):
-        figure = figures.curves(groups, palette, against)
+        figure = plots.curves(groups, palette, against)
         if figure is not None:
             drawn[f"curve_{against}"] = (caption, figure)
     text = (
-        f"Dots: validation. Thin lines: training, a mean over {figures.SMOOTHING} logged values. Times are comparable "
+        f"Dots: validation. Thin lines: training, a mean over {plots.SMOOTHING} logged values. Times are comparable "
         "only if nothing else ran on the machine."
     )
     return Section("Training", text, drawn) if drawn else None

@@ -9,16 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from hybrid.config import Config, flatten, to_yaml
+from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding import DECODERS
-from hybrid.runs.figures import attention_figure, count_figure, order_figure
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
 from hybrid.options import build, title
 from hybrid.results.text import formatted
-from hybrid.data.tokenizers import Tokenizer
+from hybrid.runs.plots import plot_attention, plot_losses_by_count, plot_unmasking_order
 from hybrid.text.trace import Trace
 from hybrid.training.tracking import Tracker, charts
-from hybrid.training.validation import Sampler, Validator
+from hybrid.training.validation import SampleWriter, Validator
 
 log = logging.getLogger(__name__)
 ORDER_DECODERS = ("left_to_right", "entropy", "confidence")
@@ -40,7 +40,7 @@ def introduce(
     mask = pattern.dense()[0].numpy()
     streams = {"clean": pattern.rows.n_clean, "noisy": pattern.rows.n_noisy}
     title = f"{context}, block size {block_size}" + (f" ({length} tokens)" if length < seq_len else "")
-    tracker.image("attention_pattern", attention_figure(mask, title, streams, block_size), 0)
+    tracker.image("attention_pattern", plot_attention(mask, title, streams, block_size), 0)
 
 
 def conclude(
@@ -50,7 +50,7 @@ def conclude(
     tracker.hparams(flatten(config), {k: v for k, v in final.items() if k in ("val/nelbo", "val/bits_per_byte")})
     chance, step = math.log(tokenizer.vocab_size), final["step"]
     for b in validate.latest:
-        figure = count_figure(b.by_count, f"block size {b.block_size}, step {step}", chance)
+        figure = plot_losses_by_count(b.by_count, f"block size {b.block_size}, step {step}", chance)
         tracker.image(f"loss_by_count/b{b.block_size}", figure, step)
         log.info(
             "block size %d: %.4f nats per token, %s bits per byte (%s, +- %.4f)",
@@ -58,7 +58,7 @@ def conclude(
         )  # fmt: skip
 
 
-def show_orders(tracker: Tracker, own: dict[str, Any], sample: Sampler, step: int) -> None:
+def show_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, step: int) -> None:
     """In which order a few blocks are unmasked, by the decoder of the run (`own`) and by others.
 
     Every rank writes the whole text: a model that is spread over ranks runs on all of them at once.
@@ -70,5 +70,7 @@ def show_orders(tracker: Tracker, own: dict[str, Any], sample: Sampler, step: in
         trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
         for _ in trace.stream([prompt], n):
             pass
-        figure = order_figure(*trace.texts[0].order(), size, f"{title(decoder)}, block size {size}, step {step}")
+        figure = plot_unmasking_order(
+            *trace.texts[0].order(), size, f"{title(decoder)}, block size {size}, step {step}"
+        )
         tracker.image(f"unmasking_order/{decoder['name']}", figure, step)

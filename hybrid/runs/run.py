@@ -15,31 +15,30 @@ from pathlib import Path
 from typing import Any, cast
 
 from hybrid.checkpoints import checkpoint
-from hybrid.runs import charts
-from hybrid.model.build import build_model
+from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
+from hybrid.checkpoints.states import load_state, module_tensors
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.dataset import Data, prepare
+from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Engine
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
+from hybrid.distributed import ALONE, Ranks
 from hybrid.lm import load
-from hybrid.model.memory import check_batch
 from hybrid.model import Transformer
+from hybrid.model.build import build_model, check_batch
 from hybrid.model.layers import Layer
 from hybrid.objectives import Objective
-from hybrid.training.optim import EMA, Optimizer
 from hybrid.options import build, path_of, title
-from hybrid.checkpoints.origin import SETTLED_BY_CONTENT, located, recorded_data, recorded_start, refuse_other_data
-from hybrid.training.parallel import share_model, spread_model
-from hybrid.distributed import ALONE, Ranks
-from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
-from hybrid.checkpoints.states import load_state, module_tensors
-from hybrid.training.step import Stepper
-from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
-from hybrid.training.tracking import Tracker, Untracked
 from hybrid.results.environment import environment
+from hybrid.runs import charts
+from hybrid.runs.run_folder import check_place, folder_of, is_begun, is_occupied, open_folder
+from hybrid.training.optim import EMA, Optimizer
+from hybrid.training.parallel import data_parallel, shard_model
+from hybrid.training.step import Stepper
+from hybrid.training.tracking import Tracker, Untracked
 from hybrid.training.trainer import Trainer
-from hybrid.training.validation import Sampler, Validator
+from hybrid.training.validation import SampleWriter, Validator
 
 log = logging.getLogger(__name__)
 MAY_CHANGE = (*NO_MATTER, *ROUNDING, "trainer.", "eval.")
@@ -88,12 +87,12 @@ class Run:
             )
 
     def _build_model(self, half: bool) -> Transformer:
-        is_spread = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
-        spread = partial(spread_model, device=self.device, half=half) if is_spread else None
+        is_sharded = self.ranks.world > 1 and self.config.trainer.parallel == "fsdp"
+        shard = partial(shard_model, device=self.device, half=half) if is_sharded else None
         c, tokenizer = self.config, self.data.tokenizer
         model = build_model(
             c.model, tokenizer.vocab_size, tokenizer.end_of_text, self.device, seed=c.run.seed,
-            copies=c.optim.copies, spread=spread, ranks=self.ranks.world,
+            copies=c.optim.copies, shard=shard, ranks=self.ranks.world,
         )  # fmt: skip
         self._check_memory()
         model.recompute = self.config.trainer.recompute
@@ -204,10 +203,10 @@ class Run:
             seed=c.run.seed,
             precision=self.precision,
             ranks=self.ranks,
-            shared=share_model(self.model, self.ranks, c.trainer.parallel),
+            parallel=data_parallel(self.model, self.ranks, c.trainer.parallel),
         )
 
-    def _sampler(self) -> Sampler | None:
+    def _sampler(self) -> SampleWriter | None:
         """None if no samples are wanted."""
         c = self.config
         engine = Engine(
@@ -219,7 +218,7 @@ class Run:
             document_mask=c.data.document_mask,
             precision=self.precision,
         )
-        sample = Sampler(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
+        sample = SampleWriter(engine, self.data.tokenizer, c.eval.sample_prompts, c.eval.sample_tokens, self.ranks)
         return sample if c.eval.sample_tokens and sample.prompts else None
 
     def _find_resume(self) -> Path | None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hybrid.config.schema import RunConfig
+from hybrid.data.tokenizers import Tokenizer
+from hybrid.options import path_of, shown
 from hybrid.storage.atomic import to_json, write_text_atomic
 from hybrid.storage.leftovers import remove_leftovers, target_of
-from hybrid.options import path_of, shown
-from hybrid.data.tokenizers import Tokenizer
-
-if TYPE_CHECKING:
-    from hybrid.training.trainer import RunConfig
 
 CONFIG = "config.yaml"
 _ROOM = 100

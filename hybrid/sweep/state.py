@@ -26,7 +26,7 @@ from hybrid.runs.run import MAY_CHANGE
 from hybrid.runs.run_folder import folder_of
 from hybrid.storage.atomic import read_json
 from hybrid.sweep.plan import Planned
-from hybrid.training.metrics import METRICS, last_validation, read_metrics
+from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 
 log = logging.getLogger(__name__)
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
@@ -83,7 +83,7 @@ def state_of(
     if not step:
         return State(0, False)
     _refuse_other_origin(folder, run.config, who, {} if prepared is None else prepared)
-    records = read_metrics(folder) if (folder / METRICS).is_file() else []
+    records = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
     seconds = records[-1]["time"] if records else None
     last = last_validation(records)
     trainer = run.config.trainer

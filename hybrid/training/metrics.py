@@ -16,7 +16,7 @@ from typing import Any
 
 from hybrid.storage.atomic import to_json, write_bytes_atomic, write_error
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 SUPERSEDED = "metrics.jsonl.superseded"
 _BEGINNING = b'{"step": '
 
@@ -25,7 +25,7 @@ class MetricsFile:
     """The file that a run appends to; a record is in it when `append` returns. A kill can tear the last one only."""
 
     def __init__(self, folder: Path):
-        self.path = folder / METRICS
+        self.path = folder / METRICS_FILE
         self.raw = open(self.path, "ab", buffering=0)  # noqa: SIM115
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: there is no metrics.jsonl, or a line in its middle is no record.
     """
-    path = Path(folder) / METRICS
+    path = Path(folder) / METRICS_FILE
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except OSError as error:
@@ -103,7 +103,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def supersede(folder: Path, resume_step: int | None) -> list[dict[str, Any]]:
     """Move records of later steps and what is torn out of metrics.jsonl; return the records that are left."""
-    path = folder / METRICS
+    path = folder / METRICS_FILE
     if not path.exists():
         return []
     records: list[dict[str, Any]] = []

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hybrid.checkpoints.states import DamagedState, flatten_optimizer, restore_optimizer
-from hybrid.distributed import part
+from hybrid.distributed import local
 from hybrid.options import option, shown
-from hybrid.training.parallel import settle
+from hybrid.training.parallel import reshard
 
 
 @dataclass
@@ -97,7 +97,7 @@ class Optimizer:
         adamw.step()
         if muon is None:
             return
-        changing = [part(t.detach()) for p, state in muon.state.items() for t in (p, state["momentum_buffer"])]
+        changing = [local(t.detach()) for p, state in muon.state.items() for t in (p, state["momentum_buffer"])]
         before = [t.clone() for t in changing]
         muon.step()
         for t, old in zip(changing, before, strict=True):
@@ -147,8 +147,8 @@ class EMA:
     def update(self, step: int, skip: Tensor) -> None:
         """Follow the weights; where `skip`, () float32, is 1, the average stays what it is."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages = [part(t) for t in self.shadow.values()]
-        weights = [part(p.detach()) for p in self.model.parameters()]
+        averages = [local(t) for t in self.shadow.values()]
+        weights = [local(p.detach()) for p in self.model.parameters()]
         share = (1 - decay) * (1 - skip.to(weights[0].dtype))
         torch._foreach_lerp_(averages, weights, [share] * len(weights))
 
@@ -160,7 +160,7 @@ class EMA:
             self._copy(self.shadow)
             yield
         finally:
-            settle(self.model)
+            reshard(self.model)
             self._copy(own)
 
     @torch.no_grad()

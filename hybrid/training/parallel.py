@@ -1,4 +1,4 @@
-"""How the ranks of a job share one model: each has all of it (DDP), or a part (FSDP).
+"""How the ranks of a job share one model: each has all of it (DDP), or a shard (FSDP).
 
 The gradient of a step is the sum over ranks of the gradients of their shares of the batch, whatever their number: the
 loss of a share is divided by the targets of the whole batch. Torch averages over ranks, so losses are multiplied by
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from hybrid.model import Transformer
     from hybrid.objectives import Objective
     from hybrid.objectives.cross_entropy import Loss
-    from hybrid.objectives.noise import Keys
+    from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")
 
 
-class Shared:
-    """The loss of a batch and its gradient, on a model that is this process's own or spread over the ranks.
+class DataParallel:
+    """The loss of a batch and its gradient, on a model that is this process's own or sharded over the ranks.
 
-    Of a spread model the layers are put together one by one as they are needed, and gradients are summed after every
+    Of a sharded model the layers are put together one by one as they are needed, and gradients are summed after every
     forward: keeping them whole until the last one would cost the memory that is saved.
     """
 
@@ -41,14 +41,14 @@ class Shared:
         """Gradients that are computed inside are summed over ranks, `now` or with those of a later forward."""
         yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return objective.loss(self.model, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return objective.loss(self.model, batch, noise, block_size)
 
     def backward(self, loss: Tensor) -> None:
         (loss * self.ranks.world).backward()
 
 
-class Replicated(Shared):
+class Replicated(DataParallel):
     """Every rank holds the whole model; gradients are summed while the backward pass still runs."""
 
     def __init__(self, model: Transformer, ranks: Ranks):
@@ -63,8 +63,8 @@ class Replicated(Shared):
             with self.replica.no_sync():
                 yield
 
-    def loss(self, objective: Objective, batch: Batch, keys: Keys, block_size: int) -> Loss:
-        return self.replica(objective, batch, keys, block_size)
+    def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
+        return self.replica(objective, batch, noise, block_size)
 
 
 class _Loss(nn.Module):
@@ -78,14 +78,14 @@ class _Loss(nn.Module):
         return objective.loss(self.model, *arguments)
 
 
-def share_model(model: Transformer, ranks: Ranks, parallel: str) -> Shared:
-    """How a step computes its gradient; with `fsdp` the model is one that went through `spread_model`."""
+def data_parallel(model: Transformer, ranks: Ranks, parallel: str) -> DataParallel:
+    """How a step computes its gradient; with `fsdp` the model is one that went through `shard_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
-    return Replicated(model, ranks) if is_replicated else Shared(model, ranks)
+    return Replicated(model, ranks) if is_replicated else DataParallel(model, ranks)
 
 
-def spread_model(model: Transformer, device: torch.device, half: bool) -> None:
-    """Spread a model over the ranks; if it has no storage yet (on `meta`), no rank ever holds all of it.
+def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
+    """Shard a model over the ranks; if it has no storage yet (on `meta`), no rank ever holds all of it.
 
     Args:
         half: layers are sent in bf16, in which autocast would multiply them anyway; gradients are summed in float32.
@@ -102,7 +102,7 @@ def spread_model(model: Transformer, device: torch.device, half: bool) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def settle(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
-    if hasattr(model, "reshard"):  # what torch adds to a module that it spreads
+    if hasattr(model, "reshard"):  # what torch adds to a module that it shards
         model.reshard()  # type: ignore[operator]

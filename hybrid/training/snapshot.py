@@ -11,7 +11,7 @@ from torch import Tensor
 from hybrid.checkpoints import checkpoint
 from hybrid.checkpoints.states import is_finite, load_state, module_tensors, overwrite
 from hybrid.checkpoints.tensors import load_group
-from hybrid.distributed import part
+from hybrid.distributed import local
 from hybrid.options import shown
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         f"{group} {name}"
         for group, named in tensors.items()
         for name, tensor in named.items()
-        if not is_finite(part(tensor))
+        if not is_finite(local(tensor))
     ]
 
 

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.data.batches import batch_rows, shard
 from hybrid.data.dataset import PackedTokens
-from hybrid.distributed import ALONE, Ranks, whole
+from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer, lr_factor
-from hybrid.training.parallel import Shared
-
-if TYPE_CHECKING:
-    from hybrid.training.trainer import TrainerConfig
+from hybrid.training.parallel import DataParallel
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +82,7 @@ class Share(NamedTuple):
 class Stepper:
     """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'.
 
-    `shared` computes the gradient; None: the model is this process's own.
+    `parallel` computes the gradient; None: the model is this process's own.
     """
 
     model: Transformer
@@ -98,13 +96,13 @@ class Stepper:
     seed: int
     precision: Callable[[], AbstractContextManager]
     ranks: Ranks = ALONE
-    shared: Shared | None = None
+    parallel: DataParallel | None = None
 
     def __call__(self, step: int) -> StepResult:
         share = self.accumulate(step)
         rates = self.optimizer.set_rate(lr_factor(step, self.trainer.steps, self.optim))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip or math.inf)
-        numbers = torch.cat([self.ranks.sum(share.losses), whole(norm).double()[None]])
+        numbers = torch.cat([self.ranks.sum(share.losses), full(norm).double()[None]])
         skip = (~numbers.isfinite().all()).float()  # the same on every rank, as the numbers are
         self.optimizer.step(skip)
         if self.ema is not None:
@@ -127,18 +125,18 @@ class Stepper:
         n_targets = max(self._count_targets(indices), 1)
         losses = torch.zeros(2, dtype=torch.float64, device=self.model.embedding.weight.device)
         blocks = []
-        shared = self.shared or Shared(self.model)
+        parallel = self.parallel or DataParallel(self.model)
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows])
             first = self.ranks.rank * len(mine) + start
-            keys = Keys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
-            with shared.summed(now=start + micro_rows >= len(mine)):
+            noise = NoiseKeys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
+            with parallel.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
-                    loss = shared.loss(objective, batch, keys, block_size)
+                    loss = parallel.loss(objective, batch, noise, block_size)
                     minimised = loss.total
                     if loss.autoregressive is not None:
                         minimised = minimised + objective.ar_weight * loss.autoregressive
-                shared.backward(minimised / n_targets)
+                parallel.backward(minimised / n_targets)
             losses[0] += loss.total.detach() / n_targets
             if loss.autoregressive is not None:
                 losses[1] += loss.autoregressive.detach() / n_targets

@@ -13,51 +13,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import checkpoint
-from hybrid.device import PRECISIONS
-from hybrid.distributed import part
-from hybrid.options import option
-from hybrid.progress import Progress
+from hybrid.distributed import local
+from hybrid.progress import TrainingProgress
 from hybrid.storage.atomic import write_text_atomic
 from hybrid.training import snapshot
-from hybrid.training.parallel import PARALLEL, settle
+from hybrid.training.parallel import reshard
 from hybrid.training.step import Stepper, StepResult
 from hybrid.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class RunConfig:
-    name: str = option("", "name of the run; empty: the config file's name")
-    folder: str = option("runs", "where runs are kept; the run's own folder is FOLDER/NAME")
-    seed: int = option(0, "seed of the initialisation, the data order and the noise")
-    imports: Any = option([], "modules imported first, so that they can register their own table entries")
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one")
-
-
-@dataclass
-class TrainerConfig:
-    steps: int = option(1000, "optimizer steps; every schedule counts them")
-    minutes: float | None = option(None, "stop (and save) after this many minutes, whatever the step; null: no cap")
-    batch_tokens: int = option(8192, "text tokens per optimizer step, over all ranks")
-    micro_batch_tokens: int | None = option(None, "text tokens per forward of one rank; null: no accumulation")
-    parallel: str = option("ddp", "of several ranks (torchrun): each holds the whole model, or a part (fsdp)", PARALLEL)
-    precision: str = option("auto", "auto: bf16 autocast where the processor has it; tf32: of GPUs", PRECISIONS)
-    compile: str = option("auto", "compile the layers (auto: on GPUs); it takes a minute", ("auto", "on", "off"))
-    recompute: bool = option(False, "compute activations again in the backward pass: less memory, a third more work")
-    init_from: str | None = option(None, "run or checkpoint whose weights to start from")
-    resume: str = option("never", "never, auto (latest of this run, if any), or the path of a checkpoint")
-    log_every: int = option(10, "steps between records of the training loss")
-    eval_every: int = option(200, "steps between validations (0: only at the end)")
-    sample_every: int = option(0, "steps between samples of text (0: only at the end)")
-    save_every: int = option(500, "steps between checkpoints (0: only at the end)")
-    keep_last: int = option(2, "latest checkpoints kept, beside the best")
-    max_bad_steps: int = option(5, "consecutive non-finite steps that stop a run, counted when it logs or saves")
 
 
 class Window:
@@ -184,7 +152,7 @@ class Trainer:
         old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             unseen = None if self.stepper.ranks.is_main else io.StringIO()
-            with Progress(config.steps, self.step, stream=unseen) as progress:
+            with TrainingProgress(config.steps, self.step, stream=unseen) as progress:
                 self._loop(progress, deadline)
             stopped = self._is_stopped()
             path = self._saved or self.save()  # before anything else can go wrong or be interrupted
@@ -210,7 +178,7 @@ class Trainer:
             log.info("the run had ended at step %d already; nothing is left to do", self.step)
         self._tidy(path)
 
-    def _loop(self, progress: Progress, deadline: float) -> None:
+    def _loop(self, progress: TrainingProgress, deadline: float) -> None:
         config, window = self.config, Window(self.loss_name)
         while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
             result = self.stepper(self.step)
@@ -257,7 +225,7 @@ class Trainer:
             "step %d skipped: loss %s, gradient norm %s", result.step, f"{result.loss:.4g}", f"{result.grad_norm:.4g}"
         )
         if self._bad >= self.config.max_bad_steps:
-            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(part(p).isfinite().all())]
+            broken = [n for n, p in self.stepper.model.named_parameters() if not bool(local(p).isfinite().all())]
             where = f"the weights {', '.join(broken[:3])} are not finite" if broken else "the weights are finite"
             raise ValueError(
                 f"trainer.max_bad_steps: {self._bad} steps in a row had a non-finite loss or gradient (step "
@@ -292,7 +260,7 @@ class Trainer:
         ema = self.stepper.ema
         with ema.applied() if ema is not None else nullcontext():
             yield
-        settle(self.stepper.model)
+        reshard(self.stepper.model)
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self._signal is not None:  # a second one means it

@@ -72,7 +72,7 @@ class Validator:
 
 
 @dataclass
-class Sampler:
+class SampleWriter:
     """Prompts -> text and the figures of its generation. Prompts that can't be continued are left out (a warning).
 
     Each rank continues its share of them.

@@ -24,15 +24,15 @@ from hybrid.decoding.denoiser import Network
 from hybrid.decoding.engine import Engine
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
-from hybrid.timing import Timing
+from hybrid.objectives.noise import NoiseKeys
+from hybrid.results.timing import Timing
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 12])
 def test_the_straightforward_pass_is_the_same_loss(block_size):
     model, tokens = toy_model(n_kv_heads=4), random_tokens(3, 12)
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, block_size, 1, True)
+    masking = Count().draw(NoiseKeys(0, 0, torch.arange(3), 0, 3), everything, block_size, 1, True)
     ours = masked_loss(model, tokens, masking, block_size).total
     model.attend = Dense()
     plain = straightforward_loss(model, tokens, masking, Straightforward.of(12, block_size))
@@ -42,7 +42,7 @@ def test_the_straightforward_pass_is_the_same_loss(block_size):
 def test_the_causal_pass_is_block_size_1():
     model, tokens = toy_model("causal", "next_token"), random_tokens(3, 12)
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, 1, 1, True)
+    masking = Count().draw(NoiseKeys(0, 0, torch.arange(3), 0, 3), everything, 1, 1, True)
     ours = masked_loss(model, tokens, masking, 1).total
     model.attend = Causal()
     torch.testing.assert_close(causal_loss(model, tokens).double(), ours, rtol=1e-6, atol=0)

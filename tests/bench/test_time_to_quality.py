@@ -12,14 +12,14 @@ from hybrid.bench.baselines import Dense, StraightforwardObjective
 from hybrid.bench.time_to_quality import ARMS, BASELINE, Point, best_rates, crossings, reach, run, table
 from hybrid.config import load_config
 from hybrid.data.dataset import Batch
-from hybrid.experiments.trained import Trained
+from hybrid.experiments.measuring.trained import Trained
 from hybrid.objectives import Objective, ObjectiveConfig
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 def test_both_passes_have_the_same_gradient():
     """What allows a run of the straightforward arm to be trained by the fast pass."""
-    tokens, keys = random_tokens(3, 12), Keys(0, 0, torch.arange(3), 0, 3)
+    tokens, keys = random_tokens(3, 12), NoiseKeys(0, 0, torch.arange(3), 0, 3)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
     ours = Objective.of(ObjectiveConfig(estimator="time", stratified=False))
     gradients = []
@@ -90,7 +90,7 @@ def test_a_run_is_charged_for_its_own_steps_and_has_the_time_of_the_baseline(
         asked.append((config.run.seed, config.optim.muon_lr, config.optim.name, steps, rows))
         return Trained(None, None, steps, 1.5)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("hybrid.experiments.trained.trained", find)
+    monkeypatch.setattr("hybrid.experiments.measuring.trained.trained", find)
     arguments = argparse.Namespace(config=None, overrides=["trainer.steps=100"], folder="x", rows=3)
     name = "ours, pairs of counts, Muon"
     point = run(arguments, name, 4, fraction, 0.06, {BASELINE: 0.2, name: 0.4})

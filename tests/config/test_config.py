@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from hybrid.config import Config, check, describe, load_config
-from hybrid.config.load import value_of
-from hybrid.config.schema import BACKENDS, SPECS, table
+from hybrid.config.schema import BACKENDS, SPECS, table, value_of
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -20,8 +20,7 @@ from hybrid.config.schema import SPECS, keys
 from hybrid.config.show import inline
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.device import resolve_device
-from hybrid.model.build import build_model
-from hybrid.model.memory import check_batch, check_weights, memory_of, n_parameters
+from hybrid.model.build import build_model, check_batch, check_weights, memory_of, n_parameters
 from hybrid.options import path_of
 from hybrid.runs.run import Run
 
@@ -263,7 +262,7 @@ def test_a_model_or_a_batch_that_cannot_fit_is_refused_before_memory_is_asked_fo
     assert wide.startswith("model.dim: 1048576 with model.n_layers = 100") and "Make the model smaller" in wide
     long = refusal(lambda: Run(configure(tmp_path, f"trainer.batch_tokens={2**40}")))
     assert long.startswith("trainer.batch_tokens: 1099511627776 tokens in one forward, with 1 noisy copies")
-    monkeypatch.setattr("hybrid.model.memory.memory_of", lambda device: 10**7)
+    monkeypatch.setattr("hybrid.model.build.memory_of", lambda device: 10**7)
     many = refusal(lambda: Run(configure(tmp_path, "eval.draws=65536")))
     assert many.startswith("eval.batch_rows: 128 tokens in one forward, with 65536 noisy copies")
     assert not (tmp_path / "tiny").exists()

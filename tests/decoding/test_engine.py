@@ -21,7 +21,7 @@ REMASKING = [
     "remdm",
     {"name": "mask_predict", "steps": 3},
     NEVER_BACK,
-    {"name": "p2", "eta": 5.0, "steps": 6, "kappa": "cosine_maskgit"},
+    {"name": "p2", "eta": 5.0, "steps": 6, "kappa": "cosine_md4"},
     {"name": "remdm", "steps": 6, "sigma": "rescale", "eta": 1.0, "schedule": "cosine_mdlm"},
     {"name": "remdm", "steps": 12, "sigma": "confidence", "eta": 1.0},
 ]

@@ -14,7 +14,7 @@ from hybrid.decoding.fixed_order import Ancestral, LeftToRight, Random
 from hybrid.decoding.unmasking import quota
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
-from hybrid.objectives.noise import SCHEDULES
+from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 
 
@@ -75,7 +75,7 @@ def test_ancestral_reveals_as_many_per_cell_as_the_schedule_says(block, steps, s
     u = torch.rand(3, block, generator=torch.Generator().manual_seed(block), dtype=torch.float64)
     view = View(0, torch.zeros(3, block).long(), is_masked, ~is_masked, is_masked, lambda: u, lambda: None)
     rank = Ancestral(steps, schedule).start(view)
-    grid = SCHEDULES[schedule]().masked(torch.arange(1, steps, dtype=torch.float64) / steps)
+    grid = SCHEDULES[schedule]().one_minus_alpha(torch.arange(1, steps, dtype=torch.float64) / steps)
     cell = (u[..., None] > grid).sum(-1)  # of the hitting time: how many grid points it lies behind
     for row in range(3):
         assert sorted(set(rank[row].tolist())) == list(range(len(set(rank[row].tolist())))), "no empty steps"

@@ -11,7 +11,6 @@ from toy import MODES, random_tokens, toy_model
 from hybrid.decoding import Sampling
 from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM, time_grid
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
-from hybrid.model.cache import KVCache
 
 START = ((None, 1.0),) * 3  # (token, the confidence that it had when it was revealed) of three positions
 
@@ -186,7 +185,7 @@ def test_eta_weighs_the_known_tokens(eta, reveal, remask):
     assert [(none if t is None else t)[0].tolist() for t in got] == [reveal, remask]
 
 
-@pytest.mark.parametrize("kappa, fractions", [("cosine_maskgit", [0.866, 0.5, 0]), ("linear", [2 / 3, 1 / 3, 0])])
+@pytest.mark.parametrize("kappa, fractions", [("cosine_md4", [0.866, 0.5, 0]), ("linear", [2 / 3, 1 / 3, 0])])
 def test_kappa_is_a_schedule_with_time_running_from_1_to_0(kappa, fractions):
     spy = Spy(PathPlanning(3, kappa=kappa))
     engine(toy_model(vocab=9), 12, spy, stop_at_end=False, seq_len=12).generate([[]], 12)
@@ -201,7 +200,7 @@ def test_kappa_is_a_schedule_with_time_running_from_1_to_0(kappa, fractions):
 def log_probs_of(model, context, live, block_size):
     """(B, V) of a live block behind `context`, by one forward over an empty cache."""
     text = torch.tensor([*([model.end_of_text] if model.config.begin else []), *context])
-    cache = KVCache.empty(model, 1, model.config.begin + len(context) + block_size)
+    cache = model.new_cache(1, model.config.begin + len(context) + block_size)
     with torch.no_grad():
         hidden = block_hidden(model, cache, BlockRows([0], [text], live[None], [len(live)]), Sight(block_size))
         return model.head(hidden)[0].log_softmax(-1)

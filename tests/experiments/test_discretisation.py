@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import Command
 
-from hybrid.experiments.cells import (
+from hybrid.experiments.reverse_process.ancestral_law import (
     LENGTH,
     Toy,
     ancestral_law,

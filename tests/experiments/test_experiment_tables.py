@@ -15,14 +15,10 @@ from text_figures import entropy, options, per_token
 from hybrid.config import load_config
 from hybrid.data.dataset import PackedTokens
 from hybrid.evaluation.answers import Answers
-from hybrid.experiments import (
-    likelihoods,
-    objectives,
-    solving,
-    trained,
-)
-from hybrid.experiments.subject import Subject, load_runs
-from hybrid.experiments.trained import Trained, elbo
+from hybrid.experiments import likelihoods, objectives, solving
+from hybrid.experiments.measuring import trained
+from hybrid.experiments.measuring.subject import Subject, load_runs
+from hybrid.experiments.measuring.trained import Trained, elbo
 from hybrid.lm import LanguageModel
 from hybrid.results.table import plus_minus, standard_error
 
@@ -69,7 +65,7 @@ def test_an_objective_is_judged_at_its_block_size_and_at_one(
         asked.append((steps, rows))
         return Trained(lm, split, steps, 2.5)
 
-    monkeypatch.setattr("hybrid.experiments.trained.trained", find)
+    monkeypatch.setattr("hybrid.experiments.measuring.trained.trained", find)
     arguments = options(rows=5, samples=3, new_tokens=12)
     got = objectives.outcome(configure(tmp_path, "run.seed=7"), "elbo", 40, 0.1, None, arguments)
     texts = lm.generate([[]] * 3, 12, stop_at_end=False).tokens

@@ -19,11 +19,11 @@ from hybrid.experiments import (
     discretisation,
     forwards,
     numerics,
-    reverse,
     solving,
 )
-from hybrid.experiments.joint import SAMPLERS
-from hybrid.experiments.subject import Subject
+from hybrid.experiments.measuring.subject import Subject
+from hybrid.experiments.reverse_process import step_by_step
+from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
 from hybrid.lm import LanguageModel
 
 
@@ -138,7 +138,7 @@ def test_texts_of_samplers_are_those_of_their_seeds(lm: LanguageModel) -> None:
     subject = Subject(lm, 4, 10)
     results = numerics.text_results(subject, options(seeds=[0, 3], rows=2, steps=[5]))
     for name, sampler in SAMPLERS.items():
-        texts = [reverse.generate(lm.model, sampler, 2, 10, 4, 5, seed) for seed in (0, 3)]
+        texts = [step_by_step.generate(lm.model, sampler, 2, 10, 4, 5, seed) for seed in (0, 3)]
         found = results[name][5]
         assert found["entropy"] == pytest.approx([entropy(t.tokens.tolist()) for t in texts])
         assert found["bound"] == pytest.approx([per_token(lm, t.tokens, 4, "bound", draws=8) for t in texts])
@@ -156,7 +156,7 @@ def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_f
         return Answers(0.5, 0.1, 0.5, 10, 4, 100, 1.0)
 
     monkeypatch.setattr("hybrid.evaluation.answers.score", score)
-    monkeypatch.setattr("hybrid.experiments.subject.load_runs", lambda runs, device: [lm])
+    monkeypatch.setattr("hybrid.experiments.measuring.subject.load_runs", lambda runs, device: [lm])
     arguments = options(device="cpu", block_size=[4, 1], temperature=0.7, seed=5, rows=6, batch_rows=3)
     group = solving.solve(["x"], {"margin": "margin"}, arguments)
     assert asked == [(4, 0.7, 5, 6, 3), (1, 0.7, 5, 6, 3)] and list(group.answers) == [("margin", 4), ("margin", 1)]

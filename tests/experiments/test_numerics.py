@@ -14,8 +14,8 @@ import torch
 from conftest import Command
 from toy import toy_model
 
-from hybrid.experiments.cells import chi_square
-from hybrid.experiments.joint import (
+from hybrid.experiments.reverse_process.ancestral_law import chi_square
+from hybrid.experiments.reverse_process.joint_sampler import (
     FLOAT32,
     FLOAT64,
     HORIZON,
@@ -31,7 +31,7 @@ from hybrid.experiments.joint import (
     truncated,
     untouched,
 )
-from hybrid.experiments.reverse import generate, predict
+from hybrid.experiments.reverse_process.step_by_step import generate, predict
 
 ALARM = 1e-6
 """Probability of a false alarm of each chi-square test; about 20 are made in this file, so 2e-5 in all."""
@@ -199,7 +199,7 @@ def test_kept_predictions_are_those_that_would_be_made_anew(monkeypatch: pytest.
         assert torch.allclose(log_probs[law], anew.flatten(0, 1)[law], atol=1e-5)
         return decoupled(log_probs, law, q, generator)
 
-    monkeypatch.setattr("hybrid.experiments.reverse.predict", remember)
+    monkeypatch.setattr("hybrid.experiments.reverse_process.step_by_step.predict", remember)
     generate(model, check, 4, 8, 3, 20, seed=0)
     assert now["start"] == 6, "it came to the last block"
 

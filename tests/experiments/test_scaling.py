@@ -22,7 +22,6 @@ from hybrid.experiments.scaling import (
 )
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import Eager
-from hybrid.model.cache import KVCache
 from hybrid.model.masks import TwoStream
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Masking
@@ -125,7 +124,7 @@ def test_what_fits_beside_the_state() -> None:
 
 
 def test_a_cache_holds_the_bytes_of_a_token() -> None:
-    cache = KVCache.empty(Transformer(MODEL, 50, 49).bfloat16(), 1, 9)
+    cache = Transformer(MODEL, 50, 49).bfloat16().new_cache(1, 9)
     assert Shape(MODEL, 50, 16, 4).cache_bytes() == (cache.keys.nbytes + cache.values.nbytes) / cache.n_slots
 
 

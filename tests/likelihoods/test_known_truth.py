@@ -10,7 +10,7 @@ from toy import nll_of, toy_model
 from hybrid.data.corpora.markov import Markov
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 SOURCE = Markov(letters=5, length=24, seed=2)  # rows of the transition matrix are far from uniform
 VOCAB, LENGTH = SOURCE.letters, SOURCE.length
@@ -37,7 +37,7 @@ def test_the_bound_approaches_the_entropy_from_above(block_size, margin):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / 500)
         tokens = sample(64, seed=1000 + step)
-        masking = Count().draw(Keys(0, step, torch.arange(64), 0, 64), everything, block_size, 1, True)
+        masking = Count().draw(NoiseKeys(0, step, torch.arange(64), 0, 64), everything, block_size, 1, True)
         loss = masked_loss(model, tokens, masking, block_size).total / tokens.numel()
         optimizer.zero_grad()
         loss.backward()

@@ -12,7 +12,7 @@ from hybrid.likelihoods.elbo import mean_and_error, monte_carlo
 from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 def conditional(model, tokens, known, position, block_size):
@@ -79,7 +79,7 @@ def test_a_draw_of_the_bound_is_its_masks_times_their_weights():
     """L m_n of each block, with the loss of exactly these masks from the table of all masks."""
     model, tokens = toy_model(), random_tokens(3, 8)
     everything, keys = torch.ones_like(tokens, dtype=torch.bool), torch.tensor([5, 6, 7])
-    masked = Count().draw(Keys.of_rows(9, keys), everything, 4, 6, True).masked  # (b, D, N)
+    masked = Count().draw(NoiseKeys.of_rows(9, keys), everything, 4, 6, True).masked  # (b, D, N)
     expected = torch.zeros(3, 6, dtype=torch.float64)
     with torch.no_grad():
         for block, (table, _) in enumerate(mask_table(model, Rows.of(tokens), 4)):

@@ -8,7 +8,6 @@ from toy import MODES, PREDICTIONS, random_tokens, toy_model
 
 from hybrid.model.attention import Eager
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
-from hybrid.model.cache import KVCache
 from hybrid.model.two_stream import with_begin
 
 
@@ -29,7 +28,7 @@ def test_a_cut_cache_equals_a_fresh_prefill(mode, block_size) -> None:
     text = torch.stack([torch.cat([o[:k], w[k:]]) for o, w, k in zip(old, new, kept, strict=True)])
     live = torch.full((3, block_size), model.mask_token_id)
 
-    cache = KVCache.empty(model, 3, begin + n + block_size)
+    cache = model.new_cache(3, begin + n + block_size)
     step(model, cache, list(with_begin(model, old)[:, : begin + 9]), live, block_size)
     back = block_size if begin else 0  # the last token is read again, with its block
     lengths = [begin + k - (back if k < 9 else 0) for k in kept]
@@ -38,7 +37,7 @@ def test_a_cut_cache_equals_a_fresh_prefill(mode, block_size) -> None:
     pending = [with_begin(model, text)[r, length : begin + n] for r, length in enumerate(lengths)]
     got = step(model, cache, pending, live, block_size)
 
-    fresh = KVCache.empty(model, 3, begin + n + block_size)
+    fresh = model.new_cache(3, begin + n + block_size)
     expected = step(model, fresh, list(with_begin(model, text)[:, : begin + n]), live, block_size)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     for ours, theirs in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
@@ -47,7 +46,7 @@ def test_a_cut_cache_equals_a_fresh_prefill(mode, block_size) -> None:
 
 def test_a_cut_that_is_no_cut_is_refused() -> None:
     model = toy_model()
-    cache = KVCache.empty(model, 2, 8)
+    cache = model.new_cache(2, 8)
     cache.commit([4, 2])
     for lengths, row in (([5, 2], 0), ([4, -1], 1)):
         with pytest.raises(ValueError, match=f"row {row} holds"):
@@ -58,7 +57,7 @@ def test_a_cut_that_is_no_cut_is_refused() -> None:
 def test_a_token_read_off_a_state_that_was_cut_is_not_made_up() -> None:
     """`next_token` predicts from the last committed state; after a cut there is none until it is read again."""
     model = toy_model("causal", "next_token")
-    cache = KVCache.empty(model, 1, 8)
+    cache = model.new_cache(1, 8)
     live = torch.full((1, 2), model.mask_token_id)
     step(model, cache, [torch.tensor([6, 1, 2, 3, 4])], live, 2)
     cache.cut([3])
@@ -71,7 +70,7 @@ def test_padding_is_finite(mode) -> None:
     """Rows behind a short live block and pending tokens that a text lacks: nobody reads them, and no NaN is made."""
     model = toy_model(*mode)
     model.attend = Eager()  # whose softmax of nothing is NaN
-    cache = KVCache.empty(model, 2, model.config.begin + 8)
+    cache = model.new_cache(2, model.config.begin + 8)
     pending = [with_begin(model, random_tokens(1, n))[0] for n in (0, 4)]
     rows = BlockRows(cache.lengths, pending, torch.full((2, 4), model.mask_token_id), [4, 2])
     with torch.no_grad():
@@ -90,7 +89,7 @@ def test_a_causal_cache_may_be_cut_inside_of_a_block_also_under_a_window(predict
         text = with_begin(model, torch.cat([old[:, :kept], new[:, kept:]], dim=1))
         hidden = []
         for cut in (True, False):
-            cache = KVCache.empty(model, 1, begin + 16)
+            cache = model.new_cache(1, begin + 16)
             if cut:
                 step(model, cache, list(with_begin(model, old)), live, sight)
                 cache.cut([kept])
@@ -104,7 +103,7 @@ def test_rows_that_are_kept_bring_all_that_is_theirs() -> None:
     text = list(with_begin(model, random_tokens(3, 8)))
     nothing = torch.tensor([], dtype=torch.long)
     live = torch.full((3, 2), model.mask_token_id)
-    caches = [KVCache.empty(model, rows, 11) for rows in (3, 2)]
+    caches = [model.new_cache(rows, 11) for rows in (3, 2)]
     step(model, caches[0], text, live, 2)
     step(model, caches[1], [text[2], text[0]], live[:2], 2)
     caches[0].cut([9, 5, 9])

@@ -13,14 +13,14 @@ from hybrid.device import precision_context
 from hybrid.model import Transformer
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.runs.run import Run
 
 
 def loss(model: Transformer) -> Tensor:
     tokens = random_tokens(3, 12)
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    masking = Count().draw(Keys(0, 0, torch.arange(3), 0, 3), everything, 4, 2, True)
+    masking = Count().draw(NoiseKeys(0, 0, torch.arange(3), 0, 3), everything, 4, 2, True)
     return masked_loss(model, tokens, masking, 4).total
 
 

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
 from cached_pass import cached_hidden
-from decoding_toy import Spy, engine
+from decoding_toy import engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import MODES, nll_of, random_tokens, toy_model
+from toy import MODES, random_tokens, toy_model
 
-from hybrid.config import check, load_config, to_yaml
-from hybrid.data.tokenizers import ByteTokenizer
-from hybrid.decoding import DECODERS
-from hybrid.lm import LanguageModel
 from hybrid.model import ModelConfig, Transformer
-from hybrid.model.build import build_model
 from hybrid.model.fused import fuse
 from hybrid.model.layers import Layer
 from hybrid.model.masks import TwoStream
-from hybrid.model.rope import ROPE_SCALINGS, Rope
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build
 
 LLAMA3 = {"name": "llama3", "factor": 4.0, "original_length": 16}
 YARN = {"name": "yarn", "factor": 4.0, "original_length": 16}
@@ -145,92 +136,6 @@ def test_a_layer_is_its_formula():
     torch.testing.assert_close(got, h + F.linear(gelu, w["w_down.weight"], w["w_down.bias"]), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "spec, parameters",
-    [
-        (
-            {"name": "llama3", "factor": 8.0, "original_length": 64, "high_freq_factor": 4.0, "low_freq_factor": 1.0},
-            {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64, "high_freq_factor": 4.0,
-             "low_freq_factor": 1.0},
-        ),
-        (
-            {"name": "yarn", "factor": 16.0, "original_length": 128},
-            {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 128},
-        ),
-        (
-            {"name": "yarn", "factor": 4.0, "original_length": 4096, "beta_fast": 16.0, "attention_factor": 1.0},
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 16.0,
-             "attention_factor": 1.0},
-        ),
-    ],
-)  # fmt: skip
-def test_stretched_frequencies_are_those_of_transformers(spec, parameters):
-    transformers = pytest.importorskip("transformers")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    config = transformers.LlamaConfig(
-        hidden_size=128, num_attention_heads=2, head_dim=64, max_position_embeddings=2048,
-        rope_parameters={"rope_theta": 10000.0, **parameters},
-    )  # fmt: skip
-    expected, factor = ROPE_INIT_FUNCTIONS[spec["name"]](config, torch.device("cpu"))
-    rope = Rope(64, 10000.0, spec)
-    torch.testing.assert_close(rope.frequencies, expected.double(), rtol=1e-6, atol=0)
-    assert rope.factor == pytest.approx(factor)
-
-
-def test_scalings_leave_short_wavelengths_alone_and_stretch_long_ones():
-    plain = Rope(64, 10000.0).frequencies
-    for name in ROPE_SCALINGS:
-        stretched = Rope(64, 10000.0, {"name": name, "factor": 4.0, "original_length": 256}).frequencies
-        assert stretched[0] == plain[0] and float(stretched[-1]) == pytest.approx(float(plain[-1]) / 4)
-        assert (stretched <= plain).all() and (stretched >= plain / 4 * (1 - 1e-12)).all()
-
-
-def test_a_mask_inside_the_vocabulary_is_predicted_only_if_it_may_be():
-    tokens = torch.tensor([[0, 1, 3, 4, 5, 0]])
-    masked = torch.ones(1, 1, 6, dtype=torch.bool)
-    for prediction, tied in itertools.product(("in_place", "next_token"), (False, True)):
-        laws = {}
-        for ban in (True, False):
-            model = toy_model(prediction=prediction, tied_embeddings=tied, mask_token_id=2, ban_mask=ban)
-            assert model.embedding.num_embeddings == 7 and model.head_matrix().shape == (7, 16)
-            p = model.head(two_stream_hidden(model, tokens, masked, 3)).softmax(-1)
-            torch.testing.assert_close(p.sum(-1), torch.ones_like(p[:, 0]))
-            laws[ban] = p
-        assert (laws[True][:, 2] == 0).all() and (laws[False][:, 2] > 0).all()
-        others = [0, 1, 3, 4, 5, 6]
-        renormalised = laws[False][:, others] / (1 - laws[False][:, 2:3])
-        torch.testing.assert_close(laws[True][:, others], renormalised, rtol=0, atol=1e-12)
-
-
-def test_a_banned_mask_takes_no_likelihood():
-    """The likelihood over all texts without MASK is 1 if MASK is banned, and less if it is not."""
-    texts = torch.tensor(list(itertools.product((0, 1, 3), repeat=3)))
-    for ban in (True, False):
-        model = toy_model(vocab=4, mask_token_id=2, ban_mask=ban, seed=2)
-        total = float((-nll_of(model, texts, 3, "enumerate").nll).exp().sum())
-        assert total == pytest.approx(1, abs=1e-9) if ban else total < 0.99
-
-
-def test_a_banned_mask_is_no_token_of_a_text():
-    """As the MASK behind a vocabulary is none; one that may be predicted counts as any token does."""
-    overrides = ["model.dim=8", "model.n_layers=1", "model.n_heads=2", "data.seq_len=8", "model.mask_token_id=1"]
-    tokenizer, tokens = ByteTokenizer(), torch.tensor([[65, 1, 66]])
-    for ban in (True, False):
-        config = load_config(None, [*overrides, f"model.ban_mask={ban}", "objective.block_size=4"])
-        lm = LanguageModel(
-            config,
-            tokenizer,
-            build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0).eval(),
-        )
-        if ban:
-            for ask in (lm.nll, lm.logits):
-                with pytest.raises(ValueError, match=r"tokens: 1 is MASK, which texts do not hold"):
-                    ask(tokens)
-        else:
-            assert lm.nll(tokens).nll.isfinite().all()
-
-
 def test_what_does_not_fit_is_refused():
     for options, message in [
         ({"head_dim": 5}, r"model.head_dim: 5 is odd"),
@@ -257,11 +162,6 @@ def test_new_options_keep_the_names_and_order_of_weights():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ROPE_SCALINGS)
-def test_scalings_are_built_from_their_defaults(name):
-    build(ROPE_SCALINGS, name, "model.rope_scaling")
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_texts_are_the_same_cached_and_not_alone_and_in_a_batch(name):
     for mode in MODES:
@@ -272,49 +172,3 @@ def test_texts_are_the_same_cached_and_not_alone_and_in_a_batch(name):
             assert engine(model, 4, spec, seed=3, cache=False).generate(prompts, 9).tokens == batch
             assert [engine(model, 4, spec, seed=3).generate([p], 9).tokens[0] for p in prompts] == batch
             assert not any(model.mask_token_id in row for row in batch), "MASK is never written"
-
-
-def test_a_mask_that_counts_takes_part_in_confidences():
-    """What a decoder sees of a model that may predict MASK is the law of all ids, MASK among them."""
-    seen = []
-    model = toy_model(vocab=4, mask_token_id=2, ban_mask=False, seed=2)
-    spy = Spy(build(DECODERS, "confidence", "decoder"), lambda view: seen.append(view.log_probs.exp()))
-    engine(model, 3, spy, stop_at_end=False).generate([[1]], 5)
-    masses = torch.cat([p[..., 2].flatten() for p in seen])
-    assert masses.max() > 0.01 and torch.cat([p.sum(-1).flatten() for p in seen]).allclose(torch.tensor(1.0).double())
-
-
-@pytest.mark.parametrize(
-    "overrides, expected",
-    [
-        ([], None),
-        (["model.rope_scaling=llama3"], "llama3"),
-        (["model.rope_scaling=yarn", "model.rope_scaling.factor=2.0"], {"name": "yarn", "factor": 2.0}),
-        (["model.rope_scaling={name: yarn, factor: 2.0}", "model.rope_scaling=null"], None),
-    ],
-)
-def test_a_scaling_is_a_spec_or_null_in_a_configuration(overrides, expected, tmp_path):
-    config = load_config(None, overrides)
-    check(config)
-    assert config.model.rope_scaling == expected
-    (tmp_path / "c.yaml").write_text(to_yaml(config))
-    assert load_config(tmp_path / "c.yaml").model.rope_scaling == expected
-
-
-def test_a_scaling_that_is_none_is_refused_with_its_key():
-    for override, message in [
-        ("model.rope_scaling=lama3", r"model.rope_scaling: 'lama3' is not one of llama3, yarn \(did you mean 'llama3'"),
-        ("model.rope_scaling={name: yarn, factr: 2.0}", r"model.rope_scaling.factr: yarn has no such option"),
-        ("model.rope_scaling=[1]", r"model.rope_scaling: \[1\] is neither a name nor a mapping"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            check(load_config(None, [override]))
-
-
-def test_guidance_leaves_a_banned_mask_without_probability():
-    """It is impossible with and without the prompt; of the difference nothing may be left."""
-    model = toy_model(mask_token_id=2)
-    spy = Spy(build(DECODERS, "confidence", "decoder"), lambda view: view.log_probs.exp())
-    engine(model, 3, spy, guidance=1.5, stop_at_end=False).generate([[1, 5, 0, 1]], 6)
-    laws = torch.cat([look.flatten(0, 1) for *_, look in spy.steps])
-    assert (laws[:, 2] <= 0).sum() > 0 and torch.allclose(laws.sum(-1), torch.ones_like(laws[:, 0]))

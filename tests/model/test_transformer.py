@@ -16,7 +16,7 @@ from hybrid.model.rope import Rope
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 class GPT(nn.Module):
@@ -78,7 +78,7 @@ def test_next_token_at_block_size_one_trains_like_an_ordinary_gpt(context):
     for step in range(20):
         tokens = random_tokens(4, 12, vocab=3, seed=step)
         everything = torch.ones_like(tokens, dtype=torch.bool)
-        masking = Count().draw(Keys(0, step, torch.arange(4), 0, 4), everything, 1, 1, True)
+        masking = Count().draw(NoiseKeys(0, step, torch.arange(4), 0, 4), everything, 1, 1, True)
         loss = masked_loss(ours, tokens, masking, 1).total / tokens.numel()
         logits = gpt(F.pad(tokens[:, :-1], (1, 0), value=end))
         reference = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
@@ -97,7 +97,9 @@ def test_in_place_at_block_size_one_agrees_with_its_exact_likelihood():
 
     model = toy_model(dtype=torch.float32)
     tokens = random_tokens(4, 10)
-    masking = Count().draw(Keys(0, 0, torch.arange(4), 0, 4), torch.ones_like(tokens, dtype=torch.bool), 1, 1, True)
+    masking = Count().draw(
+        NoiseKeys(0, 0, torch.arange(4), 0, 4), torch.ones_like(tokens, dtype=torch.bool), 1, 1, True
+    )
     with torch.no_grad():
         loss = masked_loss(model, tokens, masking, 1).total
         exact = nll_of(model, tokens, 1, "exact").nll.sum()

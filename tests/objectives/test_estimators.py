@@ -23,7 +23,7 @@ from hybrid.likelihoods.enumerated import enumerated_bound, mask_table
 from hybrid.objectives import Objective
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count, Masking
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 
 
 def batch_of(rows: int, length: int, seed: int = 0) -> Batch:
@@ -55,7 +55,7 @@ def test_the_signal_is_that_of_the_expected_gradient_without_the_noise_of_its_me
     losses, squares, signal = repeat(model, batch, Count(), True, 3, repeats, seed=5)
     gradients = []
     for step in range(repeats):
-        loss = Objective(Count(), draws=2).loss(model, batch, Keys(5, step, torch.arange(2), 0, 2), 3).total / 12
+        loss = Objective(Count(), draws=2).loss(model, batch, NoiseKeys(5, step, torch.arange(2), 0, 2), 3).total / 12
         assert float(losses[step]) == pytest.approx(float(loss.detach()))
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
     pairs = [float(a @ b) for a, b in itertools.permutations(gradients, 2)]

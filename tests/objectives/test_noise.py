@@ -1,4 +1,4 @@
-"""Schedules are what they say; counts are stratified over a batch and not tied to a position."""
+"""Counts are stratified over a batch and not tied to a position."""
 
 from __future__ import annotations
 
@@ -8,18 +8,7 @@ import pytest
 import torch
 from estimates import keys
 
-from hybrid.objectives.noise import SCHEDULES, Keys, block_uniforms, position_uniforms
-from hybrid.options import build
-
-
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
-def test_schedules_are_consistent(name):
-    schedule = build(SCHEDULES, name, "schedule")
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(schedule.masked(t).sum(), t)
-    torch.testing.assert_close(schedule.rate(t.detach()), slope)
-    ends = schedule.masked(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(ends, torch.tensor([0.0, 1.0], dtype=torch.float64))
+from hybrid.objectives.noise import NoiseKeys, block_uniforms, position_uniforms
 
 
 def test_strata_cover_the_range_once_per_batch():
@@ -32,7 +21,7 @@ def test_strata_are_not_tied_to_a_position(rows):
     """Over steps, the uniforms of each block of a batch of one or two rows fill [0, 1]: Kolmogorov-Smirnov, false alarm
     1e-6 per block (8 blocks, 2,000 steps)."""
     steps = 2000
-    batches = [block_uniforms(Keys(0, s, torch.arange(rows), 0, rows), 8 // rows, 1, True) for s in range(steps)]
+    batches = [block_uniforms(NoiseKeys(0, s, torch.arange(rows), 0, rows), 8 // rows, 1, True) for s in range(steps)]
     draws = torch.stack([batch.flatten() for batch in batches])
     ordered = draws.sort(0).values
     grid = torch.arange(1, steps + 1, dtype=torch.float64)[:, None] / steps
@@ -46,7 +35,7 @@ def test_noise_has_a_number_of_its_own_for_every_key(make):
     """Row, draw, place, step and seed; a row has the same in other company, and more of it where it is longer."""
 
     def draw(seed=1, step=2, rows=(3, 4), places=6, draws=2):
-        keys = Keys(seed, step, torch.tensor(rows), 0, len(rows))
+        keys = NoiseKeys(seed, step, torch.tensor(rows), 0, len(rows))
         return make(keys, places, draws, False) if make is block_uniforms else make(keys, places, draws)
 
     base = draw()
@@ -60,7 +49,7 @@ def test_noise_has_a_number_of_its_own_for_every_key(make):
 
 def test_rows_on_their_own_spread_each_draw_over_their_blocks():
     """Every draw has its own order of the strata and its own places within them."""
-    u = block_uniforms(Keys.of_rows(1, torch.tensor([3, 4])), 5, 40, True)
+    u = block_uniforms(NoiseKeys.of_rows(1, torch.tensor([3, 4])), 5, 40, True)
     strata, within = (u * 5).floor(), u * 5 % 1
     assert torch.equal(strata.sort(-1).values, torch.arange(5.0, dtype=torch.float64).expand(2, 40, 5))
     assert len({tuple(order) for order in strata.flatten(0, 1).tolist()}) > 40, "of 120 orders, in 80 draws"

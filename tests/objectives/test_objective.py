@@ -16,11 +16,12 @@ from hybrid.data.dataset import Batch
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives import OBJECTIVES, Objective, ObjectiveConfig
+from hybrid.objectives import ESTIMATORS, Objective, ObjectiveConfig
 from hybrid.objectives.cross_entropy import Loss, masked_loss
 from hybrid.objectives.estimators import Clipped, Count, Masking, Time
-from hybrid.objectives.noise import SCHEDULES, Keys, block_uniforms, position_uniforms, target_ranks
+from hybrid.objectives.noise import NoiseKeys, block_uniforms, position_uniforms, target_ranks
 from hybrid.objectives.objective import build_estimator
+from hybrid.objectives.schedules import SCHEDULES
 from hybrid.objectives.weightings import MaskGIT, PlainCrossEntropy
 from hybrid.options import build
 
@@ -62,7 +63,7 @@ def test_time_form_has_the_expectation_of_the_count_form(name):
     nodes, weights = gauss_legendre(400)
     # Integrate in s = sqrt(t): the square-root schedule has an infinite slope at 0.
     t, dt = nodes**2, weights * 2 * nodes
-    p, rate = schedule.masked(t), schedule.rate(t)
+    p, rate = schedule.one_minus_alpha(t), -schedule.derivative(t)
 
     def weight(n):  # integral of weight(t) * P(a given mask of n tokens | t)
         return float((dt * rate / p * p**n * (1 - p) ** (4 - n)).sum())
@@ -85,8 +86,8 @@ COUNTS = [Count(proposal, complementary) for proposal in PROPOSED for complement
 def test_estimators_are_unbiased(estimator, stratified):
     """Mean over 8,000 draws against the enumerated bound.
 
-    Draws of `Keys.of_rows` are independent, so their spread gives the error; the tail of the time form is heavy but
-    bounded here by t >= 2^-53, and its error is estimated from the same draws.
+    Draws of `NoiseKeys.of_rows` are independent, so their spread gives the error; the tail of the time form is heavy
+    but bounded here by t >= 2^-53, and its error is estimated from the same draws.
     """
     model, tokens = toy_model(vocab=4), random_tokens(2, 6, vocab=4)
     expected = nll_of(model, tokens, 4, draws="all").nll
@@ -146,9 +147,9 @@ def test_the_autoregressive_loss_shares_the_clean_pass(prediction):
     assert Objective(Count(), ar_weight=0.5).loss(model, batch, keys(3), 1).autoregressive is None
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_only_targets_are_masked(name):
-    estimator = OBJECTIVES[name]()
+    estimator = ESTIMATORS[name]()
     is_target = torch.rand(16, 12, generator=torch.Generator().manual_seed(0)) < 0.5
     masking = estimator.draw(keys(16), is_target, 5, 3, True)
     assert not masking.masked[~is_target[:, None].expand(-1, 3, -1)].any()
@@ -182,21 +183,21 @@ def test_count_masks_as_many_as_it_weighs(length, block_size, draws, step):
         )
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
 def test_noise_of_a_batch_can_be_made_in_parts(name):
     """Two ranks, or two micro-batches, draw exactly what one process draws for the whole batch."""
-    estimator = OBJECTIVES[name]()
+    estimator = ESTIMATORS[name]()
     everything = torch.ones(6, 10, dtype=torch.bool)
-    whole = estimator.draw(Keys(3, 7, torch.arange(6), 0, 6), everything, 4, 2, True)
+    whole = estimator.draw(NoiseKeys(3, 7, torch.arange(6), 0, 6), everything, 4, 2, True)
     parts = [
-        estimator.draw(Keys(3, 7, torch.arange(first, last), first, 6), everything[first:last], 4, 2, True)
+        estimator.draw(NoiseKeys(3, 7, torch.arange(first, last), first, 6), everything[first:last], 4, 2, True)
         for first, last in ((0, 2), (2, 6))
     ]
     assert torch.equal(whole.masked, torch.cat([p.masked for p in parts]))
     assert torch.equal(whole.weight, torch.cat([p.weight for p in parts]))
     assert not torch.equal(whole.masked[0], whole.masked[1]), "rows differ"
     assert not torch.equal(
-        whole.masked, estimator.draw(Keys(3, 8, torch.arange(6), 0, 6), everything, 4, 2, True).masked
+        whole.masked, estimator.draw(NoiseKeys(3, 8, torch.arange(6), 0, 6), everything, 4, 2, True).masked
     )
 
 
@@ -272,13 +273,13 @@ def test_losses_by_block_and_by_count_by_hand():
 
 
 def test_a_loss_is_a_mean_over_draws_and_documents_are_kept_apart():
-    """At block size 1 nothing is random; draws of a longer block are those that `row_nll` averages."""
+    """At block size 1 nothing is random; draws of a longer block are those that `Bound` averages."""
     model, tokens = toy_model(), random_tokens(3, 8)
     everything = torch.ones_like(tokens, dtype=torch.bool)
     documents = (torch.arange(8) >= 4).long().expand(3, -1)
     for of in (None, documents):
         batch = Batch(tokens, everything, of)
-        noise = Keys.of_rows(0, torch.arange(3))
+        noise = NoiseKeys.of_rows(0, torch.arange(3))
         got = Objective(Count(), draws=5).loss(model, batch, noise, 4).total
         expected = nll_of(model, tokens, 4, draws=5, keys=torch.arange(3), documents=of).nll.sum()
         torch.testing.assert_close(got, expected)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from run_folders import AUTOREGRESSIVE, Make, groups_in, lines_of, make_run  # noqa: F401 (a fixture)
 
-from hybrid.report import figures, sections
+from hybrid.report import plots, sections
 from hybrid.report.generated import front, written
 from hybrid.report.groups import differences
-from hybrid.report.record import find_runs, refuse_different_data
+from hybrid.report.run_record import find_runs, refuse_different_data
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs and groups
@@ -91,7 +91,7 @@ def test_the_curve_over_block_sizes(make: Make, tmp_path: Path) -> None:
     make("b2", "objective.block_size=2", nats={2: 1.5, 8: 1.9})
     make("b8", "objective.block_size=8", nats=1.7)
     make("mixed", "objective.block_size=[8, 2]", nats={2: 1.6, 8: 1.8})
-    figure = figures.block_sizes(groups_in(tmp_path / "runs"), (0.5, 0.6))
+    figure = plots.block_sizes(groups_in(tmp_path / "runs"), (0.5, 0.6))
     drawn = lines_of(figure)
     assert drawn["each trained for its block size"] == [(2, 3.0), (8, 3.4)]
     assert drawn["mixed"] == [(2, 3.2), (8, 3.6)]
@@ -107,14 +107,14 @@ def test_families_have_a_curve_each(make: Make, tmp_path: Path) -> None:
     for context in ("causal", "block_causal"):
         for size in (2, 4):
             make(f"{context}-{size}", f"model.context={context}", f"objective.block_size={size}", nats=float(size))
-    drawn = lines_of(figures.block_sizes(groups_in(tmp_path / "runs"), None))
+    drawn = lines_of(plots.block_sizes(groups_in(tmp_path / "runs"), None))
     assert drawn["context causal"] == drawn["context block_causal"] == [(2, 4.0), (4, 8.0)]
 
 
 def test_one_block_size_is_drawn_side_by_side(make: Make, tmp_path: Path) -> None:
     make("a", "objective.draws=1", nats=2.0)
     make("b", "objective.draws=2", nats=2.1)
-    figure = figures.block_sizes(groups_in(tmp_path / "runs"), None)
+    figure = plots.block_sizes(groups_in(tmp_path / "runs"), None)
     assert figure is not None
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a"] and axes.get_xlabel() == "bits per byte"
@@ -131,7 +131,7 @@ def test_the_front_of_quality_and_speed(make: Make, tmp_path: Path) -> None:
     section = next(s for s in sections.sections(groups_in(tmp_path / "runs")) if s.title == "Quality against speed")
     assert section.table is not None
     marks = {(row[0], row[2]): row[-1] for row in section.table.rows}
-    assert figures.trade([w for w in texts if w.is_repetitive], {"a": "red"}) is not None  # a front of none
+    assert plots.trade([w for w in texts if w.is_repetitive], {"a": "red"}) is not None  # a front of none
     assert marks["a", "loop"] == "repeats itself" and marks["a", "beaten"] == "" and marks["b", "fast"] == "front"
 
 
@@ -150,16 +150,16 @@ def test_curves_are_means_at_the_steps_that_all_seeds_have(make: Make, tmp_path:
     records[-1] |= {"val/nelbo": 11.0, "time": 20.0}  # of the other seed they are 9 and 16
     (other / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     groups = groups_in(tmp_path / "runs")
-    figure = figures.curves(groups, figures.colours(groups), "tokens")
+    figure = plots.curves(groups, plots.colours(groups), "tokens")
     assert lines_of(figure)["a"] == [(8 * 128, 10.0)]
-    assert lines_of(figures.curves(groups, figures.colours(groups), "seconds"))["a"] == [(18.0, 10.0)]
+    assert lines_of(plots.curves(groups, plots.colours(groups), "seconds"))["a"] == [(18.0, 10.0)]
 
 
 def test_every_group_has_a_colour_of_its_own(make: Make, tmp_path: Path) -> None:
     for i in range(9):
         make(f"m{i}", f"objective.draws={i + 1}")
     make("ar", *AUTOREGRESSIVE)
-    found = {name: tuple(map(str, [c])) for name, c in figures.colours(groups_in(tmp_path / "runs")).items()}
+    found = {name: tuple(map(str, [c])) for name, c in plots.colours(groups_in(tmp_path / "runs")).items()}
     assert len(found) == len(set(found.values())) == 10
 
 

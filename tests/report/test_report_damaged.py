@@ -16,7 +16,7 @@ from run_folders import Make, make_run  # noqa: F401 (a fixture)
 
 from hybrid.report.__main__ import notes, seeds_of
 from hybrid.report.groups import gather
-from hybrid.report.record import RunRecord, find_runs, refuse_different_data
+from hybrid.report.run_record import RunRecord, find_runs, refuse_different_data
 
 VALUES: list[Any] = [
     None, "x", "\ud800", 3, -1, 2.5, float("nan"), float("inf"), 10**400, True, [], {}, [1], [[]], {"step": "x"},

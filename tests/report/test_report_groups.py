@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from run_folders import AUTOREGRESSIVE, Make, groups_in, lines_of, make_run  # noqa: F401 (a fixture)
 
-from hybrid.report import figures, sections
+from hybrid.report import plots, sections
 from hybrid.report.generated import written
-from hybrid.report.record import find_runs, refuse_different_data
+from hybrid.report.run_record import find_runs, refuse_different_data
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_group_is_compared_where_all_of_its_seeds_were_evaluated(make: Make, t
     }  # fmt: skip
     shown = {row[0]: row[list(last.table.columns).index("bits per byte")] for row in last.table.rows}
     assert shown == {"b8": "4.5000 ± 0.5000 (bound)", "mixed": "6.0000 ± 0.0400 (bound)"}
-    by_count = lines_of(figures.by_count(groups, figures.colours(groups)))
+    by_count = lines_of(plots.by_count(groups, plots.colours(groups)))
     assert by_count["b8"] == [(n, 2.25 + n) for n in range(1, 9)]
     assert by_count["mixed"] == [(n, 3.5 + n) for n in range(1, 9)]
 

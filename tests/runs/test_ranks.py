@@ -18,11 +18,11 @@ from conftest import ROOT
 
 import hybrid
 from hybrid.checkpoints import checkpoint
-from hybrid.training.metrics import read_metrics
-from hybrid.distributed import ALONE, Ranks
-from hybrid.runs.run import Run
 from hybrid.checkpoints.tensors import load_group
+from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.rows import row_batches
+from hybrid.runs.run import Run
+from hybrid.training.metrics import read_metrics
 
 MODES = ("ddp", "fsdp")
 # Everything that ranks have to agree on: a proposal that learns from all blocks, several forwards per step, averaged

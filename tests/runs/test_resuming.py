@@ -21,9 +21,9 @@ from training_toy import assert_same_tensors, before_step, tensors_of, train
 
 import hybrid
 from hybrid.checkpoints import checkpoint
-from hybrid.training.metrics import read_metrics
-from hybrid.runs.run import Run
 from hybrid.checkpoints.tensors import load_tensors
+from hybrid.runs.run import Run
+from hybrid.training.metrics import read_metrics
 
 
 @pytest.fixture

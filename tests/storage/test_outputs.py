@@ -67,7 +67,7 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the work has begun")
 
-    for name in ("hybrid.lm.load", "hybrid.bench.parts.data", "hybrid.report.record.find_runs"):
+    for name in ("hybrid.lm.load", "hybrid.bench.parts.data", "hybrid.report.run_record.find_runs"):
         monkeypatch.setattr(name, fail)
 
 

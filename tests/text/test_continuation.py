@@ -13,7 +13,7 @@ from hybrid.decoding.results import Generation
 from hybrid.evaluation.comparison import Comparison
 from hybrid.text.console import Console
 from hybrid.text.continuation import continuation, spelled
-from hybrid.training.validation import Sampler
+from hybrid.training.validation import SampleWriter
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_samples_of_training_hang_together(tokenizers: dict[str, Tokenizer], mon
     tokenizer = tokenizers["wordpiece"]
     ids = {"the quick": [1, 2], "": []}
     monkeypatch.setattr(tokenizer, "encode", lambda text: ids[text])
-    text, _ = Sampler(_Echo([4, 3]), tokenizer, ["the quick", ""], 2)()  # type: ignore[arg-type]
+    text, _ = SampleWriter(_Echo([4, 3]), tokenizer, ["the quick", ""], 2)()  # type: ignore[arg-type]
     assert "the quicks lazy\n" in text and "--- ''\n##s lazy\n" in text
 
 

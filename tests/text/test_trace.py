@@ -19,7 +19,7 @@ from toy import random_tokens, toy_model
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 from hybrid.decoding import DECODERS, Sampling
 from hybrid.decoding.results import Change
-from hybrid.runs.figures import order_figure
+from hybrid.runs.plots import plot_unmasking_order
 from hybrid.text.trace import Trace, TracedText, check_path, write_page
 
 REMASKING = [
@@ -233,7 +233,7 @@ def test_the_figure_draws_the_record(spec: Any) -> None:
     prompt = random_tokens(5).tolist()
     for _ in trace.stream([prompt], 6):
         pass
-    figure = order_figure(*trace.texts[0].order(), block_size=4, title="the title")
+    figure = plot_unmasking_order(*trace.texts[0].order(), block_size=4, title="the title")
     axes = figure.axes[0]
     steps = trace.texts[0].steps
     shown, *crosses = axes.collections

@@ -22,7 +22,7 @@ from hybrid.lm import LanguageModel
 from hybrid.training import trainer, validation
 from hybrid.training.step import StepResult
 from hybrid.training.trainer import Window
-from hybrid.training.validation import EvalConfig, Sampler, Validator
+from hybrid.training.validation import EvalConfig, SampleWriter, Validator
 
 
 def step(number: int, loss: float, ar: float | None, norm: float, size: int) -> StepResult:
@@ -76,7 +76,7 @@ def test_figures_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
         return Generation([[1, 2, 3], [4]], nfe=2, seconds=0.5)
 
     monkeypatch.setattr(validation, "generate_shared", generate)
-    _, figures = Sampler(lm.engine(), lm.tokenizer, ["", "The"], 100)()
+    _, figures = SampleWriter(lm.engine(), lm.tokenizer, ["", "The"], 100)()
     assert figures == {"gen/tokens_per_second": 8.0, "gen/tokens_per_forward": 2.0}
     assert asked == [([[], lm.tokenizer.encode("The")], 29)], "what fits into 32 tokens behind the longest prompt"
 

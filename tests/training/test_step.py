@@ -22,11 +22,11 @@ from hybrid.distributed import Ranks
 from hybrid.model.attention import BACKENDS
 from hybrid.objectives import Objective
 from hybrid.objectives.estimators import Count, Masking, Time
-from hybrid.objectives.noise import Keys
+from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.weightings import Cart
+from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer
 from hybrid.training.step import Stepper
-from hybrid.training.trainer import TrainerConfig
 
 SEQ_LEN, ROWS = 12, 8
 
@@ -105,7 +105,7 @@ class Spy:
 
     masks: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+    def draw(self, keys: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
         masking = Count().draw(keys, torch.ones_like(is_target), block_size, draws, stratified)
         self.masks.append(masking.masked)
         return masking
@@ -135,7 +135,7 @@ def test_data_noise_and_block_sizes_are_those_of_the_seed(seed: int, monkeypatch
     monkeypatch.setattr(PackedTokens, "rows", lambda self, index: read.append(list(index)) or rows(self, index))
 
     class Keyed:
-        def draw(self, keys: Keys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
+        def draw(self, keys: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
             keyed.append((keys.seed, keys.step, keys.row.tolist(), keys.first, keys.total))
             return Count().draw(keys, is_target, block_size, draws, stratified)
 
@@ -151,7 +151,7 @@ def test_data_noise_and_block_sizes_are_those_of_the_seed(seed: int, monkeypatch
 
 @pytest.mark.parametrize("micro", [None, SEQ_LEN])
 def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | None) -> None:
-    """That of block size 1, where nothing is random, against `row_nll`; the autoregressive part is weighted."""
+    """That of block size 1, where nothing is random, against `Exact`; the autoregressive part is weighted."""
     split = packed()
     model = toy_model("causal")
     index = batch_rows(40, ROWS, 0, 3)

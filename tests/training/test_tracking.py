@@ -17,7 +17,7 @@ from event_files import events_of
 
 from hybrid.results.environment import environment
 from hybrid.results.plot import rasterise
-from hybrid.runs.figures import attention_figure, count_figure
+from hybrid.runs.plots import plot_attention, plot_losses_by_count
 from hybrid.training.metrics import read_metrics
 from hybrid.training.tracking import Tracker, charts
 
@@ -242,7 +242,7 @@ def test_environment_names_versions_and_the_command_but_no_home(monkeypatch):
 
 def test_importing_stays_light():
     code = (
-        "import sys, hybrid.training.tracking, hybrid.checkpoints.checkpoint, hybrid.runs.figures\n"
+        "import sys, hybrid.training.tracking, hybrid.checkpoints.checkpoint, hybrid.runs.plots\n"
         "print([m for m in ('tensorboard', 'matplotlib', 'datasets') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -253,7 +253,7 @@ def test_importing_stays_light():
 def test_every_cell_of_an_attention_pattern_has_its_pixels(length):
     rng = np.random.default_rng(length)
     mask = rng.random((2 * length, 2 * length)) < 0.5
-    image = attention_figure(mask, "random", {"clean": length, "noisy": length})
+    image = plot_attention(mask, "random", {"clean": length, "noisy": length})
     cell = max(2, 256 // (2 * length))
     assert image.dtype == np.uint8
     corner = _corner(image, cell * 2 * length)
@@ -286,11 +286,11 @@ def test_figures_leave_no_global_state_and_reject_what_they_cannot_draw():
     from matplotlib.figure import Figure
 
     before = "matplotlib.pyplot" in sys.modules
-    assert count_figure({1: 0.5, 2: 1.0, 8: 2.0}, "loss", chance=5.5).shape == (240, 320, 3)
+    assert plot_losses_by_count({1: 0.5, 2: 1.0, 8: 2.0}, "loss", chance=5.5).shape == (240, 320, 3)
     assert rasterise(Figure(figsize=(1, 2), dpi=50)).shape == (100, 50, 3)
-    assert attention_figure(np.ones((5, 5), bool), "one stream", {"clean": 0, "noisy": 5}, 2).ndim == 3
-    assert attention_figure(np.ones((5, 5), bool), "unequal", {"clean": 2, "noisy": 3}, 2).ndim == 3
+    assert plot_attention(np.ones((5, 5), bool), "one stream", {"clean": 0, "noisy": 5}, 2).ndim == 3
+    assert plot_attention(np.ones((5, 5), bool), "unequal", {"clean": 2, "noisy": 3}, 2).ndim == 3
     assert ("matplotlib.pyplot" in sys.modules) == before
     for shape, streams in (((4,), {"a": 4}), ((0, 0), {}), ((3, 4), {"a": 4}), ((4, 4), {"a": 2, "b": 3})):
         with pytest.raises(ValueError, match="mask: shape"):
-            attention_figure(np.ones(shape, bool), "bad", streams)
+            plot_attention(np.ones(shape, bool), "bad", streams)

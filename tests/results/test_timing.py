@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hybrid.timing import interleave
+from hybrid.results.timing import interleave
 
 
 def test_variants_take_turns_and_the_first_two_are_not_counted() -> None:

@@ -18,7 +18,7 @@ _PAPER = (0.955, 0.955, 0.955)
 _HUES = np.array([(0.12, 0.35, 0.62), (0.80, 0.15, 0.20), (0.42, 0.68, 0.84), (0.93, 0.55, 0.14)])
 
 
-def attention_figure(
+def plot_attention(
     mask: np.ndarray, title: str, streams: Mapping[str, int], block_size: int | None = None
 ) -> np.ndarray:
     """Draw who may attend to whom: `mask` is bool [rows, rows]; its rows are the `streams` (name -> length) in turn.
@@ -63,7 +63,7 @@ def _colours(mask: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
     return np.where(mask[..., None], hues, _PAPER)
 
 
-def count_figure(losses: Mapping[int, float], title: str, chance: float | None = None) -> np.ndarray:
+def plot_losses_by_count(losses: Mapping[int, float], title: str, chance: float | None = None) -> np.ndarray:
     """Draw the cross-entropy of a masked token against the number of masked tokens in its block.
 
     `chance` (the loss of a guess, say log of the vocabulary) is a dotted line. Returns uint8 [height, width, 3].
@@ -87,7 +87,7 @@ def count_figure(losses: Mapping[int, float], title: str, chance: float | None =
     return rasterise(figure)
 
 
-def order_figure(
+def plot_unmasking_order(
     revealed: Sequence[tuple[int, int, float]], remasked: Sequence[tuple[int, int]], block_size: int, title: str
 ) -> Figure:
     """Draw at which forward each position of a text was revealed, and at which it was taken back (a cross).

@@ -16,7 +16,7 @@ from hybrid.options import shown
 from hybrid.report.evaluation import LIKELIHOODS, Evaluation, Facts, Measured, counted, machine_name
 from hybrid.report.fields import Fields, is_number
 from hybrid.storage.atomic import read_json
-from hybrid.training.metrics import METRICS, last_validation, read_metrics
+from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 
 # What must agree for likelihoods to be comparable, by its attribute of a run.
 _SAME_DATA = {
@@ -24,7 +24,7 @@ _SAME_DATA = {
     "target_tokens": "validation text",
     "tokenizer_fingerprint": "tokenizer",
 }
-_PARTS = ("config.yaml", "environment.json", METRICS)
+_PARTS = ("config.yaml", "environment.json", METRICS_FILE)
 """Of the folder of a run; with two of them it is one, though it may be damaged."""
 
 
@@ -94,7 +94,7 @@ class RunRecord:
         """Of eval.json; without it those of the last validation during training."""
         if self.evaluation is not None:
             return self.evaluation.likelihoods
-        last = Fields(last_validation(self.metrics) or {}, f"{self.folder / METRICS}: last validation")
+        last = Fields(last_validation(self.metrics) or {}, f"{self.folder / METRICS_FILE}: last validation")
         nelbo, bits = last.number("val/nelbo", None), last.number("val/bits_per_byte", None)
         factor = None if bits is None else bits / nelbo if nelbo else 0.0
         found = []
@@ -197,7 +197,7 @@ def _check_sizes(folder: Path, config: Config, metrics: Sequence[dict[str, Any]]
     for record in metrics:
         if not is_number(record["step"]) or not is_number(record["time"]):
             said = f"step {shown(record['step'])}, time {shown(record['time'])}"
-            raise ValueError(f"{folder / METRICS}: a record has {said}; remove it")
+            raise ValueError(f"{folder / METRICS_FILE}: a record has {said}; remove it")
     for name, value in (("batch_tokens", config.trainer.batch_tokens), ("steps", config.trainer.steps)):
         if not is_number(value):
             raise ValueError(f"{folder / 'config.yaml'}: trainer.{name}: {shown(value)} is too large")

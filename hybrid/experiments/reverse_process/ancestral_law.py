@@ -21,7 +21,7 @@ from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import any_order_nll, mask_table
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA
-from hybrid.objectives.noise import SCHEDULES
+from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 
 VOCAB, LENGTH = 3, 4
@@ -30,7 +30,7 @@ VOCAB, LENGTH = 3, 4
 def cell_widths(steps: int, schedule: Any) -> Tensor:
     """(T,) probability of each cell to hold a token's hitting time, in the order of decoding (from time 1 to 0)."""
     time = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    masked = build(SCHEDULES, schedule, "schedule").masked(time)
+    masked = build(SCHEDULES, schedule, "schedule").one_minus_alpha(time)
     return masked[:-1] - masked[1:]
 
 

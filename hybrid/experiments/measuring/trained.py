@@ -46,7 +46,7 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
     Raises:
         ValueError: the run's folder holds a run of other settings, or of another text.
     """
-    from hybrid.experiments.subject import validation_of
+    from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
     from hybrid.runs.run_folder import folder_of
 
@@ -143,7 +143,7 @@ def step_seconds(
     steppers: Mapping[str, Stepper], rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
     """Median seconds of a training step of each, timed in turns, some steps at a time."""
-    from hybrid.timing import interleave
+    from hybrid.results.timing import interleave
 
     timings = interleave({name: _some_steps(stepper) for name, stepper in steppers.items()}, rounds, device, clock)
     return {name: timing.median / TIMED_STEPS for name, timing in timings.items()}

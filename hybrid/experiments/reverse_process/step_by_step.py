@@ -1,4 +1,4 @@
-"""Whole texts by the reverse process, step by step, with any of the samplers of `joint.py`.
+"""Whole texts by the reverse process, step by step, with any of the samplers of `joint_sampler.py`.
 
 Decoders don't work like this (hybrid/decoding): they draw beforehand when each token is revealed. Here every step asks
 the sampler, as public code does.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.experiments.joint import Reveal
+from hybrid.experiments.reverse_process.joint_sampler import Reveal
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 

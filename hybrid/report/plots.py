@@ -14,7 +14,7 @@ import numpy as np
 
 from hybrid.report.generated import Written, front
 from hybrid.report.groups import Group, Mean
-from hybrid.report.record import RunRecord
+from hybrid.report.run_record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

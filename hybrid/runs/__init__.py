@@ -1,0 +1,1 @@
+"""A configuration becomes a run: its folder, its parts, its resumption."""
