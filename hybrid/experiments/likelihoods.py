@@ -44,8 +44,8 @@ def main() -> int:
 def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
     """Every likelihood that each block size allows, on the first rows of the validation split."""
     from hybrid.device import precision_context
-    from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import choose_decoders
     from hybrid.experiments.measuring.subject import validation_of
 
     decoders = choose_decoders(arguments.orders, "--orders")

@@ -100,7 +100,7 @@ Results = dict[str, dict[int, dict[str, list[float]]]]
 
 def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     """Generate and measure with every sampler, step count and seed."""
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
     from hybrid.experiments.reverse_process.step_by_step import generate
 

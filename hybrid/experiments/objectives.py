@@ -23,7 +23,7 @@ from hybrid.options import at_least, pick, title
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -133,7 +133,7 @@ def outcome(
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.shared import generate_shared
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 
     run = trained(config, steps, arguments.rows)
