@@ -90,8 +90,8 @@ class Bert(Weighting):
 
 @dataclass(frozen=True)
 class Cart(PlainCrossEntropy):
-    """omega_n ~ n, times sum over known j of p (1-p)^(|i-j|-1) / 2 for each masked token i (Dream 7B): it weighs more the
-    nearer its known neighbours are. Known are the unmasked tokens of its block and of all blocks before it. A token
+    """omega_n ~ n, times sum over known j of p (1-p)^(|i-j|-1) / 2 for each masked token i (Dream 7B): it weighs more
+    the nearer its known neighbours are. Known are the unmasked tokens of its block and of all blocks before it. A token
     without any known neighbour weighs nothing: that of a first block which is all masked is never trained."""
 
     p: float = option(0.3, "of the geometric distribution over distances; above 0, at most 1")
