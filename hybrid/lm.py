@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.arguments import SEEDS, integer, prompt_ids
+from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
 from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
@@ -117,10 +117,13 @@ class LanguageModel:
             return self.model.head(hidden).unflatten(0, tokens.shape)
 
     @takes_options
-    def engine(self, *values: Any, config: GenerationConfig | None = None, **options: Any) -> Engine:
-        """The engine that `generate` and `stream` run."""
+    def engine(
+        self, *values: Any, config: GenerationConfig | None = None, prompts: Sequence[Sequence[int]] = (),
+        **options: Any,
+    ) -> Engine:  # fmt: skip
+        """The engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
         config = GenerationConfig.of(config, *values, **options)
-        size = self._block_size(config.block_size, self.config.data.seq_len)
+        size = self._block_size(self._infilling_size(prompts, config.block_size), self.config.data.seq_len)
         planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
@@ -152,8 +155,8 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
                 behind it, or an option out of range.
         """
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.generate(rows, max_new_tokens)
+        rows = prompt_ids(prompts, self.tokenizer.encode)
+        return self.engine(*values, config=config, prompts=rows, **options).generate(rows, max_new_tokens)
 
     @takes_options
     def stream(
@@ -161,20 +164,11 @@ class LanguageModel:
         **options: Any,
     ) -> Iterator[GenerationState]:  # fmt: skip
         """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.stream(rows, max_new_tokens)
-
-    def _prepared(self, prompts: Prompts, config: GenerationConfig) -> tuple[Engine, list[list[int]]]:
-        """An engine with which all gaps of the prompts see what follows them, and the prompts as ids."""
         rows = prompt_ids(prompts, self.tokenizer.encode)
-        return self.engine(config=config, block_size=self.infilling_size(rows, config.block_size)), rows
+        return self.engine(*values, config=config, prompts=rows, **options).stream(rows, max_new_tokens)
 
-    def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
-        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.
-
-        Raises:
-            ValueError: there is none, or it is not `block_size`; the message says which would do.
-        """
+    def _infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
+        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them."""
         if not any(self.mask_token_id in prompt for prompt in prompts):
             return block_size
         trained = self.block_sizes
@@ -261,31 +255,11 @@ class LanguageModel:
         return planner.model
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
-            got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
-        if tokens.shape[1] > self.config.data.seq_len:
-            raise ValueError(
-                f"tokens: rows of {tokens.shape[1]} exceed the context of {self.config.data.seq_len} (data.seq_len); "
-                "cut them"
-            )
-        bad = (tokens < 0) | (tokens >= self.model.vocab_size)
-        if bad.any():
-            raise ValueError(
-                f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
-            )
-        banned = self.model.banned_token_id
-        if banned is not None and (tokens == banned).any():
-            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
-        return tokens.to(self.device)
+        model = self.model
+        return text_rows(tokens, self.config.data.seq_len, model.vocab_size, model.banned_token_id).to(self.device)
 
     def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
-        if is_target is None:
-            return None
-        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
-            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
-            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
-        return is_target.to(self.device)
+        return None if is_target is None else target_flags(is_target, tokens).to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
