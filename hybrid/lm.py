@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
-from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
-from hybrid.checkpoints.module_state import load_state, module_tensors
-from hybrid.checkpoints.saved_model import card_of, save_model
+from hybrid.checkpoints.module_state import load_state
+from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, weights_as_trained
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
@@ -35,7 +34,7 @@ from hybrid.likelihoods import orders
 from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
-from hybrid.model.fused import for_inference, is_fused
+from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import path_of, pick, shown, title
 
@@ -190,33 +189,12 @@ class LanguageModel:
             OSError: it could not be written.
         """
         target = path_of("folder", folder)
-        facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+        facts = facts_of(self.model, self.tokenizer, self.config.data.seq_len, self.block_sizes)
+        made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
         card = card_of(self.config.run.name, title(self.config.data.corpus), facts)
-        save_model(target, self._weights(), to_yaml(self.config), self.tokenizer, facts, made_from, card)
+        weights = weights_as_trained(self.model, self.origin)
+        save_model(target, weights, to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
-
-    def _facts(self) -> dict[str, Any]:
-        """What model.json says of the model."""
-        return {
-            "parameters": self.model.n_parameters(),
-            "vocab_size": self.model.vocab_size,
-            "mask_token_id": self.mask_token_id,
-            "end_of_text": self.tokenizer.end_of_text,
-            "seq_len": self.config.data.seq_len,
-            "block_sizes": self.block_sizes,
-            "context": self.config.model.context,
-            "prediction": self.config.model.prediction,
-        }
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        """As they were trained: a model that has generated has fused them, so they are read once more."""
-        if not is_fused(self.model):
-            return module_tensors(self.model)
-        folder = self.origin.folder
-        assert folder is not None, "a model that was not loaded is never fused in place"
-        if identity_at(folder) != self.origin.checkpoint:
-            raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
-        return open_model(folder)[0].tensors
 
     def _block_size(self, value: int | None, length: int) -> int:
         """The block size that is meant, with a warning if it was not trained."""

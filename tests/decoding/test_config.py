@@ -26,7 +26,7 @@ def test_a_config_is_what_its_options_are(lm: hybrid.LanguageModel) -> None:
     other = lm.generate(prompts, 9, config=config, seed=4)
     assert other.tokens == lm.generate(prompts, 9, 4, "margin", temperature=0.7, seed=4).tokens != by_name.tokens
     assert lm.engine(config=config).config == config
-    with pytest.raises(ValueError, match="config: {'seed': 3} is no GenerationConfig"):
+    with pytest.raises(ValueError, match=r"config: \{'seed': 3\} is no GenerationConfig"):
         lm.generate(prompts, 9, config={"seed": 3})  # type: ignore[arg-type]
 
 
