@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a moment of training: weights, optimizer, averages, and counts of steps."""
+"""Save and restore a moment of training: weights, optimizer, averages, and counts of steps."""
 
 from __future__ import annotations
 

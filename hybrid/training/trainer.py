@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """The loop around `Stepper`.
+    """Runs the loop around `Stepper`.
 
     Args:
         validate: -> metrics, among them val/nelbo.
