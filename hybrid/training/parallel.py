@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.data.batches import Batch
 from hybrid.distributed import ALONE, Ranks
-
-if TYPE_CHECKING:
-    from hybrid.data.batches import Batch
-    from hybrid.model import Transformer
-    from hybrid.objectives import Loss, Objective
-    from hybrid.objectives.noise import NoiseKeys
+from hybrid.model import Transformer
+from hybrid.objectives import Loss, Objective
+from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")
 
