@@ -297,8 +297,8 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
     an entry of `hybrid.checkpoints.IMPORTERS` reads.
 
-    Of a run it is the latest checkpoint; `RUN/checkpoints/best` is that of the lowest bound. Averaged weights (EMA)
-    are taken where there are any. Nothing is unpickled.
+    Of a run it is the latest checkpoint; `RUN/checkpoints/best` is the one with the lowest bound. Averaged weights
+    (EMA) are taken where there are any. Nothing is unpickled.
 
     The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
     writes them as they were trained. To train `.model` further, set `.model.train()` before: it then keeps them.

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Configure
+from safetensors.torch import load_file
 from training_toy import assert_same_tensors, train
 
 import hybrid
 from hybrid.checkpoints import finding
-from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.runs.run import Run
 
 
@@ -22,7 +22,7 @@ from hybrid.runs.run import Run
 def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
     run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
-    averaged = load_tensors(finding.find_checkpoint(trained) / "ema.safetensors")
+    averaged = load_file(finding.find_checkpoint(trained) / "ema.safetensors")
     assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
 
 
