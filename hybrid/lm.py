@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -293,13 +293,11 @@ class LanguageModel:
         return document_numbers(tokens, self.tokenizer.end_of_text)
 
 
-def load(
-    path: str | Path, device: str = "auto", precision: str = "fp32", which: Literal["latest", "best"] = "latest"
-) -> LanguageModel:
+def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
     """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
     an entry of `hybrid.checkpoints.IMPORTERS` reads.
 
-    Of a run `which` says whether the latest checkpoint is meant or the one with the best validation. Averaged weights
+    Of a run it is the latest checkpoint; `RUN/checkpoints/best` is the one with the lowest bound. Averaged weights
     (EMA) are taken where there are any. Nothing is unpickled.
 
     The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
@@ -308,7 +306,7 @@ def load(
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    stored, origin = open_model(path_of("path", path), which)
+    stored, origin = open_model(path_of("path", path))
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
     pick("precision", precision, PRECISIONS)
     assert origin.folder is not None

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hybrid.checkpoints.module_state import DamagedState
-from hybrid.options import path_of, pick, shown
+from hybrid.options import path_of, shown
 from hybrid.storage.folders import MANIFEST, verify_folder
 from hybrid.storage.json_files import read_json, read_object
 
@@ -19,17 +19,23 @@ _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)(?:\.replaced)?")
 
 
-def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest") -> Path:
-    """The verified checkpoint that `path` means: a run folder, its `checkpoints`, a step folder or a saved model.
+def find_checkpoint(path: str | Path) -> Path:
+    """Find the verified checkpoint that a path means: a run folder, its `checkpoints`, a step folder, a saved model, or
+    the file `checkpoints/best` of a run.
 
-    In the first two cases it is the one that `which` names. If `latest` or what it names is damaged, the newest
-    checkpoint that is not takes its place and a warning says so; nothing replaces `best`. Changes nothing on the disk.
+    In the first two cases it is the one that `latest` names; if that is damaged, the newest checkpoint that is not
+    takes its place and a warning says so. Nothing replaces the best. Changes nothing on the disk.
 
     Raises:
         ValueError: there is nothing at `path`, or nothing undamaged; one line.
     """
-    pick("which", which, ("latest", "best"))
     path = path_of("checkpoint", path)
+    if path.name == "best" and path.is_file():
+        best = read_best(path.parent)
+        if best is None:
+            raise ValueError(f"checkpoint: {path} names no checkpoint; use the latest")
+        verify_folder(best[0])
+        return best[0]
     if not os.path.isdir(path):  # of any text, also one that is too long for a name
         what = "is a file" if os.path.lexists(path) else "does not exist"
         name = str(path) if len(str(path)) < 300 else shown(str(path))
@@ -43,12 +49,6 @@ def find_checkpoint(path: str | Path, which: Literal["latest", "best"] = "latest
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise ValueError(f"checkpoint: {path} holds no checkpoint; was the run stopped before its first save?")
-    if which == "best":
-        best = read_best(folder)
-        if best is None:
-            raise ValueError(f"checkpoint: {folder / 'best'} names no checkpoint; use the latest")
-        verify_folder(best[0])
-        return best[0]
     return _latest_undamaged(folder, checkpoints)
 
 

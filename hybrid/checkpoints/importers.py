@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -72,10 +72,10 @@ class Origin:
     importer: str | None = None
 
 
-def open_model(path: Path, which: Literal["latest", "best"] = "latest") -> tuple[StoredModel, Origin]:
+def open_model(path: Path) -> tuple[StoredModel, Origin]:
     """Open the model that a path means: a run, a checkpoint, a saved model, or a folder in another format.
 
-    Of a run it is the checkpoint that `which` names. Averaged weights (EMA) are taken where there are any.
+    Averaged weights (EMA) are taken where there are any.
 
     Raises:
         ValueError: nothing usable is there; one line that says what to do.
@@ -85,7 +85,7 @@ def open_model(path: Path, which: Literal["latest", "best"] = "latest") -> tuple
         folder = path.absolute()
         with reading(folder):
             return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), None, folder, name)
-    found = find_checkpoint(path, which).absolute()
+    found = find_checkpoint(path).absolute()
     home = next((folder for folder in (found, found.parent.parent) if (folder / "config.yaml").is_file()), None)
     if home is None:
         raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")

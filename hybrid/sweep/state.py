@@ -15,7 +15,7 @@ from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorde
 from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.options import path_of
-from hybrid.results.text import aligned, formatted
+from hybrid.results.table import Table, column
 from hybrid.runs.resuming import MAY_CHANGE
 from hybrid.runs.run_folder import folder_of
 from hybrid.storage.json_files import read_json
@@ -167,25 +167,28 @@ def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
         return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
 
 
+@dataclass(frozen=True)
+class Row:
+    """How far one run is."""
+
+    run: str = column("run")
+    state: str = column("state")
+    steps: int = column("steps")
+    nelbo: float | None = column("validation nats/token", ".4f")
+    bits_per_byte: float | None = column("bits/byte", ".4f")
+    seconds: float | None = column("minutes", lambda seconds: f"{seconds / 60:.1f}")
+
+
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
     """Plain text, one line per run. Its losses are the last validation of the training; hybrid.evaluate may have read
     other rows.
     """
-    rows = [["run", "state", "steps", "validation nats/token", "bits/byte", "minutes"]]
+    rows = []
     for run in runs:
         s = states[run.name]
         word = "finished" if s.is_finished else f"stopped at {s.step:,}" if s.step else "new"
         if run.name in (failures or {}):
             word = "FAILED"
-        rows.append(
-            [
-                run.name,
-                word,
-                f"{run.config.trainer.steps:,}",
-                formatted(s.nelbo, ".4f"),
-                formatted(s.bits_per_byte, ".4f"),
-                formatted(None if s.seconds is None else s.seconds / 60, ".1f"),
-            ]
-        )
+        rows.append(Row(run.name, word, run.config.trainer.steps, s.nelbo, s.bits_per_byte, s.seconds))
     said = [f"{name}: {why}" for name, why in (failures or {}).items()]
-    return "\n".join([aligned(rows, left=(0, 1)), *said])
+    return "\n".join([Table(rows).text(left=(0, 1)), *said])

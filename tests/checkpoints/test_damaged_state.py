@@ -1,4 +1,4 @@
-"""State that does not fit is refused in one line that names it: weights, averages, optimizer, proposal, counts."""
+"""State that does not fit is refused in one line that names it: weights, averages, optimizer, counts."""
 
 from __future__ import annotations
 

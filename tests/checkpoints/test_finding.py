@@ -108,11 +108,15 @@ def test_best_is_never_replaced_by_another(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     assert read_best(tmp_path) is None
-    with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
-        find_checkpoint(tmp_path, "best")
+    with pytest.raises(ValueError, match="best does not exist"):
+        find_checkpoint(tmp_path / "best")
+    for damaged in ("", "step-00000009\n0.5\n", "step-00000001"):
+        (tmp_path / "best").write_text(damaged)
+        with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
+            find_checkpoint(tmp_path / "best")
     mark_best(tmp_path, tmp_path / "step-00000001", 0.5)
     truncate(tmp_path / "step-00000001" / "model.safetensors")
     with pytest.raises(ValueError, match="truncated"):
-        find_checkpoint(tmp_path, "best")
+        find_checkpoint(tmp_path / "best")
     with pytest.raises(ValueError, match="best: nan is not finite"):
         mark_best(tmp_path, tmp_path / "step-00000002", math.nan)

@@ -146,7 +146,7 @@ def test_prune_keeps_the_last_saved_the_latest_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".step*"))
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 5, 6]
     assert read_best(tmp_path) == (tmp_path / "step-00000002", 1.25)
-    assert find_checkpoint(tmp_path, "best") == tmp_path / "step-00000002"
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "step-00000002"
     # Back to step 2 and on: what counts is when a checkpoint was saved, so the abandoned 5 and 6 go first.
     save(tmp_path, 3)
     save(tmp_path, 4)

@@ -7,16 +7,15 @@ import torch
 from toy import random_tokens, toy_model
 
 from hybrid.data.batches import Batch
-from hybrid.experiments.estimators import (
+from hybrid.experiments.estimators import plot, table
+from hybrid.experiments.measuring.gradient_noise import (
     REFERENCE,
     Measured,
     _summary,
     contenders,
-    figure,
     gradient_norms,
     measure_all,
     repeat,
-    table,
 )
 from hybrid.likelihoods.likelihood import enumerated_bound, mask_table
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, masked_loss
@@ -83,9 +82,9 @@ def test_the_least_gradient_variance_comes_first():
         return Measured(name, size, "clipped" in name, 1.0, 0.1, 0.5, loss_variance, 0.2, variance, 0.4, signal)
 
     results = [measured(REFERENCE, 8.0, 2.0), measured("count", 2.0), measured("clipped", 4.0, signal=-1.0)]
-    rows = table([*results, measured("count", 9.0, size=8)], 4).rows
+    rows = table([*results, measured("count", 9.0, size=8)], 4).cells
     assert [row[0] for row in rows] == ["count", "clipped (biased)", REFERENCE]
-    assert rows[0][3:] == ("1", "0.500 ± 0.100", "0.250 ± 0.050", "1") and rows[1][-1] == "-"
+    assert rows[0][3:] == ["1", "0.500 ± 0.100", "0.250 ± 0.050", "1"] and rows[1][-1] is None
 
 
 def test_gradient_norms_are_those_of_the_losses_by_count():
@@ -113,7 +112,7 @@ def test_the_table_tells_biased_from_unbiased():
     assert by_name["count"].gradient_variance < by_name["time, linear, independent times"].gradient_variance
     text = table(results, 4).markdown()
     assert text.count("\n") == len(results) + 3 and "(biased)" in text
-    assert figure(results, [4]).ndim == 3
+    assert plot(results, [4]).ndim == 3
 
 
 def test_the_command_writes_what_it_prints(command, trained, tmp_path):

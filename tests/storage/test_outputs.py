@@ -11,7 +11,8 @@ import pytest
 from conftest import Command
 from run_folders import Make, make_run  # noqa: F401 (a fixture)
 
-from hybrid.results.table import Table, write_result
+from hybrid.results.publish import write_result
+from hybrid.results.table import Table
 from hybrid.storage import folders, overwriting
 
 WORDS = {

@@ -163,7 +163,8 @@ def _some_steps(stepper: Stepper) -> Callable[[], None]:
 
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
-    from hybrid.results.table import commit_of, listed
+    from hybrid.results.environment import commit_of
+    from hybrid.results.publish import listed
     from hybrid.storage.json_files import read_json
 
     found = set()
