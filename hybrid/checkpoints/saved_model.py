@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from hybrid.checkpoints.tensor_files import save_tensors
-from hybrid.data.tokenizers import Tokenizer
+from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
+from hybrid.options import pick
 from hybrid.storage.atomic import write_json_atomic
 from hybrid.storage.folders import new_folder
 
@@ -33,9 +34,10 @@ def save_model(
         card: README.md.
 
     Raises:
-        ValueError: the folder exists and holds something else.
+        ValueError: the folder exists and holds something else, or nothing could read the tokenizer back.
         OSError: it could not be written.
     """
+    pick("save: kind of the tokenizer", tokenizer.kind, TOKENIZERS)
     with new_folder(folder) as temporary:
         save_tensors(tensors, temporary / "model.safetensors")
         (temporary / "config.yaml").write_text(config, encoding="utf-8")

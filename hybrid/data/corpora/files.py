@@ -1,6 +1,6 @@
 """Documents, and the local files they come from: text, jsonl and parquet, a folder of `datasets.save_to_disk`.
 
-A text file is one document, whole. A row of the others is one document. How text is read says hybrid/reading.py.
+A text file is one document, whole. A row of the others is one document. reading.py says how text is read.
 """
 
 from __future__ import annotations
