@@ -33,10 +33,10 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     names = _names_of_each(module)
     given = {next((name for name in same if name in tensors), same[0]): own[same[0]] for same in names}
     optional = {name for same in names for name in same} & set(tensors) - set(given)
-    overwrite(tensors, {**given, **{name: own[name] for name in optional}}, "")
+    copy_into(tensors, {**given, **{name: own[name] for name in optional}}, "")
 
 
-def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+def copy_into(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
     """Copy `tensors` into those of `own`, if all can take their place: the same names and shapes, finite numbers.
 
     Each is read twice, to be checked and to be copied, so that no more than one of a file is in memory at a time.

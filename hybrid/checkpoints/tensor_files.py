@@ -74,7 +74,7 @@ def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
         world = int(found.group(2))
         if [file.name for file in files] != [f"{group}.{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]:
             raise ValueError(f"{checkpoint}: {len(files)} of the {world} files of {group} are there, or not only they")
-    return _Parts(files)
+    return _ShardedGroup(files)
 
 
 def _files_of(checkpoint: Path, group: str) -> list[Path]:
@@ -85,7 +85,7 @@ def _files_of(checkpoint: Path, group: str) -> list[Path]:
     )
 
 
-class _Parts(Mapping[str, Tensor]):
+class _ShardedGroup(Mapping[str, Tensor]):
     """Tensors whose first dimension is sharded over files; what is in one file only is full.
 
     A file is opened for each tensor: pages of one that stays open count as memory of the process, all of them in the
