@@ -38,7 +38,7 @@ Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per
 
 
 def mean(values: list[float | None], form: str = ".3f") -> str | None:
-    """The mean over seeds, and its standard error where they differ; None without a value."""
+    """Show the mean over seeds, and its standard error where they differ; None without a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> Lines:
-    """Real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
+    """Measure real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
     from hybrid.device import precision_context
     from hybrid.evaluation.comparison import Comparison, choose_decoders, setting_for
     from hybrid.evaluation.scores import Scores
@@ -109,7 +109,7 @@ def table(lines: Lines) -> Table:
 
 
 def plot(lines: Lines) -> np.ndarray:
-    """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
+    """Plot gen-ppl and entropy against forwards per token, a curve per family of decoders."""
     from hybrid.evaluation.comparison import REAL
     from hybrid.results.plot import Panel, curves
 
@@ -121,7 +121,7 @@ def plot(lines: Lines) -> np.ndarray:
                 values = [line[key] for line in of_seed]
                 point[key] = statistics.fmean(values), standard_error(values) if len(values) > 1 else 0.0
             forwards = statistics.fmean(line["nfe_per_token"] for line in of_seed)
-            family = label.split(":per_step=")[0]  # a curve joins the paces of one decoder
+            family = label.split(":per_step=")[0]  # a curve joins the step sizes of one decoder
             families.setdefault(family, []).append((forwards, point))
     panels = []
     for key, title in (("gen_ppl", "generative perplexity"), ("entropy", "entropy of a text, nats")):

@@ -112,14 +112,14 @@ def add(
 def write(
     lm: LanguageModel, size: int, decoder: Any, samples: int, length: int, seed: int
 ) -> tuple[list[list[int]], int]:
-    """Texts without a prompt, each in a batch of its own, and the forwards of all."""
+    """Write texts without a prompt, each in a batch of its own; return them and the forwards of all."""
     engine = lm.engine(size, decoder, seed=seed, stop_at_end=False)
     results = [engine.generate([[]], length, keys=[key]) for key in range(samples)]
     return [result.tokens[0] for result in results], sum(result.nfe for result in results)
 
 
 def plot(points: list[Point], key: str) -> np.ndarray:
-    """A panel per block size, a curve per family."""
+    """Plot a panel per block size, a curve per family."""
     from hybrid.results.plot import Panel, curves
 
     panels = []

@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
-    """The configuration of one run, its folder named after objective and seed."""
+    """Configure one run, its folder named after objective and seed."""
     from hybrid.config import load_config
     from hybrid.experiments.measuring.trained import settings
     from hybrid.sweep.plan import slug
@@ -99,7 +99,7 @@ def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
 
 
 def with_missing(kept: dict[str, float], configs: dict[str, Config]) -> dict[str, float]:
-    """The kept times of a step, and those of objectives that have none, measured in turn with the first."""
+    """Add to the kept times of a step those of objectives that have none, measured in turn with the first."""
     missing = {name: config for name, config in configs.items() if name not in kept}
     if not missing:
         return kept
@@ -110,7 +110,7 @@ def with_missing(kept: dict[str, float], configs: dict[str, Config]) -> dict[str
 
 
 def step_times(configs: dict[str, Config]) -> dict[str, float]:
-    """Median seconds of a training step, all objectives timed in turn.
+    """Time the training steps of all objectives in turn; return the median seconds of each.
 
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
@@ -124,7 +124,7 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
 
 
 def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
-    """Steps that take as long as the configured number of the first objective; differences below 5% are noise."""
+    """Compute how many steps take as long as those configured take the first objective; 5% are noise."""
     ratio = cost / base_cost
     return config.trainer.steps if abs(ratio - 1) < 0.05 else max(round(config.trainer.steps / ratio), 1)
 
@@ -167,7 +167,7 @@ class Row:
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    """A line per objective, the best first: means over seeds with standard errors, differences paired by seed."""
+    """Tabulate the objectives, the best first: means over seeds, differences paired by seed."""
     by_name: dict[str, dict[int, Outcome]] = {}
     for o in outcomes:
         by_name.setdefault(o.name, {})[o.seed] = o

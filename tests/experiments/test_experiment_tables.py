@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,6 @@ from hybrid.experiments.measuring import trained
 from hybrid.experiments.measuring.subject import Subject, load_runs
 from hybrid.experiments.measuring.trained import Trained, elbo
 from hybrid.lm import LanguageModel
-from hybrid.results.table import plus_minus, standard_error
-
-
-def test_errors_of_means_by_hand() -> None:
-    assert standard_error([1.0, 2.0, 6.0]) == pytest.approx(math.sqrt(7 / 3)) and math.isnan(standard_error([1.0]))
-    assert plus_minus([1.0, 2.0, 6.0], 2) == "3.00 ± 1.53" and plus_minus([0.5], 1, "+") == "+0.5"
 
 
 def test_texts_are_judged_at_the_block_size_that_is_named(lm: LanguageModel, split: PackedTokens) -> None:

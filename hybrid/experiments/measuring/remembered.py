@@ -26,7 +26,7 @@ class Remembered:
 
     @classmethod
     def read(cls, file: Path) -> Remembered:
-        """Raises a ValueError if the file is damaged, or does not say from what the numbers were made."""
+        """Read a file; a ValueError says that it is damaged, or not from what its numbers were made."""
         content = read_json(file)
         if not isinstance(content, dict) or not isinstance(content.get("made_from"), dict):
             raise ValueError(f"{file}: does not say from which settings it was made; choose another --folder")
@@ -51,21 +51,21 @@ def remembered(
     Raises:
         ValueError: those in the file were made from something else, or do not say from what.
     """
-    made_from = json.loads(to_json(made_from))
+    wanted: dict[str, Any] = json.loads(to_json(made_from))
     kept: dict[str, float] = {}
     if file.is_file():
         before = Remembered.read(file)
         was, kept = before.made_from, before.values
-        changed = sorted(k for k in {*was, *made_from} if was.get(k) != made_from.get(k))
+        changed = sorted(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
         if changed:
             key = changed[0]
             raise ValueError(
                 f"{file}: was made with {key} = {shown(was.get(key))}, and this experiment wants "
-                f"{shown(made_from.get(key))}; choose another --folder, or remove the file"
+                f"{shown(wanted.get(key))}; choose another --folder, or remove the file"
             )
     values = make(kept)
     if values != kept:
-        Remembered(made_from, values).write(file)
+        Remembered(wanted, values).write(file)
     return values
 
 
