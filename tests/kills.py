@@ -84,7 +84,7 @@ class Calls:
         """From now on, in this process."""
         for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "open"):
             setattr(os, name, self._counted(name, getattr(os, name)))
-        files = importlib.import_module("hybrid.checkpoints.tensors")
+        files = importlib.import_module("hybrid.checkpoints.tensor_files")
         files.save_file = self._counted("save_file", files.save_file)
         builtins.open = io.open = self._opened(open)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import torch
+from conftest import Command
 
-from hybrid.decoding.results import Progress
+from hybrid.decoding.results import GenerationState
 
 MASK = 257
 
@@ -39,7 +41,14 @@ class Terminal(io.StringIO):
         return lines
 
 
-def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) -> Progress:
+def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) -> GenerationState:
     width = max(map(len, rows))
     text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return Progress(nfe, done, text, [(n_prompt, len(row)) for row in rows])
+    return GenerationState(nfe, done, text, [(n_prompt, len(row)) for row in rows])
+
+
+def text_of(command: Command, trained: Path, *words: object, **options) -> str:
+    """What generate.py writes to stdout."""
+    done = command("generate.py", "--checkpoint", trained, *words, **options)
+    assert done.code == 0, done.err
+    return done.out

@@ -88,10 +88,10 @@ def test_what_load_is_not(path: Any) -> None:
         hybrid.load(path)
 
 
-@pytest.mark.parametrize("keys", [[], [1], [1, 2, 3], [1, None], [1, 1 << 63], [1, True], [1, 2.0]], ids=str)
-def test_keys_are_one_for_each_prompt(keys: Any) -> None:
-    with pytest.raises(ValueError, match=r"^keys: "):
-        engine(toy_model(), 4).generate([[1], [2]], 3, keys)
+@pytest.mark.parametrize("row_keys", [[], [1], [1, 2, 3], [1, None], [1, 1 << 63], [1, True], [1, 2.0]], ids=str)
+def test_row_keys_are_one_for_each_prompt(row_keys: Any) -> None:
+    with pytest.raises(ValueError, match=r"^row_keys: "):
+        engine(toy_model(), 4).generate([[1], [2]], 3, row_keys)
 
 
 @pytest.mark.usefixtures("any_size_may_be_asked_for")
@@ -194,17 +194,11 @@ def test_extreme_temperatures_that_are_allowed_are_what_they_say() -> None:
     from hybrid.decoding.sampling import TEMPERATURES
 
     model = toy_model()
-    low, high = (engine(model, 4, sampling=_sampling(t), seed=2, stop_at_end=False) for t in TEMPERATURES)
-    greedy = engine(model, 4, sampling=_sampling(0), seed=2, stop_at_end=False)
+    low, high = (engine(model, 4, temperature=t, seed=2, stop_at_end=False) for t in TEMPERATURES)
+    greedy = engine(model, 4, temperature=0, seed=2, stop_at_end=False)
     assert low.generate([[1]], 12).tokens == greedy.generate([[1]], 12).tokens
     counts = torch.bincount(torch.tensor(high.generate([[]] * 300, 14).tokens).flatten(), minlength=7)
     assert counts.min() > 500  # of 600 expected
-
-
-def _sampling(temperature: float) -> Any:
-    from hybrid.decoding import Sampling
-
-    return Sampling(temperature)
 
 
 def test_warnings_are_not_raised_by_checks(lm: hybrid.LanguageModel) -> None:

@@ -94,13 +94,13 @@ def write_json(a: argparse.Namespace, config: Config, tables: dict[str, Table], 
 
 def refuse_foreign_json(a: argparse.Namespace) -> None:
     """Raise a ValueError if the numbers would replace something else."""
-    from hybrid.storage.atomic import has_keys, refuse_foreign
+    from hybrid.storage.overwriting import has_keys, refuse_overwriting
 
     if a.json is not None:
         if a.output is not None and Path(a.json).absolute() == Path(a.output).absolute():
             raise ValueError(f"--json: {a.json} is the file of --output; choose another file")
         keys = ("results", "options", "config", "environment")
-        refuse_foreign(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
+        refuse_overwriting(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
 
 
 def parse() -> argparse.Namespace:

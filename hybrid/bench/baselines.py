@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.data.dataset import Batch
-from hybrid.decoding.denoiser import Live, Network
+from hybrid.data.batches import Batch
+from hybrid.decoding.denoiser import LiveBlocks, Network
 from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows
@@ -107,7 +107,7 @@ def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 
 class SeparateCommit(Network):
     """Finished blocks of an in-place model are committed by a forward of their own, as most samplers do it."""
 
-    def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
+    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
         pending = self.unread(text, live)
         if any(map(len, pending)):
             self.nfe += 1

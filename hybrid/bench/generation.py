@@ -12,7 +12,7 @@ import torch
 from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
 from hybrid.bench.cost import bandwidth
 from hybrid.bench.training import Setting, rounded
-from hybrid.decoding import FirstHitting
+from hybrid.decoding import FirstHitting, GenerationConfig
 from hybrid.decoding.denoiser import Network
 from hybrid.decoding.engine import Engine
 from hybrid.device import precision_context, resolve_device
@@ -99,7 +99,7 @@ def _variants(
 
     def generate(steps: int, precision: str, cache: bool = True, network: type[Network] = Network) -> Callable[[], Any]:
         engine = Engine(
-            models["in_place"], n_tokens, size, FirstHitting(steps), stop_at_end=False, cache=cache,
+            models["in_place"], n_tokens, GenerationConfig(size, FirstHitting(steps), stop_at_end=False, cache=cache),
             precision=precision_context(precision, device), network=network,
         )  # fmt: skip
         return lambda: engine.generate([[]] * rows, n_tokens)

@@ -16,8 +16,7 @@ from torch import Tensor
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step, rounded
-from hybrid.data.batches import batch_rows
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.device import precision_context, resolve_device, resolve_precision
 from hybrid.model.attention import BACKENDS, Backend

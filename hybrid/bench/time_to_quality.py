@@ -126,8 +126,8 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
 
     steppers, device = {}, None
     for name, arm in ARMS.items():
-        started = Run(configure(arguments, name, 0, arm.rates[0], "timing"))
-        stepper, device = started.stepper(), started.device
+        started = Run.of(configure(arguments, name, 0, arm.rates[0], "timing"))
+        stepper, device = started.stepper(), started.machine.device
         if arm.straightforward:
             assert isinstance(stepper.objective, MaskedObjective)
             stepper.objective = StraightforwardObjective.like(stepper.objective)

@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 from hybrid.config.schema import SPECS, Config, check_specs, keys, table, value_of
-from hybrid.data import dataset
-from hybrid.data.corpora.named import is_embedded
+from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
 from hybrid.objectives.build import build_estimator, check_teacher, fields_of
 from hybrid.objectives.estimators import Count
@@ -86,7 +85,7 @@ def check(config: Config) -> list[str]:
     _check_ranges(config)
     _check_run(config)
     config.model.check()
-    dataset.check(config.data)
+    config.data.check()
     _check_tokens(config)
     check_specs(config)
     estimator = config.objective.estimator

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from hybrid.data.dataset import DataConfig
+from hybrid.data.config import DataConfig
 from hybrid.model import ModelConfig
 from hybrid.objectives import ObjectiveConfig
 from hybrid.options import RemovedEntry, build, option, renamed
@@ -45,7 +45,7 @@ class Config:
 # Keys whose value is a spec (hybrid.options): where the table is. Imported late, so that --help of another script and
 # the user's own entries (run.imports) come first.
 SPECS = {
-    "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
+    "data.corpus": ("hybrid.data.corpora", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
     "objective.name": ("hybrid.objectives", "OBJECTIVES"),

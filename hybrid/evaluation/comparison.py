@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hybrid.config import parse_options
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS, Sampling
-from hybrid.decoding.shared import generate_shared, n_batches
+from hybrid.decoding.engine import generate_shared, n_batches
 from hybrid.distributed import ALONE, Ranks
 from hybrid.evaluation.answers import score
 from hybrid.evaluation.divergence import LEAST, mauve_like
@@ -70,7 +70,7 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Sampling(self.temperature, self.top_k, self.top_p)  # says what is out of range
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # says what is out of range
 
     @property
     def sampling(self) -> dict[str, Any]:

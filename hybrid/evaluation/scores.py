@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.likelihood import MAX_ENUMERATED
 from hybrid.likelihoods.orders import order_nll

@@ -23,7 +23,7 @@ from hybrid.results.table import Table, column
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
     from hybrid.experiments.measuring.gradient_noise import Measured
 
 

@@ -114,7 +114,7 @@ def write(
 ) -> tuple[list[list[int]], int]:
     """Write texts without a prompt, each in a batch of its own; return them and the forwards of all."""
     engine = lm.engine(size, decoder, seed=seed, stop_at_end=False)
-    results = [engine.generate([[]], length, keys=[key]) for key in range(samples)]
+    results = [engine.generate([[]], length, row_keys=[key]) for key in range(samples)]
     return [result.tokens[0] for result in results], sum(result.nfe for result in results)
 
 

@@ -117,8 +117,8 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
     from hybrid.experiments.measuring.trained import step_seconds
     from hybrid.runs.run import Run
 
-    runs = {name: Run(config) for name, config in configs.items()}
-    device = next(iter(runs.values())).device
+    runs = {name: Run.of(config) for name, config in configs.items()}
+    device = next(iter(runs.values())).machine.device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     return step_seconds({name: run.stepper() for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
 
@@ -133,7 +133,7 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
-    from hybrid.decoding.shared import generate_shared
+    from hybrid.decoding.engine import generate_shared
     from hybrid.evaluation.quality import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 

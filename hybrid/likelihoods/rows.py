@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.likelihood import mean_and_error, monte_carlo, row_nll
 from hybrid.model import Transformer

@@ -29,7 +29,7 @@ from hybrid.objectives.weightings import Elbo
 from hybrid.options import provided
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
 
 
 @dataclass(frozen=True)

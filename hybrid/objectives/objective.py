@@ -27,7 +27,7 @@ from hybrid.objectives.weightings import Elbo, Weighting, weigh
 from hybrid.options import provided
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
 
 
 @dataclass(frozen=True)

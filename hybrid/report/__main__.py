@@ -114,16 +114,16 @@ def refuse_foreign_report(output: Path) -> None:
     """Raise a ValueError if a report would replace something else."""
     from hybrid.report import page
     from hybrid.results.publish import refuse_foreign
-    from hybrid.storage import atomic
+    from hybrid.storage import overwriting
 
     if output.suffix == ".md":
         refuse_foreign(output)
         return
 
     def is_report(folder: Path) -> bool:
-        return folder.is_dir() and (not any(folder.iterdir()) or atomic.has_mark(folder / "index.html", page.MARK))
+        return folder.is_dir() and (not any(folder.iterdir()) or overwriting.has_mark(folder / "index.html", page.MARK))
 
-    atomic.refuse_foreign(output, is_report, "is no report", what="folder")
+    overwriting.refuse_overwriting(output, is_report, "is no report", what="folder")
 
 
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hybrid.results.environment import commit_of, environment, machine_of
 from hybrid.results.table import Table
-from hybrid.storage import atomic
+from hybrid.storage import atomic, overwriting
 
 _MARK = "<!-- Written by a command; edits are lost when it runs again. -->"
 
@@ -45,7 +45,7 @@ def refuse_foreign(output: str | Path | None, plots: int = 0) -> None:
         ValueError: something is there that no experiment wrote.
     """
     if output is not None:
-        atomic.refuse_foreign(Path(output), _is_result, "was not written by an experiment")
+        overwriting.refuse_overwriting(Path(output), _is_result, "was not written by an experiment")
         refuse_foreign_plots(Path(output), [plot_name(Path(output), number) for number in range(plots)])
 
 
@@ -53,14 +53,14 @@ def refuse_foreign_plots(result: Path, names: Sequence[str]) -> None:
     """Raise a ValueError if a plot would replace what the result of before does not show."""
     shows = result.read_text(encoding="utf-8", errors="replace") if _is_result(result) else ""
     for name in names:
-        atomic.refuse_foreign(
+        overwriting.refuse_overwriting(
             result.with_name(name), lambda p: p.is_file() and f"]({p.name})" in shows,
             f"is no plot of {result}",
         )  # fmt: skip
 
 
 def _is_result(path: Path) -> bool:
-    return atomic.has_mark(path, _MARK)
+    return overwriting.has_mark(path, _MARK)
 
 
 def plot_name(result: Path, number: int) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from hybrid.checkpoints.origin import is_same_checkpoint
+from hybrid.checkpoints.identity import is_same_checkpoint
 from hybrid.config import Config
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.lm import LanguageModel, load
 from hybrid.options import path_of
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 
 log = logging.getLogger(__name__)
 

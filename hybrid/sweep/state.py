@@ -10,21 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import (
-    is_same_checkpoint,
-    latest_identity,
-    model_identity,
-    recorded_data,
-    recorded_start,
-    refuse_other_data,
-)
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_start
+from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.options import path_of
 from hybrid.results.table import Table, column
-from hybrid.runs.run import MAY_CHANGE
+from hybrid.runs.resuming import MAY_CHANGE
 from hybrid.runs.run_folder import folder_of
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 from hybrid.sweep.plan import Planned
 from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 
@@ -79,7 +73,7 @@ def state_of(
         if strict or not key.startswith(MAY_CHANGE) or key in _MUST_AGREE:
             raise _other(folder, f"has {key} = {old!r}", who, repr(new))
         log.warning("%s: has %s = %r, and %s wants %r; what it has done stays as it is", folder, key, old, who, new)
-    step = checkpoint.steps_done(folder)
+    step = finding.steps_done(folder)
     if not step:
         return State(0, False)
     _refuse_other_origin(folder, run.config, who, {} if prepared is None else prepared)
@@ -114,7 +108,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
 
     It is the text behind the name of a corpus, and the weights behind the path of a run.
     """
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     key = repr(config.data)
     if key not in prepared:
@@ -130,7 +124,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     start = config.trainer.init_from
     if start is None:
         return
-    recorded, today = recorded_start(folder), latest_identity(path_of("trainer.init_from", start))
+    recorded, today = recorded_start(folder), identity_at(path_of("trainer.init_from", start))
     if is_same_checkpoint(recorded, today) is False:
         was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
         raise _other(folder, f"started from {start} at {was}", who, f"what is there now, {now}")
@@ -153,8 +147,8 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
     judge = content.get("judge") if isinstance(content.get("judge"), Mapping) else {}
-    judged_by = judge.get("checkpoint"), None if arguments.judge is None else model_identity(Path(arguments.judge))
-    same = is_same_checkpoint(content.get("checkpoint"), latest_identity(folder)), is_same_checkpoint(*judged_by)
+    judged_by = judge.get("checkpoint"), None if arguments.judge is None else identity_at(Path(arguments.judge))
+    same = is_same_checkpoint(content.get("checkpoint"), identity_at(folder)), is_same_checkpoint(*judged_by)
     if found != wanted or False in same or bool(judge) is (arguments.judge is None):
         return False
     if same[0] is None:
@@ -165,7 +159,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     """Hash the text that hybrid.evaluate would read now."""
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
     from hybrid.data.tokenizers import load_tokenizer
     from hybrid.evaluate import other_corpus
 

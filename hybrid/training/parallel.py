@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hybrid.distributed import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
     from hybrid.model import Transformer
     from hybrid.objectives import Loss, Objective
     from hybrid.objectives.noise import NoiseKeys

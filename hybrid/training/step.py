@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.data.batches import batch_rows, shard
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows, shard
 from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective

@@ -19,7 +19,7 @@ from hybrid.bench.baselines import (
 )
 from hybrid.bench.cost import count_flops
 from hybrid.config import load_config
-from hybrid.decoding import FirstHitting
+from hybrid.decoding import FirstHitting, GenerationConfig
 from hybrid.decoding.denoiser import Network
 from hybrid.decoding.engine import Engine
 from hybrid.objectives.cross_entropy import masked_loss
@@ -68,7 +68,7 @@ def test_decoding_one_by_one_samples_the_model():
 def test_a_separate_commit_writes_the_same_text_with_more_forwards(context):
     model, prompts = toy_model(context), [[1, 2, 3, 4, 5], []]
     plain, apart = (
-        Engine(model, 16, 4, FirstHitting(), stop_at_end=False, network=network).generate(prompts, 11)
+        Engine(model, 16, GenerationConfig(4, FirstHitting(), stop_at_end=False), network=network).generate(prompts, 11)
         for network in (Network, SeparateCommit)
     )
     assert apart.tokens == plain.tokens

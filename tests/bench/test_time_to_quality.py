@@ -11,7 +11,7 @@ from toy import random_tokens, toy_model
 from hybrid.bench.baselines import Dense, StraightforwardObjective
 from hybrid.bench.time_to_quality import ARMS, BASELINE, Point, best_rates, crossings, reach, run, table
 from hybrid.config import load_config
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.experiments.measuring.trained import Trained
 from hybrid.objectives import ObjectiveConfig, build_objective
 from hybrid.objectives.noise import NoiseKeys

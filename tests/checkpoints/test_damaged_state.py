@@ -1,4 +1,4 @@
-"""State that does not fit is refused in one line that names it: weights, averages, optimizer, proposal, counts."""
+"""State that does not fit is refused in one line that names it: weights, averages, optimizer, counts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Configure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints.tensors import load_group, load_tensors
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.runs.run import Run
-from hybrid.storage.atomic import new_folder
+from hybrid.storage.folders import new_folder
 
 Damage = Callable[[dict[str, Tensor]], Any]
 LAST = "checkpoints/step-00000008"
@@ -36,7 +36,7 @@ def reseal(step: Path, change: Callable[[Path], None]) -> None:
 
 def damage_tensors(step: Path, group: str, damage: Damage) -> None:
     def change(folder: Path) -> None:
-        tensors = load_tensors(folder / f"{group}.safetensors")
+        tensors = load_file(folder / f"{group}.safetensors")
         damage(tensors)
         save_file(tensors, folder / f"{group}.safetensors")
 
@@ -96,7 +96,7 @@ def test_weights_that_do_not_fit_are_refused_wherever_they_are_read(
     damage_tensors(step, "ema", damage)  # what `load` takes
     for read in (
         lambda: hybrid.load(copy_of_trained),
-        lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other")),
+        lambda: Run.of(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other")),
         lambda: train(configure(folder, "trainer.resume=auto", "trainer.steps=9")),
     ):
         with pytest.raises(ValueError) as caught:
@@ -121,7 +121,7 @@ def test_the_damaged_checkpoint_is_named_with_the_one_to_take_instead(
     resumed = configure(folder, "trainer.resume=auto", "trainer.steps=9")
     reads: list[tuple[str, Callable[[], Any]]] = [
         ("", lambda: hybrid.load(copy_of_trained)),
-        ("", lambda: Run(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
+        ("", lambda: Run.of(configure(folder, f"trainer.init_from={copy_of_trained}", "run.name=other"))),
         ("", lambda: train(resumed)),
         ("planner: ", lambda: lm.generate([[1]], 2, planner=copy_of_trained)),
         ("judge: ", lambda: load_evaluation_model(copy_of_trained)),

@@ -15,7 +15,7 @@ import pytest
 from conftest import Command
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.fixed_order import LeftToRight
 from hybrid.evaluation import comparison, quality

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.experiments.estimators import plot, table
 from hybrid.experiments.measuring.gradient_noise import (
     REFERENCE,

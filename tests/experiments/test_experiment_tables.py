@@ -12,7 +12,7 @@ from conftest import Configure
 from text_figures import entropy, options, per_token
 
 from hybrid.config import load_config
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.evaluation.answers import Answers
 from hybrid.experiments import likelihoods, objectives, solving
 from hybrid.experiments.measuring import trained

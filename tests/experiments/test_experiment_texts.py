@@ -11,7 +11,7 @@ import pytest
 import torch
 from text_figures import entropy, options, per_token
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.answers import Answers
 from hybrid.experiments import (
@@ -77,7 +77,7 @@ def test_texts_one_at_a_time_are_those_of_their_seed(lm: LanguageModel) -> None:
     for seed in (0, 5):
         forwards.add(point, lm, decoder, judge, 3, 12, seed)  # type: ignore[arg-type]
     together = [
-        lm.engine(4, decoder, seed=seed, stop_at_end=False).generate([[]] * 3, 12, keys=[0, 1, 2]).tokens
+        lm.engine(4, decoder, seed=seed, stop_at_end=False).generate([[]] * 3, 12, row_keys=[0, 1, 2]).tokens
         for seed in (0, 5)
     ]
     assert judge.texts == [[lm.tokenizer.decode(row) for row in rows] for rows in together]
@@ -155,7 +155,7 @@ def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_f
     asked = []
 
     def score(engine: Any, split: Any, rows: int, batch_rows: int) -> Answers:
-        asked.append((engine.block_size, engine.sampling.temperature, engine.seed, rows, batch_rows))
+        asked.append((engine.block_size, engine.config.temperature, engine.config.seed, rows, batch_rows))
         return Answers(0.5, 0.1, 0.5, 10, 4, 100, 1.0)
 
     monkeypatch.setattr("hybrid.evaluation.answers.score", score)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from estimates import noise_of
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.likelihoods.likelihood import mask_table, row_nll
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, MaskedLoss, masked_loss

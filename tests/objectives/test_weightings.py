@@ -9,7 +9,7 @@ import torch
 from estimates import assert_mean, expected_weighted_loss, noise_of, values_of
 from toy import random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.objectives import ObjectiveConfig, build_objective
 from hybrid.objectives.build import build_estimator
 from hybrid.objectives.estimators import Count, Time

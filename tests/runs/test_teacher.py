@@ -14,7 +14,7 @@ from training_toy import train
 
 import hybrid
 from hybrid.config import check, load_config
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.model import Transformer
 from hybrid.objectives import OBJECTIVES, Loss, Objective
 from hybrid.objectives.noise import NoiseKeys

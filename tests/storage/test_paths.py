@@ -11,7 +11,8 @@ from conftest import Command
 
 import hybrid
 from hybrid.config import load_config
-from hybrid.data.dataset import DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.preparing import prepare
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.options import path_of
 from hybrid.sweep.jobs import Job
@@ -42,7 +43,15 @@ def test_a_home_folder_is_written_out(home: Path) -> None:
             path_of("k", unknown)
 
 
-KEYS = ["run.folder", "trainer.init_from", "trainer.resume", "data.tokenizer", "data.cache_dir", "data.corpus"]
+KEYS = [
+    "run.folder",
+    "trainer.init_from",
+    "objective.teacher",
+    "trainer.resume",
+    "data.tokenizer",
+    "data.cache_dir",
+    "data.corpus",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.scores import Rows, Scores
@@ -18,9 +18,9 @@ from hybrid.likelihoods import rows
 from hybrid.likelihoods.likelihood import row_nll
 from hybrid.likelihoods.rows import Bound, any_order, bound
 from hybrid.lm import LanguageModel
-from hybrid.training import trainer, validation
+from hybrid.training import step_results, validation
 from hybrid.training.step import StepResult
-from hybrid.training.trainer import Window
+from hybrid.training.step_results import Window
 from hybrid.training.validation import EvalConfig, SampleWriter, Validator
 
 
@@ -32,7 +32,7 @@ def step(number: int, loss: float, ar: float | None, norm: float, size: int) -> 
 
 def test_a_record_of_training_is_a_mean_over_its_finite_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 12.0])
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(step_results.time, "perf_counter", lambda: next(now))
     window = Window()
     window.results = [step(1, 2.0, 5.0, 1.0, 4), step(2, math.inf, 5.0, 3.0, 4), step(3, 4.0, 6.0, 2.0, 8)]
     window.results += [step(4, 3.0, 7.0, 6.0, 4)]
@@ -67,7 +67,7 @@ def test_a_record_of_validation_is_a_mean_over_block_sizes(monkeypatch: pytest.M
     }  # fmt: skip
 
 
-def test_figures_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def generate(engine: Any, ids: Any, new: int, ranks: Any) -> Generation:
@@ -75,8 +75,8 @@ def test_figures_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
         return Generation([[1, 2, 3], [4]], nfe=2, seconds=0.5)
 
     monkeypatch.setattr(validation, "generate_shared", generate)
-    _, figures = SampleWriter(lm.engine(), lm.tokenizer, ["", "The"], 100)()
-    assert figures == {"gen/tokens_per_second": 8.0, "gen/tokens_per_forward": 2.0}
+    _, metrics = SampleWriter(lm.engine(), lm.tokenizer, ["", "The"], 100)()
+    assert metrics == {"gen/tokens_per_second": 8.0, "gen/tokens_per_forward": 2.0}
     assert asked == [([[], lm.tokenizer.encode("The")], 29)], "what fits into 32 tokens behind the longest prompt"
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from toy import random_tokens, toy_model
 
 from hybrid import rng
-from hybrid.data.batches import batch_rows
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.distributed import Ranks
 from hybrid.likelihoods.likelihood import row_nll

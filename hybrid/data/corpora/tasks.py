@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from random import Random
 
-from hybrid.data.corpora.files import Document, Documents, InMemory, digest, refuse_too_much
+from hybrid.data.corpora.source import Document, Documents, InMemory, refuse_too_much
 from hybrid.options import at_least, at_most, option
 from hybrid.progress import progress
+from hybrid.storage.hashing import digest
 
 VERSION = 1  # raise it when the same options give other documents, so that old caches are left alone
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box
@@ -182,11 +182,6 @@ def solutions(cells: Sequence[int], size: int, random: Random | None = None) -> 
         blanks[best], blanks[-1] = blanks[-1], blanks[best]
 
     yield from search()
-
-
-def is_unique(cells: Sequence[int], size: int) -> bool:
-    """Whether exactly one full grid agrees with `cells`."""
-    return len(list(islice(solutions(cells, size), 2))) == 1
 
 
 def remove_cells(grid: Sequence[int], size: int, blanks: int, random: Random) -> list[int] | None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.model import Transformer
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, masked_loss
 from hybrid.objectives.estimators import Clipped, Count, Estimator, Masking, Time

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.config import Config, flatten
-from hybrid.data.dataset import prepare
+from hybrid.data.preparing import prepare
 from hybrid.device import resolve_device
 from hybrid.options import shown
 from hybrid.results.environment import environment
-from hybrid.storage.atomic import read_json, to_json, write_json_atomic
+from hybrid.storage.atomic import write_json_atomic
+from hybrid.storage.json_files import read_json, to_json
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.config import Config
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
     from hybrid.training.step import Stepper
 
@@ -72,7 +72,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
     config.trainer.steps = steps
     planned = Planned(folder.name, config, [])
     if not state_of(planned, "this experiment", strict=True).is_finished:
-        run = Run(config)
+        run = Run.of(config)
         run.open()
         run.train()
         if not state_of(planned, "this experiment", strict=True).is_finished:
@@ -105,7 +105,7 @@ def trained_at(folder: str) -> str:
     """Name the commits of the runs in a folder, which may be older than that of the table."""
     from hybrid.results.environment import commit_of
     from hybrid.results.publish import listed
-    from hybrid.storage.atomic import read_json
+    from hybrid.storage.json_files import read_json
 
     found = set()
     for path in sorted(Path(folder).glob("*/environment.json")):
