@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.config import Config, flatten
+from hybrid.config import Config, flatten, load_config
 from hybrid.data.preparing import prepare
 from hybrid.device import resolve_device
 from hybrid.options import shown
@@ -56,7 +56,8 @@ def remembered(
     kept: dict[str, float] = {}
     if file.is_file():
         before = Remembered.read(file)
-        was, kept = before.made_from, before.values
+        defaults = json.loads(to_json(flatten(load_config(None, []))))  # those of settings that came later
+        was, kept = {**{k: defaults[k] for k in wanted if k in defaults}, **before.made_from}, before.values
         changed = sorted(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
         if changed:
             key = changed[0]
