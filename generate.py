@@ -22,8 +22,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import shown
@@ -31,13 +32,13 @@ from hybrid.options import shown
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.decoding.engine import Engine
+    from hybrid.decoding import GenerationConfig
     from hybrid.distributed import Ranks
     from hybrid.lm import LanguageModel
     from hybrid.text.console import Console, Texts
 
 MAX_SAMPLES = 1_000_000
-"""Of one command; their keys are all made before the first text."""
+"""Of one command; their row keys are all made before the first text."""
 
 
 def main() -> int:
@@ -55,7 +56,6 @@ def main() -> int:
 def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, ranks: Ranks) -> None:
     """Each rank writes a share of the samples; the first prints them."""
     from hybrid.lm import load
-    from hybrid.options import title
     from hybrid.text.console import Console, Texts
     from hybrid.text.infill import gaps_of
     from hybrid.text.trace import Trace, check_path, write_page
@@ -67,8 +67,8 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
         check_path(page)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     ids = prompt_ids(arguments, lm, prompt)
-    decoder = decoder_of(arguments, lm)
-    engine = engine_of(arguments, lm, decoder, ids)
+    config = config_of(arguments, lm, ids)
+    engine = lm.engine(config=config)
     new = n_new_tokens(arguments, lm, ids)
     live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
     gaps = gaps_of(ids, lm.mask_token_id)
@@ -76,15 +76,15 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     trace = Trace(engine)
     parts: list[Texts] = []
     try:
-        for keys in batches_of_keys(arguments, ids, ranks):
-            steps = (engine if page is None else trace).stream([ids] * len(keys), new, keys)
-            parts.append(console.follow(steps, len(keys)))
+        for row_keys in batches_of_keys(arguments, ids, ranks):
+            states = (engine if page is None else trace).stream([ids] * len(row_keys), new, row_keys)
+            parts.append(console.follow(states, len(row_keys)))
         generation = Texts.one_after_another(parts).of_all(ranks)
         if ranks.is_main:
-            show(generation, arguments, prompt, console, engine.seed)
+            show(generation, arguments, prompt, console, config.seed)
     finally:  # whatever stdout says: it may be full, or nobody reads it any more
         if page is not None and trace.texts:
-            facts = facts_of(arguments, engine, title(decoder), Texts.one_after_another(parts))
+            facts = facts_of(arguments.checkpoint, config, engine.block_size, Texts.one_after_another(parts))
             write_page(page, trace, lm.tokenizer, facts)
             print(f"wrote {page}", file=sys.stderr)
 
@@ -113,21 +113,18 @@ def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) ->
     return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
 
 
-def decoder_of(arguments: argparse.Namespace, lm: LanguageModel) -> Any:
+def config_of(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) -> GenerationConfig:
+    """The options that were given, the decoder of the run and the defaults of `GenerationConfig`."""
+    from dataclasses import fields
+
     from hybrid.config import parse_options
+    from hybrid.decoding import GenerationConfig
 
-    if not arguments.decoder:
-        return lm.config.decoder
-    return {"name": arguments.decoder[0], **parse_options(arguments.decoder[1:])}
-
-
-def engine_of(arguments: argparse.Namespace, lm: LanguageModel, decoder: Any, ids: list[int]) -> Engine:
-    return lm.engine(
-        block_size=lm.infilling_size([ids], arguments.block_size), decoder=decoder,
-        temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
-        cache=not arguments.no_cache, stop_at_end=not arguments.ignore_end_of_text, guidance=arguments.guidance,
-        planner=arguments.planner, slide=arguments.slide,
-    )  # fmt: skip
+    given = {f.name: getattr(arguments, f.name) for f in fields(GenerationConfig) if f.name in arguments}
+    name, *options = given.get("decoder", [None])
+    given["decoder"] = {"name": name, **parse_options(options)} if name else lm.config.decoder
+    given["block_size"] = lm.infilling_size([ids], given.get("block_size"))
+    return GenerationConfig(**given)
 
 
 def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) -> int:
@@ -137,7 +134,7 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
         return arguments.max_new_tokens
     if arguments.infill:
         return 0
-    if arguments.slide:
+    if "slide" in arguments:
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
         raise ValueError(
@@ -150,22 +147,24 @@ def batches_of_keys(arguments: argparse.Namespace, ids: list[int], ranks: Ranks)
     """What the randomness of this rank's texts is keyed by, a list per batch. No text depends on its batch."""
     from hybrid import rng
 
-    keys = rng.row_keys([ids] * arguments.num_samples)
-    mine = [keys[i] for i in ranks.share(len(keys))]
+    row_keys = rng.row_keys([ids] * arguments.num_samples)
+    mine = [row_keys[i] for i in ranks.share(len(row_keys))]
     for start in range(0, len(mine), arguments.batch_size):
         yield mine[start : start + arguments.batch_size]
 
 
-def facts_of(arguments: argparse.Namespace, engine: Engine, decoder: str, generation: Texts) -> dict[str, object]:
+def facts_of(checkpoint: str, config: GenerationConfig, block_size: int, generation: Texts) -> dict[str, object]:
     """What the head of a trace's page says."""
-    optional = {name: getattr(arguments, name.replace("-", "_")) for name in ("top-k", "top-p", "guidance", "planner")}
+    from hybrid.options import title
+
+    optional = {"top-k": config.top_k, "top-p": config.top_p, "guidance": config.guidance, "planner": config.planner}
     return {
-        "model": arguments.checkpoint,
-        "decoder": decoder,
-        "block size": engine.block_size,
-        "temperature": arguments.temperature,
+        "model": checkpoint,
+        "decoder": title(config.decoder),
+        "block size": block_size,
+        "temperature": config.temperature,
         **{name: value for name, value in optional.items() if value},
-        "seed": engine.seed,
+        "seed": config.seed,
         "forwards": generation.nfe,
         "tokens": generation.n_tokens,
     }
@@ -186,9 +185,11 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 
 
 def parse() -> argparse.Namespace:
+    """What was typed. Options of `GenerationConfig` are there only if they were given: it declares the defaults."""
     parser = cli.Parser(description=__doc__)
+    option = partial(parser.add_argument, default=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
+    option("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
     source.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
@@ -199,14 +200,14 @@ def parse() -> argparse.Namespace:
         "they do, and that of --max-new-tokens is 0",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: until the context is full")
-    parser.add_argument(
+    option(
         "--decoder", nargs="+", metavar=("NAME", "key=value"),
         help="which positions are revealed when, with options; default: that of the run's config. The names and "
         "options are in `train.py --help`",
     )  # fmt: skip
-    parser.add_argument("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
-    parser.add_argument(
-        "--guidance", type=float, default=0.0, metavar="W",
+    option("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
+    option(
+        "--guidance", type=float, metavar="W",
         help="move away from what would be written without the prompt, at a second forward (default: 0, off)",
     )  # fmt: skip
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="how many texts (default: 1)")
@@ -214,14 +215,14 @@ def parse() -> argparse.Namespace:
         "--batch-size", type=int, default=64, metavar="N",
         help="texts written at a time, which bounds the memory and changes no text (default: 64)",
     )  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
+    option("--temperature", type=float, metavar="T", help="0: most probable (default: 1)")
+    option("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
+    option("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
-    parser.add_argument("--ignore-end-of-text", action="store_true", help="go on behind an end-of-text token")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of all randomness (default: 0)")
-    parser.add_argument("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
-    parser.add_argument("--no-cache", action="store_true", help="recompute everything: the same text, slowly")
+    option("--ignore-end-of-text", action="store_false", dest="stop_at_end", help="go on behind an end-of-text token")
+    option("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
+    option("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
+    option("--no-cache", action="store_false", dest="cache", help="recompute everything: the same text, slowly")
     parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")

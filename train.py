@@ -33,13 +33,18 @@ def main() -> int:
 
     from hybrid.device import resolve_device
     from hybrid.distributed import Ranks, joined
+    from hybrid.runs.preparation import Machine, prepare_data, prepare_model
+    from hybrid.runs.resuming import ResumePlan
     from hybrid.runs.run import Run
 
-    device = resolve_device(config.run.device, Ranks.from_environment())
-    with joined(device) as ranks:
-        run = Run(config, ranks)
+    with joined(resolve_device(config.run.device, Ranks.from_environment())) as ranks:
+        machine = Machine.of(config, ranks)  # device and precision
+        plan = ResumePlan.of(config)  # from step 0, or from which checkpoint
+        data = prepare_data(config, plan, ranks)  # text -> rows of token ids
+        model = prepare_model(config, data, machine)  # as it is initialised
+        run = Run(config, machine, plan, data, model)
         if not arguments.dry_run:
-            run.open()
+            run.open()  # its folder
             run.train()
         elif ranks.is_main:
             print(run.describe())

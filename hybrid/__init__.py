@@ -10,11 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hybrid import decoding, evaluation, likelihoods, model, objectives
+    from hybrid import checkpoints, data, decoding, evaluation, likelihoods, model, objectives
     from hybrid.config import load_config
     from hybrid.lm import LanguageModel, load
 
-__all__ = ["LanguageModel", "decoding", "evaluation", "likelihoods", "load", "load_config", "model", "objectives"]
+__all__ = [
+    "LanguageModel",
+    "checkpoints",
+    "data",
+    "decoding",
+    "evaluation",
+    "likelihoods",
+    "load",
+    "load_config",
+    "model",
+    "objectives",
+]
 _HOMES = {"load": "hybrid.lm", "LanguageModel": "hybrid.lm", "load_config": "hybrid.config"}
 
 

@@ -13,6 +13,7 @@ A command imports what is heavy inside of `main`, where a signal is met with one
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import logging
 import os
@@ -26,7 +27,6 @@ from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from hybrid.options import bare, path_of
-from hybrid.output import escape_unencodable
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -39,12 +39,9 @@ _PATHS = ("RUN", "FILE", "FILE.html", "FOLDER", "PATH", "CORPUS")
 """Metavars of arguments that name a file or a folder."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
-
-if "OMP_WAIT_POLICY" not in os.environ:
-    # Torch's OpenMP reads it when it is loaded, so it must be set before. Threads that wait for each other spin, by
-    # default for milliseconds: beside one other busy process on two cores, training then ran at a twentieth of its
-    # speed. With a shorter spin it ran at a third, and alone at 96%.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+_ESCAPES = "hybrid.escape"
+"""Name of the handler of what stdout cannot encode."""
+log = logging.getLogger(__name__)
 
 
 class Terminated(KeyboardInterrupt):
@@ -82,7 +79,8 @@ def _written_out(names: Sequence[str], value: Any) -> Any:
 
 
 def run(main: Callable[[], int | None]) -> int:
-    """Set up logging, call `main` and return the exit code of the process."""
+    """Set up the process, call `main` and return the exit code. Whoever imports this module is left as it is."""
+    set_up_threads()
     set_up_logging()
     escape_unencodable()
     try:
@@ -153,6 +151,17 @@ def _without_control(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def set_up_threads() -> None:
+    """Let threads that wait for each other spin for a shorter time, unless the environment says for how long.
+
+    Torch's OpenMP reads it when it is loaded, so it must be set before. By default they spin for milliseconds: beside
+    one other busy process on two cores, training then ran at a twentieth of its speed. With a shorter spin it ran at a
+    third, and alone at 96%.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Log records and warnings go to stderr as plain lines; those from warning up begin with their level."""
     handler = logging.StreamHandler()
@@ -162,6 +171,28 @@ def set_up_logging(level: int = logging.INFO) -> None:
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts; the others say the same
     logging.getLogger("hybrid").setLevel(level if is_first else logging.ERROR)
     warnings.showwarning = _log_warning
+
+
+def escape_unencodable() -> None:
+    """From now on stdout writes `\\u65e5` and the like for what it cannot encode, and says so at the first."""
+    if sys.stdout is None:  # it was closed before the start
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    warned = False
+
+    def escape(error: UnicodeError) -> tuple[str | bytes, int]:
+        nonlocal warned
+        if not warned:
+            warned = True
+            log.warning(
+                "stdout: its encoding (%s) lacks some characters, which are written as escapes; set "
+                "PYTHONIOENCODING=utf-8", sys.stdout.encoding,
+            )  # fmt: skip
+        return codecs.backslashreplace_errors(error)
+
+    codecs.register_error(_ESCAPES, escape)
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # a stream of a test or a notebook may have none
+    if reconfigure is not None:
+        reconfigure(errors=_ESCAPES)
 
 
 class _PlainFormatter(logging.Formatter):

@@ -22,7 +22,9 @@ from hybrid import cli
 if TYPE_CHECKING:
     import torch
 
-    from hybrid.data.dataset import Data, DataConfig, PackedTokens
+    from hybrid.data.batches import PackedTokens
+    from hybrid.data.config import DataConfig
+    from hybrid.data.preparing import Data
     from hybrid.distributed import Ranks
     from hybrid.evaluation.base import EvaluationModel
     from hybrid.evaluation.scores import Scores
@@ -126,9 +128,14 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
-    from hybrid.checkpoints.origin import located, prepare_again
-    from hybrid.data.dataset import prepare
+    from hybrid.checkpoints.recorded_data import located, prepare_again
+    from hybrid.data.preparing import prepare
 
+    if arguments.data is None and lm.origin.importer is not None:
+        raise ValueError(
+            f"--data: {arguments.checkpoint} was read by the importer {lm.origin.importer}, which knows nothing of its "
+            "training data; name a text to score"
+        )
     if arguments.data is None:
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
@@ -179,11 +186,11 @@ def default_output(checkpoint: str) -> Path:
 
 def refuse_foreign_output(output: Path) -> None:
     """Raise a ValueError if the results would replace something else than those of another evaluation."""
-    from hybrid.storage.atomic import has_keys, refuse_foreign
+    from hybrid.storage.overwriting import has_keys, refuse_overwriting
 
     keys = ("results", "settings", "data", "environment")
     foreign = "does not hold an evaluation of ours (if it is a damaged one, remove it)"
-    refuse_foreign(output, lambda path: has_keys(path, keys), foreign)
+    refuse_overwriting(output, lambda path: has_keys(path, keys), foreign)
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

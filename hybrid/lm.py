@@ -7,9 +7,10 @@ lm.generate("Return the ", max_new_tokens=64).sequences
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,18 @@ import torch
 from torch import Tensor
 
 from hybrid.arguments import SEEDS, integer, prompt_ids
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.card import card_of
-from hybrid.checkpoints.origin import Origin, identity_of
-from hybrid.checkpoints.states import load_state, module_tensors
-from hybrid.checkpoints.tensors import has_group, load_group, save_tensors
+from hybrid.checkpoints.finding import reading
+from hybrid.checkpoints.identity import identity_at
+from hybrid.checkpoints.importers import Origin, StoredModel, open_model
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.saved_model import card_of, save_model
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
-from hybrid.data.dataset import document_numbers
-from hybrid.data.tokenizers import Tokenizer, load_tokenizer
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.data.batches import document_numbers
+from hybrid.data.tokenizers import Tokenizer
+from hybrid.decoding.config import GenerationConfig, takes_options
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
-from hybrid.decoding.results import Generation, Progress
+from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.orders import Policy
@@ -37,7 +38,6 @@ from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import build, path_of, pick, shown, title
-from hybrid.storage.atomic import new_folder, write_json_atomic
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -111,35 +111,24 @@ class LanguageModel:
             hidden = two_stream_hidden(self.model, tokens, masked, size, self._documents(tokens))
             return self.model.head(hidden).unflatten(0, tokens.shape)
 
-    def engine(
-        self, block_size: int | None = None, decoder: Any = "first_hitting", temperature: float = 1.0,
-        top_k: int | None = None, top_p: float | None = None, seed: int = 0, cache: bool = True,
-        stop_at_end: bool = True, guidance: float = 0.0, planner: LanguageModel | str | Path | None = None,
-        slide: bool = False,
-    ) -> Engine:  # fmt: skip
+    @takes_options
+    def engine(self, *values: Any, config: GenerationConfig | None = None, **options: Any) -> Engine:
         """The engine that `generate` and `stream` run."""
-        size = self._block_size(block_size, self.config.data.seq_len)
+        config = GenerationConfig.of(config, *values, **options)
+        size = self._block_size(config.block_size, self.config.data.seq_len)
+        planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
             seq_len=self.config.data.seq_len,
-            block_size=size,
-            decoder=build(DECODERS, decoder, "decoder"),
-            sampling=Sampling(temperature, top_k, top_p),
-            seed=seed,
-            cache=cache,
-            stop_at_end=stop_at_end,
+            config=replace(config, block_size=size, planner=planner),
             document_mask=self.config.data.document_mask,
             precision=precision_context(self.precision, self.device),
-            guidance=guidance,
-            planner=None if planner is None else self._planner(planner, size),
-            slide=slide,
         )
 
+    @takes_options
     def generate(
-        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None,
-        decoder: Any = "first_hitting", temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-        seed: int = 0, cache: bool = True, stop_at_end: bool = True, guidance: float = 0.0,
-        planner: LanguageModel | str | Path | None = None, slide: bool = False,
+        self, prompts: Prompts, max_new_tokens: int, *values: Any, config: GenerationConfig | None = None,
+        **options: Any,
     ) -> Generation:  # fmt: skip
         """Continue each prompt by at most `max_new_tokens`, and fill its gaps.
 
@@ -147,16 +136,8 @@ class LanguageModel:
             prompts: a list of prompts, each a list of token ids or a string; they may be empty and of different
                 lengths. Also a tensor of ids (prompts, length), or a single string. `mask_token_id` among the ids is a
                 gap: a token to be written in view of what stands before and behind it.
-            block_size: None: the first that it was trained with; where prompts have gaps, the first of these with
-                which they see what stands behind them.
-            decoder: a name, a mapping with its options, or an instance.
-            cache: False recomputes everything: the same tokens under the same seed, slowly.
-            stop_at_end: a row ends with its first end-of-text, which is its last token.
-            guidance: how far to move away from what the model would write without the prompt; 0: not at all. Costs a
-                second forward.
-            planner: a model of the same tokenizer, or where it is saved, that chooses positions for decoders which ask
-                for one (`p2`); None: the model itself.
-            slide: a text may grow beyond `data.seq_len`; a block then sees the last tokens that fit into it.
+            config: all options at once; those given beside it take precedence.
+            {options}
 
         Returns:
             the new tokens only, a list per prompt; the whole texts, their gaps filled (`sequences`); why each ended;
@@ -166,21 +147,22 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
                 behind it, or an option out of range.
         """
-        prompts = prompt_ids(prompts, self.tokenizer.encode)
-        block_size = self.infilling_size(prompts, block_size)
-        engine = self.engine(
-            block_size, decoder, temperature, top_k, top_p, seed, cache, stop_at_end, guidance, planner, slide
-        )
-        return engine.generate(prompts, max_new_tokens)
+        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
+        return engine.generate(rows, max_new_tokens)
 
+    @takes_options
     def stream(
-        self, prompts: Prompts, max_new_tokens: int, block_size: int | None = None, decoder: Any = "first_hitting",
+        self, prompts: Prompts, max_new_tokens: int, *values: Any, config: GenerationConfig | None = None,
         **options: Any,
-    ) -> Iterator[Progress]:  # fmt: skip
-        """Like `generate`, whose other options it takes, step by step; unknown tokens are `mask_token_id`."""
-        prompts = prompt_ids(prompts, self.tokenizer.encode)
-        block_size = self.infilling_size(prompts, block_size)
-        return self.engine(block_size, decoder, **options).stream(prompts, max_new_tokens)
+    ) -> Iterator[GenerationState]:  # fmt: skip
+        """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
+        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
+        return engine.stream(rows, max_new_tokens)
+
+    def _prepared(self, prompts: Prompts, config: GenerationConfig) -> tuple[Engine, list[list[int]]]:
+        """An engine with which all gaps of the prompts see what follows them, and the prompts as ids."""
+        rows = prompt_ids(prompts, self.tokenizer.encode)
+        return self.engine(config=config, block_size=self.infilling_size(rows, config.block_size)), rows
 
     def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
         """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.
@@ -209,15 +191,9 @@ class LanguageModel:
             OSError: it could not be written.
         """
         target = path_of("folder", folder)
-        with new_folder(target) as temporary:
-            save_tensors(self._weights(), temporary / "model.safetensors")
-            (temporary / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
-            self.tokenizer.save(temporary / "tokenizer")
-            facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
-            write_json_atomic(temporary / "model.json", {**facts, **made_from})
-            (temporary / "README.md").write_text(
-                card_of(self.config.run.name, title(self.config.data.corpus), facts), encoding="utf-8"
-            )
+        facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+        card = card_of(self.config.run.name, title(self.config.data.corpus), facts)
+        save_model(target, self._weights(), to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
 
     def _facts(self) -> dict[str, Any]:
@@ -237,11 +213,11 @@ class LanguageModel:
         """As they were trained: a model that has generated has fused them, so they are read once more."""
         if not is_fused(self.model):
             return module_tensors(self.model)
-        folder, group = self.origin.folder, self.origin.weights
+        folder = self.origin.folder
         assert folder is not None, "a model that was not loaded is never fused in place"
-        if identity_of(folder) != self.origin.checkpoint:
+        if identity_at(folder) != self.origin.checkpoint:
             raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
-        return load_group(folder, group)
+        return open_model(folder)[0].tensors
 
     def _block_size(self, value: int | None, length: int) -> int:
         """The block size that is meant, with a warning if it was not trained."""
@@ -331,9 +307,11 @@ def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
-    """Load a run folder, a checkpoint of a run, or a folder written by `LanguageModel.save`.
+    """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
+    an entry of `hybrid.checkpoints.IMPORTERS` reads.
 
-    Averaged weights (EMA) are taken where there are any. Nothing is unpickled.
+    Of a run it is the latest checkpoint; `RUN/checkpoints/best` is the one with the lowest bound. Averaged weights
+    (EMA) are taken where there are any. Nothing is unpickled.
 
     The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
     writes them as they were trained. To train `.model` further, set `.model.train()` before: it then keeps them.
@@ -341,17 +319,24 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
-    found = checkpoint.find_checkpoint(path_of("path", path)).absolute()
+    stored, origin = open_model(path_of("path", path))
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
     pick("precision", precision, PRECISIONS)
-    home = next((p for p in (found, found.parent.parent) if (p / "config.yaml").is_file()), None)
-    if home is None:
-        raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
-    config = load_config(home / "config.yaml", checked=False)  # files that it names may be gone by now
-    tokenizer = load_tokenizer(home / "tokenizer")
+    assert origin.folder is not None
+    config, tokenizer = _config_of(stored, origin.folder), stored.tokenizer
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where).eval()
-    weights = "ema" if has_group(found, "ema") else "model"
-    with checkpoint.reading(found):
-        load_state(model, load_group(found, weights))
+    with reading(origin.folder):
+        load_state(model, stored.tensors)
     model.is_expendable = True
-    return LanguageModel(config, tokenizer, model, precision, Origin.read(found, home, weights))
+    return LanguageModel(config, tokenizer, model, precision, origin)
+
+
+def _config_of(stored: StoredModel, folder: Path) -> Config:
+    """Return the configuration of a stored model; files that it names may be gone by now."""
+    if isinstance(stored.settings, Path):
+        return load_config(stored.settings, checked=False)
+    settings = {"run.name": folder.name, **stored.settings}
+    with reading(folder):
+        config = load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], checked=False)
+        config.model.check()
+    return config

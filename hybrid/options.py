@@ -14,7 +14,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,45 @@ def option(default: Any, doc: str, choices: Iterable[str] | None = None) -> Any:
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def provided(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is no option: who builds the entry provides its value, by its name (`build`).
+
+    Without a default the entry cannot do without it.
+    """
+    return field(default=default, kw_only=default is dataclasses.MISSING, metadata={"provided": True})
+
+
+def is_option(f: dataclasses.Field[Any]) -> bool:
+    """Whether a user may set a field of an entry."""
+    return f.init and not f.metadata.get("provided", False)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Why a table no longer has an entry, and what to write instead; or the other name of the same entry."""
+
+    why: str
+    same_as: str | None = None
+
+
+REMOVED: dict[tuple[str, str], Removed] = {}
+"""(last part of a key, name) of the entries that tables had. Old runs that name one are still read (`renamed`)."""
+
+
+class RemovedEntry(ValueError):
+    """A spec names an entry that its table had once."""
+
+
+def renamed(key: str, spec: Any) -> Any:
+    """A spec of an old run, with today's names of the entries that were there twice, also in its options."""
+    if isinstance(spec, str):
+        removed = REMOVED.get((key.rpartition(".")[2], spec))
+        return spec if removed is None or removed.same_as is None else removed.same_as
+    if isinstance(spec, Mapping):
+        return {name: renamed(key if name == "name" else f"{key}.{name}", value) for name, value in spec.items()}
+    return spec
 
 
 def shown(value: Any, most: int = 100) -> str:
@@ -103,10 +142,15 @@ def at_most(key: str, value: float, maximum: float) -> None:
         raise ValueError(f"{key}: {shown(value)} is too large; it must be at most {maximum:,}")
 
 
-def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
+def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, Any] | None = None) -> Any:
     """Build an entry of `table` from `spec`; an object that is no spec (an instance of the user's own) passes through.
 
+    Args:
+        given: values of fields that are `provided`; those that the entry does not have are left out. None where an
+            entry is built only to be looked at.
+
     Raises:
+        RemovedEntry: a name that the table had once (a ValueError, too).
         ValueError: unknown name, unknown or missing option, or an option of the wrong type or range.
     """
     if isinstance(spec, str):
@@ -119,15 +163,24 @@ def build(table: Mapping[str, type], spec: Any, key: str) -> Any:
     arguments = {str(name): value for name, value in spec.items()}
     if "name" not in arguments:
         raise ValueError(f"{key}: {shown(dict(spec))} has no 'name'; one of {', '.join(sorted(table))}")
-    name = pick(key, arguments.pop("name"), table)
-    entry: Any = table[name]
-    arguments = _check_options(key, name, entry, arguments)
+    name = arguments.pop("name")
+    if isinstance(name, str) and name not in table and (removed := REMOVED.get((key.rpartition(".")[2], name))):
+        raise RemovedEntry(f"{key}: {name!r} was removed: {removed.why}")
+    entry: Any = table[pick(key, name, table)]
+    arguments = {**_check_options(key, name, entry, arguments), **_provided(entry, given or {})}
     try:
         return entry(**arguments)
     except TypeError as error:
         raise ValueError(f"{key}: {name} cannot be built from {shown(arguments)}: {error}") from None
     except ValueError as error:
-        raise ValueError(f"{key}.{error}") from None
+        kind = RemovedEntry if isinstance(error, RemovedEntry) else ValueError
+        raise kind(f"{key}.{error}") from None
+
+
+def _provided(entry: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `given`, what the entry has fields for; None for a field that cannot do without."""
+    fields = [f for f in dataclasses.fields(entry) if f.metadata.get("provided")]
+    return {f.name: given.get(f.name) for f in fields if f.name in given or f.default is dataclasses.MISSING}
 
 
 def title(spec: str | Mapping[str, Any]) -> str:
@@ -141,7 +194,7 @@ def title(spec: str | Mapping[str, Any]) -> str:
 def _check_options(key: str, name: str, entry: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """`arguments` converted to the types of the entry's fields; the fields without a default must be among them."""
     hints = typing.get_type_hints(entry)
-    fields = {f.name: f for f in dataclasses.fields(entry) if f.init}
+    fields = {f.name: f for f in dataclasses.fields(entry) if is_option(f)}
     converted = {}
     for option_name, value in arguments.items():
         if not fields:

@@ -1,4 +1,7 @@
-"""How far long work has come, on stderr: a bar on a terminal, else a line now and then."""
+"""Show on stderr how far long work has come: a bar on a terminal (tqdm), else a line now and then.
+
+In a file tqdm would write one line without an end, of which `tail -f` and most logs show nothing.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def progress(chunks: Iterable[Chunk], total: int, what: str, noun: str = "docume
 
 
 class TrainingProgress:
-    """Progress of a training loop on stderr: a bar on a terminal, else a line now and then."""
+    """Shows the steps, the loss and the speed of a training loop."""
 
     def __init__(self, total: int, start: int = 0, interval: float = INTERVAL, stream: TextIO | None = None) -> None:
         self.total = total
@@ -52,7 +55,13 @@ class TrainingProgress:
             self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
 
     def update(self, step: int, tokens: int, loss: float | None = None) -> None:
-        """Say that `step` steps are done, `tokens` tokens were read since the last call, and (if known) the loss."""
+        """Count what was done since the last call.
+
+        Args:
+            step: steps done.
+            tokens: tokens read since the last call.
+            loss: of the last step; None: not known, the one before is shown.
+        """
         self._loss = self._loss if loss is None else loss
         self._tokens += tokens
         if self._bar is not None:
@@ -70,25 +79,16 @@ class TrainingProgress:
         else:
             steps = self._step - self._from_step
             left = f"{_duration((self.total - self._step) * seconds / steps)} left" if steps else "time left unknown"
-            self.write(f"step {self._step}/{self.total}: {loss}{rate:,.0f} tokens/s, {left}")
-        self._since, self._from_step, self._tokens = time.monotonic(), self._step, 0
-
-    def write(self, line: str) -> None:
-        """Print a line without breaking the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=self._stream)
-        else:
+            line = f"step {self._step}/{self.total}: {loss}{rate:,.0f} tokens/s, {left}"
             print(line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._since, self._from_step, self._tokens = time.monotonic(), self._step, 0
 
     def __enter__(self) -> TrainingProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _duration(seconds: float) -> str:

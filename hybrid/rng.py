@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Purposes keep draws apart that share all other keys.
+# Purposes keep draws apart that share all other keys; purpose + n FURTHER is the n-th further draw of the same kind.
 ORDER, TOKEN, DECIDE, COUNT, STRATUM = range(5)
+FURTHER = 16
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from hybrid.checkpoints.checkpoint import read_state, save_checkpoint, step_of
-from hybrid.checkpoints.tensors import load_tensors
+from hybrid.checkpoints.finding import read_state, step_of
+from hybrid.checkpoints.saving import save_checkpoint
+from hybrid.checkpoints.tensor_files import load_tensors
 
 
 def save(folder: Path, step: int, size: int = 64) -> Path:

@@ -23,7 +23,7 @@ from hybrid import cli
 from hybrid.config import Config, load_config
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def trained(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder of a finished tiny run, trained once. Only read it; `copy_of_trained` is for changing."""
     from hybrid.runs.run import Run
 
-    run = Run(configure(tmp_path_factory.mktemp("runs")))
+    run = Run.of(configure(tmp_path_factory.mktemp("runs")))
     run.open()
     run.train()
     return run.folder
@@ -117,7 +117,7 @@ def lm(trained: Path) -> LanguageModel:
 
 @pytest.fixture(scope="session")
 def split(lm: LanguageModel) -> PackedTokens:
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     return prepare(lm.config.data).validation
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.decoder import Prediction, View
 from hybrid.decoding.engine import Engine
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
-from hybrid.options import build
 
 
 def engine(model, block_size: int, decoder: Any = "first_hitting", seq_len: int = 14, **options) -> Engine:
-    return Engine(model, seq_len, block_size, build(DECODERS, decoder, "decoder"), **options)
+    own = {name: options.pop(name) for name in ("document_mask", "precision", "network") if name in options}
+    return Engine(model, seq_len, GenerationConfig(block_size, decoder, **options), **own)
 
 
 def as_name(spec: Any) -> str:
@@ -31,7 +31,7 @@ def all_texts(vocab: int, n: int) -> Tensor:
 
 
 def view_of(probabilities: Tensor, is_masked: Tensor | None = None, step: int = 0, **options: Any) -> View:
-    """A view made by hand of one row: (m, V) for its masked positions (default: all), the best token proposed; a
+    """A view made by hand of one row: (m, V) for its masked positions (default: all), the best token its candidate; a
     decoder that asks for a random number fails."""
 
     def draw() -> Tensor:

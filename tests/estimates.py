@@ -10,11 +10,10 @@ import torch
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import enumerated_bound, mask_table
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.objectives.proposals import Adaptive
 from hybrid.objectives.weightings import weigh
 
 
-def keys(rows: int, step: int = 0, total: int | None = None) -> NoiseKeys:
+def noise_of(rows: int, step: int = 0, total: int | None = None) -> NoiseKeys:
     return NoiseKeys(0, step, torch.arange(rows), 0, rows if total is None else total)
 
 
@@ -32,14 +31,6 @@ def gauss_legendre(n):
 
     x, w = np.polynomial.legendre.leggauss(n)
     return torch.tensor((x + 1) / 2), torch.tensor(w / 2)
-
-
-def adaptive(block_size: int = 4) -> Adaptive:
-    """A proposal that has learned something odd."""
-    proposal = Adaptive(uniform=0.2)
-    n = torch.arange(1, block_size + 1)
-    proposal.learn(block_size, torch.full_like(n, block_size), n, torch.tensor([5.0, 1.0, 0.1, 2.0]))
-    return proposal
 
 
 def values_of(estimator, model, tokens, block_size: int, n: int, stratified: bool, weighting=None):

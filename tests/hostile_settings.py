@@ -10,7 +10,7 @@ from pathlib import Path
 from hostile_case import FLOATS, INTEGERS, MINE, TEXTS, TINY, YAML, Case, Change, argument, bomb, nested, scalar
 
 from hybrid.config.schema import keys
-from hybrid.data.corpora.named import CORPORA
+from hybrid.data.corpora import CORPORA
 from hybrid.decoding import DECODERS
 
 MODES = ("--print-config", "--dry-run")

@@ -36,8 +36,8 @@ VARIANTS = {
               "trainer.eval_every=2", "optim.lr=0.5", "trainer.sample_every=3"],
     "muon": ["data.corpus=rows.jsonl", "data.tokenizer=char", "optim.name=muon", "objective.block_size=4",
              "trainer.steps=7", "trainer.save_every=1", "trainer.eval_every=2", "trainer.micro_batch_tokens=64"],
-    "adaptive": ["data.corpus=texts", "data.tokenizer=bpe", "data.vocab_size=280", "objective.block_size=8",
-                 "objective.proposal=adaptive", "trainer.steps=6", "trainer.save_every=0", "trainer.eval_every=2",
+    "bpe": ["data.corpus=texts", "data.tokenizer=bpe", "data.vocab_size=280", "objective.block_size=8",
+                 "trainer.steps=6", "trainer.save_every=0", "trainer.eval_every=2",
                  "optim.name=muon"],
 }  # fmt: skip
 TRAINED = [*COMMON, "data.corpus=texts", "objective.block_size=[4,1]", "trainer.save_every=2", "trainer.eval_every=2"]
@@ -84,7 +84,7 @@ class Calls:
         """From now on, in this process."""
         for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "open"):
             setattr(os, name, self._counted(name, getattr(os, name)))
-        files = importlib.import_module("hybrid.checkpoints.tensors")
+        files = importlib.import_module("hybrid.checkpoints.tensor_files")
         files.save_file = self._counted("save_file", files.save_file)
         builtins.open = io.open = self._opened(open)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from training_toy import tensors_of
 
-from hybrid.checkpoints import checkpoint
-from hybrid.storage.atomic import verify_folder
+from hybrid.checkpoints import finding
+from hybrid.storage.folders import verify_folder
 from hybrid.training.metrics import read_metrics
 
 KINDS = ("scalars", "images", "text", "custom_scalars", "hparams")
@@ -56,19 +56,19 @@ def _names(place: Path) -> set[str]:
 def _state(run: Path, other: Path) -> list[str]:
     """Weights, optimizer, averages, proposal and samples, bit by bit; the checkpoints are whole."""
     found = []
-    for folder in checkpoint.list_checkpoints(other / "checkpoints"):
+    for folder in finding.list_checkpoints(other / "checkpoints"):
         verify_folder(folder)
-    last = [checkpoint.find_checkpoint(folder) for folder in (run, other)]
+    last = [finding.find_checkpoint(folder) for folder in (run, other)]
     if last[0].name != last[1].name:
         return [f"the last checkpoint is {last[1].name}, not {last[0].name}"]
     a, b = map(tensors_of, last)
     found += [f"tensor {name}" for name in sorted(a.keys() ^ b.keys())]
     found += [f"tensor {name}" for name in a if name in b and a[name].numpy().tobytes() != b[name].numpy().tobytes()]
-    if checkpoint.read_state(last[0]) != checkpoint.read_state(last[1]):
+    if finding.read_state(last[0]) != finding.read_state(last[1]):
         found.append("state.json")
-    if len(checkpoint.list_checkpoints(other / "checkpoints")) > 3:
+    if len(finding.list_checkpoints(other / "checkpoints")) > 3:
         found.append("more checkpoints than the last two and the best")
-    best = [checkpoint.read_best(folder / "checkpoints") for folder in (run, other)]
+    best = [finding.read_best(folder / "checkpoints") for folder in (run, other)]
     if [b and (b[0].name, b[1]) for b in best[:1]] != [b and (b[0].name, b[1]) for b in best[1:]]:
         found.append(f"best: {_best(best[1])}, not {_best(best[0])}")
     for name in ("config.yaml", *(path.relative_to(run) for path in run.glob("samples/*") if path.is_file())):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.preparing import Data, prepare
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> str:

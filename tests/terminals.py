@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from hybrid.decoding.results import Progress
+from hybrid.decoding.results import GenerationState
 
 MASK = 257
 
@@ -39,7 +39,7 @@ class Terminal(io.StringIO):
         return lines
 
 
-def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) -> Progress:
+def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) -> GenerationState:
     width = max(map(len, rows))
     text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return Progress(nfe, done, text, [(n_prompt, len(row)) for row in rows])
+    return GenerationState(nfe, done, text, [(n_prompt, len(row)) for row in rows])

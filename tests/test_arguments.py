@@ -194,17 +194,11 @@ def test_extreme_temperatures_that_are_allowed_are_what_they_say() -> None:
     from hybrid.decoding.sampling import TEMPERATURES
 
     model = toy_model()
-    low, high = (engine(model, 4, sampling=_sampling(t), seed=2, stop_at_end=False) for t in TEMPERATURES)
-    greedy = engine(model, 4, sampling=_sampling(0), seed=2, stop_at_end=False)
+    low, high = (engine(model, 4, temperature=t, seed=2, stop_at_end=False) for t in TEMPERATURES)
+    greedy = engine(model, 4, temperature=0, seed=2, stop_at_end=False)
     assert low.generate([[1]], 12).tokens == greedy.generate([[1]], 12).tokens
     counts = torch.bincount(torch.tensor(high.generate([[]] * 300, 14).tokens).flatten(), minlength=7)
     assert counts.min() > 500  # of 600 expected
-
-
-def _sampling(temperature: float) -> Any:
-    from hybrid.decoding import Sampling
-
-    return Sampling(temperature)
 
 
 def test_warnings_are_not_raised_by_checks(lm: hybrid.LanguageModel) -> None:

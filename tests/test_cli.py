@@ -84,7 +84,7 @@ def test_defects_keep_their_traceback() -> None:
 def test_log_lines_and_warnings_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     def main() -> None:
         logging.getLogger("hybrid.model.attention").info("attention: %s", "sdpa")
-        logging.getLogger("hybrid.data.dataset").warning("careful")
+        logging.getLogger("hybrid.data.preparing").warning("careful")
         logging.getLogger("noisy.library").info("chatter")
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -170,7 +170,7 @@ def test_a_command_that_is_stopped_outside_of_the_loop_leaves_nothing_half_writt
 ) -> None:
     script = tmp_path / "write.py"
     script.write_text(
-        "import os, pathlib, sys, time\nfrom hybrid import cli\nfrom hybrid.storage.atomic import new_folder\n"
+        "import os, pathlib, sys, time\nfrom hybrid import cli\nfrom hybrid.storage.folders import new_folder\n"
         "def main():\n"
         f"    with new_folder(pathlib.Path({str(tmp_path / 'model')!r})) as folder:\n"
         "        (folder / 'half.txt').write_text('half')\n"

@@ -267,14 +267,16 @@ def test_a_size_that_was_not_trained_is_a_warning(command: Command, trained: Pat
     assert "warning: block_size: 8 was not trained (trained: 4, 1)" in done.err.splitlines()
 
 
-@pytest.mark.parametrize("which", ["run", "checkpoints", "step", "saved", "from inside"])
+@pytest.mark.parametrize("which", ["run", "checkpoints", "step", "best", "saved", "from inside"])
 def test_what_a_checkpoint_may_be(which: str, command: Command, trained: Path, tmp_path: Path) -> None:
     words = ["--prompt", "The", "--seed", "4"]
     expected = text_of(command, trained, *words)
     step = trained / "checkpoints" / "step-00000008"
     if which == "saved":
         hybrid.load(trained).save(tmp_path / "saved")
-    path = {"run": trained, "checkpoints": step.parent, "step": step, "saved": tmp_path / "saved"}.get(which)
+    assert (step.parent / "best").read_text().startswith(step.name)
+    path = {"run": trained, "checkpoints": step.parent, "step": step, "best": step.parent / "best"}.get(which)
+    path = tmp_path / "saved" if which == "saved" else path
     with contextlib.chdir(step.parent if which == "from inside" else tmp_path):
         assert text_of(command, path or Path("step-00000008"), *words) == expected
 

@@ -17,9 +17,9 @@ from conftest import Configure
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoints.checkpoint import find_checkpoint
-from hybrid.checkpoints.states import module_tensors
-from hybrid.checkpoints.tensors import load_group, load_tensors
+from hybrid.checkpoints.finding import find_checkpoint
+from hybrid.checkpoints.module_state import module_tensors
+from hybrid.checkpoints.tensor_files import load_group, load_tensors
 from hybrid.lm import load
 from hybrid.model.fused import is_fused
 from hybrid.runs.run import Run
@@ -89,7 +89,7 @@ def test_averaged_weights_are_taken_where_there_are_any(
     averaged, own = load_tensors(step / "ema.safetensors"), load_tensors(step / "model.safetensors")
     assert torch.equal(lm.model.embedding.weight, averaged["embedding.weight"])
     assert not torch.equal(lm.model.embedding.weight, own["embedding.weight"])
-    run = Run(configure(tmp_path, "optim.ema_decay=0", "trainer.steps=1", "eval.sample_tokens=0"))
+    run = Run.of(configure(tmp_path, "optim.ema_decay=0", "trainer.steps=1", "eval.sample_tokens=0"))
     run.open()
     run.train()
     assert torch.equal(hybrid.load(run.folder).model.embedding.weight, run.model.embedding.weight)
@@ -100,7 +100,7 @@ def test_a_model_with_every_option_survives(configure: Configure, tmp_path: Path
         "model.context=causal", "model.prediction=next_token", "model.tied_embeddings=true", "model.qk_norm=false",
         "model.n_kv_heads=1", "data.document_mask=true", "objective.block_size=seq_len", "trainer.steps=1",
     ]  # fmt: skip
-    run = Run(configure(tmp_path, *options))
+    run = Run.of(configure(tmp_path, *options))
     run.open()
     run.train()
     lm = hybrid.load(run.folder)

@@ -13,11 +13,10 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
     with TrainingProgress(total=100, start=40, interval=0.0, stream=stream) as progress:
         progress.update(50, tokens=1000, loss=2.5)
         progress.update(60, tokens=1000)
-        progress.write("saved")
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"step 50/100: loss 2\.5000, [\d,]+ tokens/s, 0:00 left", lines[0])
     assert lines[1].startswith("step 60/100: loss 2.5000, ")
-    assert lines[2:] == ["saved"]
+    assert lines[2:] == []
     stream = io.StringIO()
     with TrainingProgress(total=100, interval=1000.0, stream=stream) as progress:
         for step in range(1, 101):
@@ -33,8 +32,6 @@ def test_progress_on_a_terminal_is_a_bar():
     stream = Terminal()
     with TrainingProgress(total=10, start=4, stream=stream) as progress:
         progress.update(5, tokens=10, loss=1.5)
-        progress.write("a line")
         progress.update(10, tokens=10)
     assert "10/10" in stream.getvalue()
     assert "loss 1.5000" in stream.getvalue()
-    assert "a line\n" in stream.getvalue()

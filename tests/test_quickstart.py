@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hybrid.config import load_config
-from hybrid.data.dataset import Data, prepare
+from hybrid.data.preparing import Data, prepare
 from hybrid.likelihoods.rows import bound
 from hybrid.runs.run import Run
 
@@ -29,7 +29,7 @@ def bigram_nats_per_byte(data: Data) -> float:
 
 
 def train(folder: Path, *overrides: str) -> Run:
-    run = Run(load_config(QUICKSTART, [f"run.folder={folder}", "eval.sample_tokens=0", *overrides]))
+    run = Run.of(load_config(QUICKSTART, [f"run.folder={folder}", "eval.sample_tokens=0", *overrides]))
     run.open()
     run.train()
     return run
@@ -37,7 +37,7 @@ def train(folder: Path, *overrides: str) -> Run:
 
 def nats_per_byte(run: Run) -> float:
     """At block size 8, over the whole validation split."""
-    result = bound(run.model, run.data.validation, 8, draws=4, precision=run.precision)
+    result = bound(run.model, run.data.validation, 8, draws=4, precision=run.machine.autocast)
     return result.bits_per_byte * math.log(2)
 
 
@@ -49,7 +49,7 @@ def test_the_bigram_baseline_is_what_it_was_when_the_target_was_set() -> None:
 @pytest.mark.slow
 def test_a_quarter_of_the_quickstart_already_beats_the_bigram(tmp_path: Path) -> None:
     run = train(tmp_path, "trainer.steps=180", "trainer.eval_every=0", "eval.rows=16")
-    result = bound(run.model, run.data.validation, 8, rows=64, draws=2, precision=run.precision)
+    result = bound(run.model, run.data.validation, 8, rows=64, draws=2, precision=run.machine.autocast)
     assert result.bits_per_byte * math.log(2) < bigram_nats_per_byte(run.data)
 
 

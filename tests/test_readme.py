@@ -17,13 +17,13 @@ import torch
 from toy import random_tokens, toy_model
 
 from hybrid.config import check, load_config, parse_options
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import ESTIMATORS, ObjectiveConfig
+from hybrid.objectives.build import build_estimator
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.objectives.objective import build_estimator
 from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 from hybrid.sweep.plan import plan
@@ -156,7 +156,7 @@ def test_the_decoder_of_the_example_decodes(examples: None) -> None:
     results = []
     for cache in (True, False):
         decoder = build(DECODERS, {"name": "strided", "stride": 3}, "decoder")
-        engine = Engine(toy_model(), 16, 8, decoder, Sampling(), stop_at_end=False, cache=cache)
+        engine = Engine(toy_model(), 16, GenerationConfig(8, decoder, stop_at_end=False, cache=cache))
         results.append(engine.generate([[], [1, 2, 3]], 13))
     assert results[0].tokens == results[1].tokens
     assert [len(row) for row in results[0].tokens] == [13, 13]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoints.tensors import load_tensors
+from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.runs.run import Run
 from hybrid.training.step import Share, Stepper, StepResult
 
 
 def train(config: hybrid.Config) -> Path:
-    run = Run(config)
+    run = Run.of(config)
     run.open()
     run.train()
     return run.folder

@@ -16,10 +16,16 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
 from hybrid.options import at_least
+
+if TYPE_CHECKING:
+    import torch
+
+    from hybrid.config import Config
+    from hybrid.results.table import Table
 
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
 PARTS = {
@@ -31,66 +37,70 @@ PARTS = {
 
 
 def main() -> int:
-    a = parse()
+    arguments = parse()
     from hybrid.config import load_config
-
-    config = load_config(a.config, a.overrides if a.config else [*DEFAULTS, *a.overrides])
-    from hybrid.bench import generation, parts, training
-    from hybrid.config import resolve_block_sizes
     from hybrid.device import keep_freed_memory, resolve_device
-    from hybrid.results.table import Table, publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(a.output)
-    refuse_foreign_json(a)
+    refuse_foreign(arguments.output)
+    refuse_foreign_json(arguments)
+    overrides = arguments.overrides if arguments.config else [*DEFAULTS, *arguments.overrides]
+    config = load_config(arguments.config, overrides)
     device = resolve_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    seq_len = config.data.seq_len
-    setting = training.Setting(
-        config.model, a.vocab, seq_len, config.trainer.batch_tokens // seq_len,
-        resolve_block_sizes(config.objective.block_size, seq_len)[0], config.trainer.precision, config.run.device,
-    )  # fmt: skip
-    results: dict[str, list[dict[str, Any]]] = {}
-    captions = {}
-    if a.what in ("train", "all"):
-        results["train"] = training.measure(setting, a.repeats, a.memory)
-        captions["train"] = f"Training on {setting.rows} rows of {seq_len} tokens"
-    if a.what in ("generate", "all"):
-        results["generate"] = generation.measure(setting, a.new_tokens, a.batch, a.repeats, a.uncached)
-        captions["generate"] = f"Generation of {a.new_tokens} tokens"
-    for name, caption in PARTS.items():
-        if a.what in (name, "all"):
-            results[name] = getattr(parts, name)(setting, a.repeats)
-            captions[name] = f"{caption}; {setting.rows} rows of {seq_len} tokens"
-    c = config.model
-    model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}"
-    about = f"{model}; medians of {a.repeats} interleaved repeats."
-    tables = [
-        Table(list(rows[0]), [list(row.values()) for row in rows], f"{captions[name]}; {about}")
-        for name, rows in results.items()
-    ]
-    publish(a.output, "hybrid.bench", "Speed", [0], tables, device=str(device))
-    if a.json is not None:
-        from hybrid.results.environment import environment
-        from hybrid.storage.atomic import write_json_atomic
-
-        refuse_foreign_json(a)
-        Path(a.json).parent.mkdir(parents=True, exist_ok=True)
-        facts = {"results": results, "options": vars(a), "config": dataclasses.asdict(config)}
-        write_json_atomic(a.json, {**facts, "environment": environment(device)})
-        print(f"wrote {a.json}", file=sys.stderr)
+    tables = measure(arguments, config)
+    publish(arguments.output, "hybrid.bench", "Speed", [0], list(tables.values()), device=str(device))
+    if arguments.json is not None:
+        write_json(arguments, config, tables, device)
     return 0
 
 
+def measure(arguments: argparse.Namespace, config: Config) -> dict[str, Table]:
+    """A table of each thing that is asked for."""
+    from hybrid.bench import generation, parts, training
+    from hybrid.results.table import Table
+
+    a, setting = arguments, training.Setting.of(config, arguments.vocab)
+    rows: dict[str, list[Any]] = {}
+    sizes = f"{setting.rows} rows of {setting.seq_len} tokens"
+    captions = {"train": f"Training on {sizes}", "generate": f"Generation of {a.new_tokens} tokens"}
+    captions |= {name: f"{caption}; {sizes}" for name, caption in PARTS.items()}
+    if a.what in ("train", "all"):
+        rows["train"] = training.measure(setting, a.repeats, a.memory)
+    if a.what in ("generate", "all"):
+        rows["generate"] = generation.measure(setting, a.new_tokens, a.batch, a.repeats, a.uncached)
+    for name in PARTS:
+        if a.what in (name, "all"):
+            rows[name] = getattr(parts, name)(setting, a.repeats)
+    c = config.model
+    model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}"
+    about = f"{model}; medians of {a.repeats} interleaved repeats."
+    return {name: Table(of_one, f"{captions[name]}; {about}") for name, of_one in rows.items()}
+
+
+def write_json(a: argparse.Namespace, config: Config, tables: dict[str, Table], device: torch.device) -> None:
+    """Write the numbers, and what they were measured with."""
+    from hybrid.results.environment import environment
+    from hybrid.storage.atomic import write_json_atomic
+
+    refuse_foreign_json(a)
+    Path(a.json).parent.mkdir(parents=True, exist_ok=True)
+    results = {name: table.records() for name, table in tables.items()}
+    facts = {"results": results, "options": vars(a), "config": dataclasses.asdict(config)}
+    write_json_atomic(a.json, {**facts, "environment": environment(device)})
+    print(f"wrote {a.json}", file=sys.stderr)
+
+
 def refuse_foreign_json(a: argparse.Namespace) -> None:
-    """Raise a ValueError if the figures would replace something else."""
-    from hybrid.storage.atomic import has_keys, refuse_foreign
+    """Raise a ValueError if the numbers would replace something else."""
+    from hybrid.storage.overwriting import has_keys, refuse_overwriting
 
     if a.json is not None:
         if a.output is not None and Path(a.json).absolute() == Path(a.output).absolute():
             raise ValueError(f"--json: {a.json} is the file of --output; choose another file")
         keys = ("results", "options", "config", "environment")
-        refuse_foreign(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
+        refuse_overwriting(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
 
 
 def parse() -> argparse.Namespace:

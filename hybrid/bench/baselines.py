@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.data.dataset import Batch
-from hybrid.decoding.denoiser import Live, Network
+from hybrid.data.batches import Batch
+from hybrid.decoding.denoiser import LiveBlocks, Network
 from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows
 from hybrid.model.masks import Cached, Pattern, TwoStream, TwoStreamRows
-from hybrid.objectives import Objective
-from hybrid.objectives.cross_entropy import Loss
+from hybrid.objectives import Loss, MaskedObjective
 from hybrid.objectives.estimators import Masking
 from hybrid.objectives.noise import NoiseKeys
 
@@ -67,18 +66,18 @@ def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, p
 
 
 @dataclass(frozen=True)
-class StraightforwardObjective(Objective):
+class StraightforwardObjective(MaskedObjective):
     """The same loss of the same noise (one draw), by the straightforward pass; its model has `Dense` attention."""
 
     @classmethod
-    def like(cls, objective: Objective) -> StraightforwardObjective:
-        return cls(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(Objective)})
+    def like(cls, objective: MaskedObjective) -> StraightforwardObjective:
+        return cls(**{f.name: getattr(objective, f.name) for f in dataclasses.fields(MaskedObjective)})
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         masking = self.estimator.draw(noise, batch.is_target, block_size, self.draws, self.stratified)
         pattern = Straightforward.of(batch.tokens.shape[1], block_size, device=model.embedding.weight.device)
         total = straightforward_loss(model, batch.tokens, masking, pattern)
-        return Loss(total, total.new_empty(0), masking)
+        return Loss(total)
 
 
 def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 
 class SeparateCommit(Network):
     """Finished blocks of an in-place model are committed by a forward of their own, as most samplers do it."""
 
-    def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
+    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
         pending = self.unread(text, live)
         if any(map(len, pending)):
             self.nfe += 1

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hybrid.bench.baselines import SeparateCommit, decode_one_by_one
 from hybrid.bench.cost import bandwidth
-from hybrid.bench.training import Setting
-from hybrid.decoding import FirstHitting
+from hybrid.bench.training import Setting, rounded
+from hybrid.decoding import FirstHitting, GenerationConfig
 from hybrid.decoding.denoiser import Network
 from hybrid.decoding.engine import Engine
 from hybrid.device import precision_context, resolve_device
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference
+from hybrid.results.table import column
 from hybrid.results.timing import Timing, interleave
 
 AUTOREGRESSIVE = "autoregressive"
@@ -49,8 +51,24 @@ class Clock:
             setattr(Transformer, name, original)
 
 
-def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool) -> list[dict[str, Any]]:
-    """Records of the baseline and of one token and four tokens a step, in each precision, for each batch size.
+@dataclass(frozen=True)
+class GenerationRow:
+    """Texts written by one variant; ratios above 1 are faster."""
+
+    batch: int = column("batch")
+    variant: str = column("variant")
+    seconds: float = column("seconds", rounded(3))
+    spread: str = column("min-max ms")
+    tokens_per_second: float = column("tokens/s", round)
+    of_autoregressive: float = column("of the best autoregressive", rounded(2))
+    nfe: int = column("forwards")
+    ms_per_forward: float = column("ms per forward", rounded(2))
+    engine_share: float | None = column("engine's share", rounded(3))  # None: there is no engine
+    of_bandwidth: float = column("of bandwidth", rounded(3))
+
+
+def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool) -> list[GenerationRow]:
+    """Time the baseline, one token and four tokens a step, in each precision, for each batch size.
 
     Args:
         uncached: also without a cache, and with a separate commit.
@@ -58,7 +76,7 @@ def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, u
     device = resolve_device(setting.device)
     models = {prediction: setting.build(prediction, training=False) for prediction in ("in_place", "next_token")}
     rate = bandwidth(device)
-    records = []
+    result = []
     for rows in batches:
         variants = _variants(setting, models, n_tokens, rows, uncached, device)
         timings = interleave(variants, repeats, device)
@@ -67,10 +85,10 @@ def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, u
             nfe, share = n_tokens, None
             if not name.startswith(AUTOREGRESSIVE):
                 with Clock() as clock:
-                    result = variants[name]()
-                nfe, share = result.nfe, 1 - clock.seconds / result.seconds
-            records.append(_record(models["in_place"], name, rows, n_tokens, timing, best, nfe, share, rate))
-    return records
+                    texts = variants[name]()
+                nfe, share = texts.nfe, 1 - clock.seconds / texts.seconds
+            result.append(_row(models["in_place"], name, rows, n_tokens, timing, best, nfe, share, rate))
+    return result
 
 
 def _variants(
@@ -81,7 +99,7 @@ def _variants(
 
     def generate(steps: int, precision: str, cache: bool = True, network: type[Network] = Network) -> Callable[[], Any]:
         engine = Engine(
-            models["in_place"], n_tokens, size, FirstHitting(steps), stop_at_end=False, cache=cache,
+            models["in_place"], n_tokens, GenerationConfig(size, FirstHitting(steps), stop_at_end=False, cache=cache),
             precision=precision_context(precision, device), network=network,
         )  # fmt: skip
         return lambda: engine.generate([[]] * rows, n_tokens)
@@ -101,23 +119,23 @@ def _variants(
     return variants
 
 
-def _record(
+def _row(
     model: Transformer, name: str, rows: int, n_tokens: int, timing: Timing, best: float, nfe: int,
     share: float | None, rate: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> GenerationRow:  # fmt: skip
     element = 2 if "bf16" in name else 4
     n_weights = sum(p.numel() for n, p in model.named_parameters() if not n.startswith("embedding"))
     c = model.config
     cache = 2 * c.n_layers * c.kv_heads * c.head_width * rows * n_tokens / 2  # on average half of the text
-    return {
-        "batch": rows,
-        "variant": name,
-        "seconds": round(timing.median, 3),
-        "min-max ms": timing.spread,
-        "tokens/s": round(rows * n_tokens / timing.median),
-        "of the best autoregressive": round(best / timing.median, 2),
-        "forwards": nfe,
-        "ms per forward": round(1e3 * timing.median / nfe, 2),
-        "engine's share": None if share is None else round(share, 3),
-        "of bandwidth": round((n_weights + cache) * element * nfe / timing.median / rate, 3),
-    }
+    return GenerationRow(
+        rows,
+        name,
+        seconds=timing.median,
+        spread=timing.spread,
+        tokens_per_second=rows * n_tokens / timing.median,
+        of_autoregressive=best / timing.median,
+        nfe=nfe,
+        ms_per_forward=1e3 * timing.median / nfe,
+        engine_share=share,
+        of_bandwidth=(n_weights + cache) * element * nfe / timing.median / rate,
+    )

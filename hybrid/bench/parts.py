@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,8 @@ from torch import Tensor
 
 from hybrid.bench.baselines import Causal, Dense, Straightforward
 from hybrid.bench.cost import count_flops
-from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step
-from hybrid.data.batches import batch_rows
-from hybrid.data.dataset import PackedTokens
+from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step, rounded
+from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.device import precision_context, resolve_device, resolve_precision
 from hybrid.model.attention import BACKENDS, Backend
@@ -24,11 +24,25 @@ from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.masks import TwoStream
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
+from hybrid.results.table import column
 from hybrid.results.timing import interleave
 
 
-def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """Forward and backward of one layer's attention, not its last: a record per backend that trains on this device."""
+@dataclass(frozen=True)
+class AttentionRow:
+    """Attention of one layer by one backend, forward and backward."""
+
+    attention: str = column("attention")
+    ms: float = column("ms", rounded(2))
+    spread: str = column("min-max")
+    of_dense: float = column("times as fast as dense", rounded(2))
+    pairs: str = column("queries x keys")
+    allowed: float = column("of these allowed", rounded(3))
+    gflops: float = column("GFLOP", rounded(2))
+
+
+def attention(setting: Setting, repeats: int) -> list[AttentionRow]:
+    """Time one layer's attention, not its last, by every backend that trains on this device."""
     device = resolve_device(setting.device)
     bf16 = resolve_precision(setting.precision, device) == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -49,22 +63,16 @@ def attention(setting: Setting, repeats: int) -> list[dict[str, Any]]:
     steps = {name: _attention_step(setting, *one, dtype, device) for name, one in passes.items()}
     timings = interleave(steps, repeats, device)
     base = timings["straightforward dense mask"].median
-    records = []
+    rows = []
     for name, timing in timings.items():
         allowed = passes[name][1].dense()[0]
         n_q, n_k = allowed.shape
-        records.append(
-            {
-                "attention": name,
-                "ms": round(1e3 * timing.median, 2),
-                "min-max": timing.spread,
-                "times as fast as dense": round(base / timing.median, 2),
-                "queries x keys": f"{n_q:,} x {n_k:,}",
-                "of these allowed": round(float(allowed.float().mean()), 3),
-                "GFLOP": round(count_flops(steps[name]) / 1e9, 2),
-            }
-        )
-    return records
+        row = AttentionRow(
+            name, 1e3 * timing.median, timing.spread, base / timing.median, pairs=f"{n_q:,} x {n_k:,}",
+            allowed=float(allowed.float().mean()), gflops=count_flops(steps[name]) / 1e9,
+        )  # fmt: skip
+        rows.append(row)
+    return rows
 
 
 def _attention_step(
@@ -88,8 +96,19 @@ def _attention_step(
     return step
 
 
-def head(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """Head and loss, forward and backward, of the rows that a step masks; with torch's chunked form where it has it."""
+@dataclass(frozen=True)
+class HeadRow:
+    """Head and loss of the rows that a step masks, forward and backward, by one implementation."""
+
+    head: str = column("head")
+    rows: int = column("rows")
+    ms: float = column("ms", rounded(1))
+    spread: str = column("min-max")
+    of_plain: float = column("of plain", rounded(2))
+
+
+def head(setting: Setting, repeats: int) -> list[HeadRow]:
+    """Time head and loss: in chunks, plain, and as torch does it in chunks where it has that."""
     device = resolve_device(setting.device)
     m = setting.rows * setting.seq_len * (setting.block_size + 1) // (2 * setting.block_size)
     hidden = torch.randn(m, setting.model.dim, device=device, requires_grad=True)
@@ -116,48 +135,52 @@ def head(setting: Setting, repeats: int) -> list[dict[str, Any]]:
         torch.autograd.grad(value, (hidden, matrix))
 
     timings = interleave({name: partial(step, loss) for name, loss in losses.items()}, repeats, device)
-    return [
-        {
-            "head": name,
-            "rows": m,
-            "ms": round(1e3 * timing.median, 1),
-            "min-max": timing.spread,
-            "of plain": round(timings["plain"].median / timing.median, 2),
-        }
-        for name, timing in timings.items()
-    ]
+    plain = timings["plain"].median
+    return [HeadRow(name, m, 1e3 * t.median, t.spread, plain / t.median) for name, t in timings.items()]
 
 
-def data(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """What a step does before the network runs: the rows of the batch, and its noise."""
+@dataclass(frozen=True)
+class DataRow:
+    """A part of what a step does before the network runs."""
+
+    part: str = column("before the network")
+    ms: float = column("ms", rounded(2))
+    spread: str = column("min-max")
+    tokens_per_second: float = column("tokens/s", round)
+
+
+def data(setting: Setting, repeats: int) -> list[DataRow]:
+    """Time the rows of a batch, and its noise."""
     n_tokens = 50_000_000
     tokens = np.random.default_rng(0).integers(0, setting.vocab - 1, n_tokens).astype(np.uint16)
     counts = Counts(1, n_tokens, n_tokens, n_tokens, n_tokens)
     split = PackedTokens(tokens, None, counts, setting.seq_len, setting.vocab - 1)
     batch = split.rows(batch_rows(split.n_rows, setting.rows, 0, 0))
     noise = NoiseKeys(0, 0, torch.arange(setting.rows), 0, setting.rows)
-    estimators = {"counts and positions": Count(), "and a learned proposal": Count("adaptive")}
     steps: dict[str, Callable[[], Any]] = {
         "rows of 50M tokens": lambda: split.rows(batch_rows(split.n_rows, setting.rows, 0, 7)),
-        **{
-            name: lambda e=e: e.draw(noise, batch.is_target, setting.block_size, 1, True)
-            for name, e in estimators.items()
-        },
+        "counts and positions": lambda: Count().draw(noise, batch.is_target, setting.block_size, 1, True),
     }
     steps["rows of 50M tokens"]()  # the order of an epoch is made once
-    return [
-        {
-            "before the network": name,
-            "ms": round(1e3 * timing.median, 2),
-            "min-max": timing.spread,
-            "tokens/s": round(setting.rows * setting.seq_len / timing.median),
-        }
-        for name, timing in interleave(steps, repeats, torch.device("cpu")).items()
-    ]
+    timings = interleave(steps, repeats, torch.device("cpu"))
+    n_batch = setting.rows * setting.seq_len
+    return [DataRow(name, 1e3 * t.median, t.spread, n_batch / t.median) for name, t in timings.items()]
 
 
-def growth(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """Time of a step as one size grows, tokens in a batch staying the same, beside plain autoregressive training."""
+@dataclass(frozen=True)
+class GrowthRow:
+    """A training step at one size, beside that of plain autoregressive training."""
+
+    size: str = column("what grows")
+    value: int = column("to")
+    ms: float = column("ms", rounded(1))
+    spread: str = column("min-max")
+    autoregressive_ms: float = column("autoregressive, ms", rounded(1))
+    of_autoregressive: float = column("of autoregressive", rounded(3))
+
+
+def growth(setting: Setting, repeats: int) -> list[GrowthRow]:
+    """Time a step as one size grows, tokens in a batch staying the same."""
     device, N = resolve_device(setting.device), setting.seq_len
     tokens = setting.rows * N
     lengths = [n for n in (256, 512, 1024, 2048, 4096) if n <= tokens]
@@ -167,19 +190,10 @@ def growth(setting: Setting, repeats: int) -> list[dict[str, Any]]:
         *(("block size", b, dataclasses.replace(setting, block_size=b)) for b in sizes),
         *(("vocabulary", v, dataclasses.replace(setting, vocab=v)) for v in (257, 1024, 4096, 16384, 50257)),
     ]
-    records = []
-    for what, value, case in cases:
-        ours = f"block size {case.block_size}"
-        steps = {name: make_step(case, name) for name in (AUTOREGRESSIVE, ours)}
-        timings = interleave(steps, repeats, device)
-        records.append(
-            {
-                "what grows": what,
-                "to": value,
-                "ms": round(1e3 * timings[ours].median, 1),
-                "min-max": timings[ours].spread,
-                "autoregressive, ms": round(1e3 * timings[AUTOREGRESSIVE].median, 1),
-                "of autoregressive": round(timings[AUTOREGRESSIVE].median / timings[ours].median, 3),
-            }
-        )
-    return records
+    rows = []
+    for size, value, case in cases:
+        name = f"block size {case.block_size}"
+        timings = interleave({n: make_step(case, n) for n in (AUTOREGRESSIVE, name)}, repeats, device)
+        base, ours = timings[AUTOREGRESSIVE].median, timings[name].median
+        rows.append(GrowthRow(size, value, 1e3 * ours, timings[name].spread, 1e3 * base, base / ours))
+    return rows

@@ -20,6 +20,7 @@ import dataclasses
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +29,10 @@ import numpy as np
 
 from hybrid import cli
 from hybrid.options import at_least, title
+from hybrid.results.table import Table, column, plus_minus, standard_error
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.bench.time_to_quality")
 FRACTIONS = (1.0, 0.5, 0.25, 0.125)
@@ -85,9 +86,9 @@ class Point:
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.measuring.trained import basis, remembered
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(arguments.output, figures=1)
+    refuse_foreign(arguments.output, plots=1)
     made_from = {**basis(configure(arguments, BASELINE, 0, ARMS[BASELINE].rates[0], "")), **arms()}
     folder = Path(arguments.folder)
     costs = remembered(folder / "costs.json", made_from, lambda kept: kept or step_seconds(arguments))
@@ -100,8 +101,8 @@ def main() -> int:
                 points.append(run(arguments, name, seed, fraction, rates[name], costs))
                 log.info("%s, seed %d, %.0f s: %.4f", name, seed, points[-1].seconds, points[-1].nelbo)
     parts = [_explanation(arguments), table(points, costs, rates), crossings(points)]
-    figures = {"ELBO against training time": plot(points)}
-    publish(arguments.output, "hybrid.bench.time_to_quality", "Time to quality", arguments.seeds, parts, figures)
+    plots = {"ELBO against training time": plot(points)}
+    publish(arguments.output, "hybrid.bench.time_to_quality", "Time to quality", arguments.seeds, parts, plots)
     return 0
 
 
@@ -120,13 +121,15 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
     """Median wall-clock of an optimizer step of each arm, in turn."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
     from hybrid.experiments.measuring import trained
+    from hybrid.objectives import MaskedObjective
     from hybrid.runs.run import Run
 
     steppers, device = {}, None
     for name, arm in ARMS.items():
-        started = Run(configure(arguments, name, 0, arm.rates[0], "timing"))
-        stepper, device = started.stepper(), started.device
+        started = Run.of(configure(arguments, name, 0, arm.rates[0], "timing"))
+        stepper, device = started.stepper(), started.machine.device
         if arm.straightforward:
+            assert isinstance(stepper.objective, MaskedObjective)
             stepper.objective = StraightforwardObjective.like(stepper.objective)
             stepper.model.attend = Dense()
         steppers[name] = stepper
@@ -156,24 +159,46 @@ def run(
     return Point(name, seed, steps * costs[name], trained(config, steps, arguments.rows).nelbo)
 
 
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm: by seconds of training the ELBO of each seed."""
+
+    arm: str = column("arm")
+    rate: float = column("peak rate")
+    ms: float = column("ms a step", ".0f")
+    nelbo: dict[float, list[float]] = column("{:.0f} s", partial(plus_minus, digits=4))
+
+
 def table(points: list[Point], costs: dict[str, float], rates: dict[str, float]) -> Table:
     """ELBO of each arm after each fraction of the time."""
-    from hybrid.results.table import Table, plus_minus
-
+    longest = max(p.seconds for p in points)
+    budgets = [fraction * longest for fraction in sorted(FRACTIONS)]
     rows = []
     for name in ARMS:
-        by_budget = [[p.nelbo for p in column] for column in zip(*_curves(points, name).values(), strict=True)]
-        cells = [plus_minus(values, 4) for values in by_budget]
-        rows.append([name, rates[name], f"{1e3 * costs[name]:.0f}", *cells])
-    longest = max(p.seconds for p in points)
-    budgets = [f"{fraction * longest:.0f} s" for fraction in sorted(FRACTIONS)]
-    return Table(["arm", "peak rate", "ms a step", *budgets], rows, "ELBO, nats per token, after training for")
+        by_budget = [[p.nelbo for p in ends] for ends in zip(*_curves(points, name).values(), strict=True)]
+        rows.append(ArmRow(name, rates[name], 1e3 * costs[name], dict(zip(budgets, by_budget, strict=True))))
+    return Table(rows, "ELBO, nats per token, after training for")
+
+
+def _ratio(value: float) -> str:
+    if value == 0:
+        return f"below {min(FRACTIONS):g}"
+    return "not reached" if value == np.inf else f"{value:.2f}"
+
+
+@dataclass(frozen=True)
+class CrossingRow:
+    """When an arm is where a straightforward one ends, in shares of the time of that one, over seeds."""
+
+    arm: str = column("arm")
+    reference: str = column("reaches the end of")
+    median: float = column("in this share of its time (median)", _ratio)
+    least: float = column("least", _ratio)
+    most: float = column("most", _ratio)
 
 
 def crossings(points: list[Point]) -> Table:
-    """When each arm reaches the ELBO at which a straightforward one ends, as a fraction of the time of that one."""
-    from hybrid.results.table import Table
-
+    """When each arm reaches the ELBO at which a straightforward one ends."""
     rows = []
     for reference in (name for name, arm in ARMS.items() if arm.straightforward):
         ends = {seed: curve[-1] for seed, curve in _curves(points, reference).items()}
@@ -182,14 +207,8 @@ def crossings(points: list[Point]) -> Table:
                 continue
             curves = _curves(points, name)
             ratios = [reach(curves[seed], end.nelbo) / end.seconds for seed, end in ends.items()]
-            rows.append([name, reference, *(_ratio(r) for r in (float(np.median(ratios)), min(ratios), max(ratios)))])
-    return Table(["arm", "reaches the end of", "in this share of its time (median)", "least", "most"], rows)
-
-
-def _ratio(value: float) -> str:
-    if value == 0:
-        return f"below {min(FRACTIONS):g}"
-    return "not reached" if value == np.inf else f"{value:.2f}"
+            rows.append(CrossingRow(name, reference, float(np.median(ratios)), min(ratios), max(ratios)))
+    return Table(rows)
 
 
 def reach(curve: list[Point], nelbo: float) -> float:
@@ -206,7 +225,6 @@ def reach(curve: list[Point], nelbo: float) -> float:
 
 def plot(points: list[Point]) -> np.ndarray:
     from hybrid.results.plot import Panel, curves
-    from hybrid.results.table import standard_error
 
     lines: dict[str, Any] = {}
     for name in ARMS:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 
 from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, straightforward_loss
 from hybrid.bench.cost import count_flops, matmul_rate, peak_growth
+from hybrid.config import Config, resolve_block_sizes
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import select_backend
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
+from hybrid.results.table import column
 from hybrid.results.timing import interleave
 from hybrid.training.optim import OptimConfig, Optimizer
 
@@ -37,6 +40,13 @@ class Setting:
     block_size: int
     precision: str
     device: str
+
+    @classmethod
+    def of(cls, config: Config, vocab: int) -> Setting:
+        """That of a configuration, at the first of its block sizes, on random tokens of a vocabulary of its own."""
+        seq_len = config.data.seq_len
+        rows, sizes = config.trainer.batch_tokens // seq_len, resolve_block_sizes(config.objective.block_size, seq_len)
+        return cls(config.model, vocab, seq_len, rows, sizes[0], config.trainer.precision, config.run.device)
 
     def build(self, prediction: str, training: bool) -> Transformer:
         """A model whose weights are the same for every variant."""
@@ -93,8 +103,28 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
     return step
 
 
-def measure(setting: Setting, repeats: int, memory: bool) -> list[dict[str, Any]]:
-    """A record per variant."""
+def rounded(digits: int) -> Callable[[float], float]:
+    """The form of a column whose numbers are rounded."""
+    return partial(round, ndigits=digits)
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """An optimizer step of one variant; ratios above 1 are faster."""
+
+    variant: str = column("variant")
+    ms: float = column("ms", rounded(1))
+    spread: str = column("min-max")
+    tokens_per_second: float = column("tokens/s", round)
+    of_autoregressive: float = column("of autoregressive", rounded(3))
+    of_straightforward: float | None = column("of straightforward", rounded(3))  # None: the variant was not run
+    gflops: float = column("GFLOP", rounded(1))
+    of_matmul_rate: float = column("of matmul rate", rounded(3))
+    peak_mib: float | None = column("peak MiB", round, optional=True)
+
+
+def measure(setting: Setting, repeats: int, memory: bool) -> list[TrainingRow]:
+    """Time every variant, and count its FLOPs and, if asked for, its memory."""
     device = resolve_device(setting.device)
     steps = {name: make_step(setting, name) for name in setting.variants}
     timings = interleave(steps, repeats, device)
@@ -102,23 +132,22 @@ def measure(setting: Setting, repeats: int, memory: bool) -> list[dict[str, Any]
     rate = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32)
     base = timings[AUTOREGRESSIVE].median
     against = timings.get(STRAIGHTFORWARD)
-    records = []
+    rows = []
     for name, timing in timings.items():
         flops = count_flops(steps[name])
-        record = {
-            "variant": name,
-            "ms": round(1e3 * timing.median, 1),
-            "min-max": timing.spread,
-            "tokens/s": round(setting.rows * setting.seq_len / timing.median),
-            "of autoregressive": round(base / timing.median, 3),
-            "of straightforward": None if against is None else round(against.median / timing.median, 3),
-            "GFLOP": round(flops / 1e9, 1),
-            "of matmul rate": round(flops / timing.median / rate, 3),
-        }
-        if memory:
-            record["peak MiB"] = round(_peak(setting, name) / 2**20)
-        records.append(record)
-    return records
+        row = TrainingRow(
+            name,
+            ms=1e3 * timing.median,
+            spread=timing.spread,
+            tokens_per_second=setting.rows * setting.seq_len / timing.median,
+            of_autoregressive=base / timing.median,
+            of_straightforward=None if against is None else against.median / timing.median,
+            gflops=flops / 1e9,
+            of_matmul_rate=flops / timing.median / rate,
+            peak_mib=_peak(setting, name) / 2**20 if memory else None,
+        )
+        rows.append(row)
+    return rows
 
 
 def _peak(setting: Setting, name: str) -> int:

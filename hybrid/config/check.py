@@ -7,13 +7,12 @@ import math
 from typing import Any
 
 from hybrid.config.schema import SPECS, Config, check_specs, keys, table, value_of
-from hybrid.data import dataset
-from hybrid.data.corpora.named import is_embedded
+from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
+from hybrid.objectives.build import build_estimator, check_teacher, fields_of
 from hybrid.objectives.estimators import Count
-from hybrid.objectives.objective import build_estimator
 from hybrid.objectives.weightings import Elbo
-from hybrid.options import at_least, at_most, build, path_of, shown
+from hybrid.options import at_least, at_most, build, path_of, shown, title
 
 # Smallest values. Keys that may be null are checked when they are not.
 _AT_LEAST: dict[str, float] = {
@@ -86,7 +85,7 @@ def check(config: Config) -> list[str]:
     _check_ranges(config)
     _check_run(config)
     config.model.check()
-    dataset.check(config.data)
+    config.data.check()
     _check_tokens(config)
     check_specs(config)
     estimator = config.objective.estimator
@@ -177,6 +176,7 @@ def _check_run(config: Config) -> None:
     path_of("run.folder", run.folder)
     for key, value, default in (
         ("trainer.init_from", config.trainer.init_from, "null"), ("trainer.resume", config.trainer.resume, "never"),
+        ("objective.teacher", config.objective.teacher, "null"),
     ):  # fmt: skip
         if value == "":
             raise ValueError(f"{key}: '' is empty (a variable of the shell that is not set?); the default is {default}")
@@ -190,6 +190,7 @@ def _check_run(config: Config) -> None:
 
 def _check_objective(config: Config, block_sizes: list[int]) -> None:
     objective = config.objective
+    check_teacher(objective)
     if objective.ar_weight > 0 and config.model.context != "causal":
         raise ValueError(
             f"objective.ar_weight: {objective.ar_weight} needs model.context=causal, not {config.model.context!r}: "
@@ -208,6 +209,8 @@ def _check_objective(config: Config, block_sizes: list[int]) -> None:
 def _bias(config: Config) -> list[str]:
     """A line for each part of the objective that makes it another one than the ELBO."""
     objective, estimator = config.objective, build_estimator(config.objective)
+    if objective.name != "masked":
+        return [f"objective.name = {title(objective.name)} is not the ELBO: what it trains is no bound, val/nelbo is"]
     lines = []
     if hasattr(estimator, "bias"):
         name = objective.estimator if isinstance(objective.estimator, str) else objective.estimator["name"]
@@ -241,6 +244,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     estimator = objective.estimator if isinstance(objective.estimator, dict) else {"name": objective.estimator}
     entry = table(SPECS["objective.estimator"])[estimator["name"]]
     fields = {f.name for f in dataclasses.fields(entry)}  # pyright: ignore[reportArgumentType]
+    read = fields_of(objective)
     embedded = (f"data.corpus = {shown(config.data.corpus)} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
@@ -253,6 +257,10 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
                 name not in fields or name in estimator,
             )
             for name in ("schedule", "proposal", "complementary")
+        },
+        **{
+            f"objective.{name}": (f"objective.name = {title(objective.name)} does not read it", name not in read)
+            for name in ("estimator", "weighting", "stratified", "draws", "ar_weight")
         },
         "optim.muon_lr": ("optim.name is not muon", optim.name != "muon"),
         "optim.momentum": ("optim.name is not muon", optim.name != "muon"),

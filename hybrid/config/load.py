@@ -17,7 +17,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hybrid.config import dialect
 from hybrid.config.check import check
-from hybrid.config.schema import NULLABLE, OPEN, SPECS, Config, check_specs, choices, groups, keys, table, value_of
+from hybrid.config.schema import (
+    NULLABLE,
+    OPEN,
+    SPECS,
+    Config,
+    check_specs,
+    choices,
+    groups,
+    keys,
+    table,
+    use_new_names,
+    value_of,
+)  # fmt: skip
 from hybrid.options import bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
@@ -29,6 +41,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
 
     `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem. `checked`
     also refuses values that are out of range or do not fit together (`check`, which in addition returns warnings).
+    Unchecked, as that of a trained model is loaded, it may name entries that tables no longer have.
 
     Raises:
         ValueError: one line naming key, value, what is allowed and the nearest match, or the file and its line.
@@ -47,7 +60,9 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
             pick(key.name, value, allowed)
-    check_specs(config)
+    if not checked:
+        use_new_names(config)
+    check_specs(config, of_old_run=not checked)
     if checked:
         check(config)
     return config

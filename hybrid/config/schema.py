@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
 
-from hybrid.data.dataset import DataConfig
+from hybrid.data.config import DataConfig
 from hybrid.model import ModelConfig
 from hybrid.objectives import ObjectiveConfig
-from hybrid.options import build, option
+from hybrid.options import RemovedEntry, build, option, renamed
 from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import OptimConfig
 from hybrid.training.validation import EvalConfig
@@ -45,9 +45,10 @@ class Config:
 # Keys whose value is a spec (hybrid.options): where the table is. Imported late, so that --help of another script and
 # the user's own entries (run.imports) come first.
 SPECS = {
-    "data.corpus": ("hybrid.data.corpora.named", "CORPORA"),
+    "data.corpus": ("hybrid.data.corpora", "CORPORA"),
     "decoder": ("hybrid.decoding", "DECODERS"),
     "model.rope_scaling": ("hybrid.model.rope", "ROPE_SCALINGS"),
+    "objective.name": ("hybrid.objectives", "OBJECTIVES"),
     "objective.estimator": ("hybrid.objectives", "ESTIMATORS"),
     "objective.proposal": ("hybrid.objectives.proposals", "PROPOSALS"),
     "objective.schedule": ("hybrid.objectives.schedules", "SCHEDULES"),
@@ -84,12 +85,27 @@ def value_of(config: Config, name: str) -> Any:
     return value
 
 
-def check_specs(config: Config) -> None:
-    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take."""
+def check_specs(config: Config, of_old_run: bool = False) -> None:
+    """Raise a ValueError for a spec that names nothing, or an option that its entry does not take.
+
+    Args:
+        of_old_run: entries that were removed since may be named.
+    """
     for name, address in SPECS.items():
         spec = value_of(config, name)
         if not (name in OPEN and isinstance(spec, str)) and not (name in NULLABLE and spec is None):
-            build(table(address), spec, name)
+            try:
+                build(table(address), spec, name)
+            except RemovedEntry:
+                if not of_old_run:
+                    raise
+
+
+def use_new_names(config: Config) -> None:
+    """Call entries that tables had twice by the name that stayed."""
+    for name in SPECS:
+        *path, last = name.split(".")
+        setattr(value_of(config, path[0]) if path else config, last, renamed(name, value_of(config, name)))
 
 
 class Key(NamedTuple):

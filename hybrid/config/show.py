@@ -10,7 +10,7 @@ from typing import Any
 
 from hybrid.config import dialect
 from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, keys, table, value_of
-from hybrid.options import type_name
+from hybrid.options import is_option, type_name
 
 
 def to_yaml(config: Config) -> str:
@@ -97,7 +97,7 @@ def _describe_table(address: tuple[str, str], with_options: bool = True) -> list
         if with_options:
             hints = typing.get_type_hints(entry)
             for f in dataclasses.fields(entry):  # pyright: ignore[reportArgumentType]
-                lines += _wrapped(_describe_option(f, hints[f.name]), "          ") if f.init else []
+                lines += _wrapped(_describe_option(f, hints[f.name]), "          ") if is_option(f) else []
     return lines
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybrid.data.corpora.files import Document
+from hybrid.data.corpora.source import Document
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.options import shown
 

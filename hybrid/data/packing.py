@@ -21,14 +21,15 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from hybrid.data.corpora.files import HASHED_BYTES, Documents
+from hybrid.data.corpora.files import HASHED_BYTES
+from hybrid.data.corpora.source import Documents
 from hybrid.data.encoding import GivenBack, encode_documents
 from hybrid.data.splitting import SPLITS, Survey, chunks, survey
 from hybrid.data.tokenizers import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
 from hybrid.options import path_of, shown
 from hybrid.progress import progress
-from hybrid.storage.atomic import read_json
-from hybrid.storage.leftovers import locked_folder, temporary_of
+from hybrid.storage.json_files import read_json
+from hybrid.storage.temporaries import locked_folder, temporary_of
 
 VERSION = 2  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
 TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than this much text

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hybrid.data.corpora.files import Document, Documents
+from hybrid.data.corpora.source import Document, Documents
 from hybrid.options import shown
 from hybrid.progress import progress
 

@@ -1,6 +1,6 @@
 """Generation: the block loop (engine) and the decoders, which decide which positions to reveal.
 
-A new decoder is a frozen dataclass with `start` and `select` (see `view.Decoder`) and a line in `DECODERS`.
+A new decoder is a frozen dataclass with `start` and `select` (see `decoder.Decoder`) and a line in `DECODERS`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from hybrid.decoding.confidence import Confidence, Entropy, EntropyBounded, Margin
+from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.decoder import Decoder, View
 from hybrid.decoding.fixed_order import Ancestral, FirstHitting, LeftToRight, Random
 from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM
@@ -27,4 +28,4 @@ DECODERS: dict[str, Any] = {
     "remdm": ReMDM,
 }
 
-__all__ = ["DECODERS", "Decoder", "Sampling", "View"]
+__all__ = ["DECODERS", "Decoder", "GenerationConfig", "Sampling", "View"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from hybrid.arguments import number
 from hybrid.decoding.decoder import View
 from hybrid.decoding.fixed_order import ranks
-from hybrid.decoding.unmasking import Paced, check_number, only_one
+from hybrid.decoding.unmasking import UnmaskingSchedule, check_number, only_one
 from hybrid.options import option, pick
 
 RESOLUTION = 2.0**-16
@@ -42,7 +42,7 @@ def entropies(log_probs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Scored(Paced):
+class ByConfidence(UnmaskingSchedule):
     """Reveal the positions of highest score; subclasses say what the score is."""
 
     threshold: float | None = option(None, "reveal every position whose score reaches it, and at least one")
@@ -61,7 +61,7 @@ class Scored(Paced):
         raise AssertionError("subclasses define it")
 
     def start(self, view: View) -> Tensor | None:
-        return self.quota(view.is_masked) if self.threshold is None else None
+        return self.counts(view.is_masked) if self.threshold is None else None
 
     def select(self, view: View, state: Tensor | None) -> tuple[Tensor, None]:
         if state is not None and view.step >= state.shape[1]:
@@ -74,14 +74,14 @@ class Scored(Paced):
         return view.is_masked & chosen, None
 
     def is_sure(self, score: Tensor, rank: Tensor, view: View) -> Tensor:
-        """(r, B): sure enough to be revealed at once, where no plan says how many."""
+        """(r, B): sure enough to be revealed at once, where no schedule says how many."""
         assert self.threshold is not None
         return reaches(score, self.threshold)
 
 
 @dataclass(frozen=True)
-class Confidence(Scored):
-    """Largest probability of the proposed token (LLaDA; with a threshold or a factor, Fast-dLLM 2505.22618).
+class Confidence(ByConfidence):
+    """Largest probability of the candidate (LLaDA; with a threshold or a factor, Fast-dLLM 2505.22618).
 
     `factor` reveals the n surest, for the largest n with (n + 1) (1 - c_n) < factor, c_n the n-th largest confidence.
     """
@@ -120,7 +120,7 @@ class Confidence(Scored):
 
 
 @dataclass(frozen=True)
-class Margin(Scored):
+class Margin(ByConfidence):
     """Largest difference of the two largest probabilities (Kim et al., 'Train for the worst, plan for the best')."""
 
     largest_score = 1
@@ -131,7 +131,7 @@ class Margin(Scored):
 
 
 @dataclass(frozen=True)
-class Entropy(Scored):
+class Entropy(ByConfidence):
     """Smallest entropy of the token distribution (Dream). The threshold is on minus the entropy, in nats: at most 0."""
 
     def __post_init__(self) -> None:

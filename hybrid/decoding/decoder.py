@@ -19,39 +19,54 @@ class Prediction:
     """What the network says of m masked positions of a live block, in the order of their `nonzero()`."""
 
     log_probs: Tensor  # (m, V) at temperature 1
-    proposal: Tensor  # (m,) ids
+    candidates: Tensor  # (m,) ids
 
     @property
     def confidence(self) -> Tensor:
-        """(m,) probability, at temperature 1, of the token proposed."""
-        return _probability(self.log_probs, self.proposal)
+        """(m,) probability, at temperature 1, of the candidates."""
+        return probability(self.log_probs, self.candidates)
 
 
-def _probability(log_probs: Tensor, ids: Tensor) -> Tensor:
+def probability(log_probs: Tensor, ids: Tensor) -> Tensor:
     """(m, V), (m,) -> (m,)"""
     return log_probs.gather(-1, ids[:, None]).squeeze(-1).exp()
+
+
+def _nobody(*_: Any) -> Tensor:
+    raise ValueError("view: it was made without `read` and `sample`; give it both, or read neither")
 
 
 @dataclass(eq=False)
 class View:
     """The live block at one step.
 
-    `proposal`, `log_probs` and `confidence` run the network when they are first read, `planned` also the planner. A
+    `candidates`, `log_probs` and `confidence` run the network when they are first read, `planned` also the planner. A
     decoder that decides without them costs a forward only if it reveals something. A decoder whose order is to be a
-    function of the text alone reads neither `uniform` nor what depends on the drawn `proposal`.
+    function of the text alone reads neither `uniform` nor what depends on the drawn `candidates`.
 
-    A view can be made by hand, e.g. on a known text: `draw`, `forward` and `judge` are called when they are needed and
-    at most once each.
+    A decoder that writes tokens of its own draws them with `read` and `sample`:
+
+        read(canvas, places) -> log_probs
+            Runs the network on any canvas (r, B) of ids, MASK where unknown: (m, V) at temperature 1, guidance
+            included, at the m positions where `places` (r, B) is True. Counted as a forward.
+        sample(log_probs, places, number=0) -> tokens
+            Draws (m,) tokens with the sampling settings. The draw is keyed by row, position, step and `number`: a
+            position drawn again in the same step needs another number, or it gets the same uniform.
+
+    A view can be made by hand, e.g. on a known text: `draw`, `forward` and `planner` are called when they are needed
+    and at most once each.
     """
 
     step: int  # 0, 1, ... within the block
     tokens: Tensor  # (r, B) ids, mask_token_id where unknown
     is_masked: Tensor  # (r, B) booleans: may be revealed
     is_fixed: Tensor  # (r, B): part of the prompt, may never be re-masked
-    is_valid: Tensor  # (r, B): False behind the end of a short last block
+    is_valid: Tensor  # (r, B): False behind the end of a short last block, and of what is asked for
     draw: Callable[[], Tensor]
     forward: Callable[[], Prediction]
-    judge: Callable[[Tensor], Tensor] | None = None  # `proposal` (r, B) -> `planned` (r, B)
+    planner: Callable[[Tensor], Tensor] | None = None  # `candidates` (r, B) -> `planned` (r, B)
+    read: Callable[[Tensor, Tensor], Tensor] = _nobody
+    sample: Callable[..., Tensor] = _nobody
 
     @cached_property
     def uniform(self) -> Tensor:
@@ -63,10 +78,10 @@ class View:
         return self.forward()
 
     @cached_property
-    def proposal(self) -> Tensor:
+    def candidates(self) -> Tensor:
         """(r, B) a token for each masked position, drawn with the sampling settings; elsewhere what is there."""
         there = self.tokens.clamp(max=self.prediction.log_probs.shape[-1] - 1)  # MASK behind a short block: any token
-        return there.masked_scatter(self.is_masked, self.prediction.proposal)
+        return there.masked_scatter(self.is_masked, self.prediction.candidates)
 
     @cached_property
     def log_probs(self) -> Tensor:
@@ -79,21 +94,21 @@ class View:
 
     @cached_property
     def confidence(self) -> Tensor:
-        """(r, B) probability, at temperature 1, of the token proposed at each masked position; elsewhere 1."""
-        known = self.prediction  # of a text that is known it has no proposal, which says why when it is read
-        return self.spread(_probability(known.log_probs, known.proposal), 1.0)
+        """(r, B) probability, at temperature 1, of the candidate of each masked position; elsewhere 1."""
+        known = self.prediction  # of a text that is known it has no candidates, which says why when they are read
+        return self.spread(probability(known.log_probs, known.candidates), 1.0)
 
     @cached_property
     def planned(self) -> Tensor:
-        """(r, B) log-probability that the planner gives to `proposal`, at masked and at known positions.
+        """(r, B) log-probability that the planner gives to `candidates`, at masked and at known positions.
 
         The planner is the network itself, unless the engine has another one. The network answers at known positions
-        from the same forward as at the masked ones; another planner reads the block with all proposals filled in. Both
-        see the token that they judge, except the first of a block with `prediction=next_token`.
+        from the same forward as at the masked ones; another planner reads the block with all candidates filled in. Both
+        see the token that they weigh, except the first of a block with `prediction=next_token`.
         """
-        if self.judge is None:
-            raise ValueError("planned: this view was made without a planner; give it `judge`")
-        return self.judge(self.proposal)
+        if self.planner is None:
+            raise ValueError("planned: this view was made without a planner; give it `planner`")
+        return self.planner(self.candidates)
 
     @property
     def is_free(self) -> Tensor:
@@ -108,11 +123,14 @@ class View:
 
 
 class Decoder(Protocol):
-    """Decides which positions to reveal. The engine owns tokens, sampling and the loop.
+    """Decides which positions to reveal, or which tokens to write. The engine owns texts, sampling and the loop.
 
-    A block of a row is finished when nothing of it is masked; what a decoder wants to re-mask there is ignored. A
-    decoder that may re-mask a complete block also has an attribute `min_steps`, the steps that each block is given
-    whatever is masked.
+    A block of a row is finished when nothing of it is masked; what a decoder wants to change there is ignored.
+
+    Attributes that a decoder may have:
+        min_steps: the steps that each block is given whatever is masked, of a decoder that may re-mask a complete one.
+        ignores_sampling: True for a decoder whose tokens follow a law of its own; temperature, top_k and top_p are then
+            refused.
     """
 
     def start(self, view: View) -> Any:
@@ -122,9 +140,10 @@ class Decoder(Protocol):
         """
         ...
 
-    def select(self, view: View, state: Any) -> tuple[Tensor, Tensor | None]:
-        """(reveal, remask), booleans (r, B).
+    def select(self, view: View, state: Any) -> tuple[Tensor, Tensor | None] | tuple[Tensor, Tensor | None, Tensor]:
+        """(reveal, remask), booleans (r, B), or (reveal, remask, tokens) with ids (r, B).
 
-        Positions revealed take their proposal, then positions to re-mask become MASK; None re-masks nothing.
+        Masked positions of `reveal` take their candidates, then those of `remask` become MASK; None re-masks nothing.
+        With `tokens` positions of `reveal` take these instead, known ones too: all that are free.
         """
         ...

@@ -28,18 +28,20 @@ class Row:
 
     index: int  # of the row in the batch
     prompt: list[int]  # MASK where it has gaps
-    key: int  # what its randomness is keyed by
+    row_key: int  # what its randomness is keyed by
     start: int  # first position of its live block
+    end: int  # behind the last position that is to be written
     n_new: int = 0  # new tokens that are final and wanted
     finish_reason: str | None = None  # of a row that is done
 
 
-class Live:
+class LiveBlocks:
     """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised.
 
     Args:
         text: (rows, width) of the whole batch.
         is_given: (rows, width), the tokens of prompts.
+        seq_len: where the texts end at the latest.
     """
 
     def __init__(
@@ -48,17 +50,22 @@ class Live:
         device = text.device
         self.rows, self.is_given, self.mask = rows, is_given, mask_token_id
         self.index = torch.tensor([row.index for row in rows], device=device)[:, None]
-        self.n_valid = [min(block_size, seq_len - row.start) for row in rows]
+        self.n_valid = [min(block_size, seq_len - row.start) for row in rows]  # what the network reads
         offset = torch.arange(block_size, device=device)
         self.position = torch.tensor([row.start for row in rows], device=device)[:, None] + offset  # (r, B)
-        self.is_valid = offset < torch.tensor(self.n_valid, device=device)[:, None]
+        self.is_valid = self.position < torch.tensor([row.end for row in rows], device=device)[:, None]
         self.is_fixed = is_given[self.index, self.position]
-        self.places = [(row.key, row.start) for row in rows]
+        self.places = [(row.row_key, row.start) for row in rows]
         self.update(text[self.index, self.position])
 
     def update(self, tokens: Tensor) -> None:
         self.tokens = tokens
         self.is_masked = (tokens == self.mask) & self.is_valid
+
+    def is_open(self, finished_too: bool) -> Tensor:
+        """(r, B): what may be written and taken back. A finished row stays as it is, in whatever company."""
+        free = self.is_valid & ~self.is_fixed
+        return free if finished_too else free & self.is_masked.any(-1, keepdim=True)
 
 
 @dataclass(eq=False)
@@ -78,7 +85,7 @@ class Network:
     sees_prompts: bool = True
     nfe: int = 0
 
-    def read(self, text: Tensor, live: Live, tokens: Tensor) -> Tensor:
+    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
         """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B): one forward, if it computes anything.
 
         Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
@@ -98,7 +105,7 @@ class Network:
             pending = self.unread(text, live)
         return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
 
-    def forward(self, rows: BlockRows, live: Live) -> Tensor:
+    def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """One pass of the active texts through the network."""
         sight = self.sight
         if sight.documents is not None:
@@ -121,11 +128,11 @@ class Network:
             pending = [p[n:] if len(p) > n else p for p, n in zip(pending, first, strict=True)]
             first = [piece if before else n for before, n in zip(self.cache.lengths, first, strict=True)]
 
-    def unread(self, text: Tensor, live: Live) -> list[Tensor]:
+    def unread(self, text: Tensor, live: LiveBlocks) -> list[Tensor]:
         """What stands before the live block of each row and is not in the cache."""
         return [self._unread(text, live, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
 
-    def _unread(self, text: Tensor, live: Live, row: Row, length: int) -> Tensor:
+    def _unread(self, text: Tensor, live: LiveBlocks, row: Row, length: int) -> Tensor:
         """What stands between the `length` slots that the cache holds and the live block of the row."""
         begin = self.model.config.begin
         first = max(length - begin, 0)

@@ -4,7 +4,7 @@
 
 What is to be committed rides in the first forward of the next block, the prompt like any finished block, so a block
 costs its denoising forwards and no more. Rows step together, block iteration by block iteration, each at a block of its
-own; a row that is done leaves the batch. `network.py` runs the networks, `step.py` makes the view that a decoder gets.
+own; a row that is done leaves the batch. `denoiser.py` runs the networks, `step.py` makes the view that a decoder gets.
 
 Shape legend: r active rows, B block size.
 """
@@ -22,72 +22,72 @@ import torch
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.arguments import SEEDS, flag, integer, number, prompt_ids
+from hybrid.arguments import SEEDS, flag, integer, prompt_ids
+from hybrid.decoding import DECODERS
+from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.decoder import Decoder
-from hybrid.decoding.denoiser import Live, Network, Row, document_of_slots
+from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.prompts import check_prompts, unknown_from
-from hybrid.decoding.results import Change, Generation, Progress
-from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.results import Change, Generation, GenerationState
+from hybrid.decoding.sampling import Sampling, Uniforms
 from hybrid.decoding.step import Networks, Step
-from hybrid.decoding.uniforms import Uniforms
 from hybrid.device import autocast_dtype
+from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.fused import for_inference
+from hybrid.options import build
+
+BATCH = 64
+"""Texts written at a time, which bounds the memory; no text depends on its batch."""
 
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
 
-MAX_GUIDANCE = 1000
-"""Far beyond what makes sense; much larger ones lose all digits of the logits."""
-
 
 @dataclass(frozen=True)
 class Engine:
-    """How to generate from a model, block by block.
+    """Generates from a model, block by block.
 
     Args:
-        seq_len: the longest text (prompt and new tokens); blocks end there or at multiples of `block_size`.
-        cache: False recomputes everything at every forward: the same texts, slowly.
-        stop_at_end: rows end at an end-of-text token.
+        seq_len: the longest text (prompt and new tokens); blocks end there or at multiples of the block size. With
+            `config.slide` texts may be longer: a block then sees the last tokens before it that fit into `seq_len` with
+            it. Farther ones still act through what was computed from them, as in any sliding-window attention.
+        config: its block size must be an integer, its planner a network of the same vocabulary.
         document_mask: tokens before the last end-of-text of a prompt are another document and unseen.
         precision: makes the context in which the networks run, e.g. an autocast.
-        guidance: w (at most 1000) of (1 + w) log p(x | prompt) - w log p(x | prompt masked), normalised; above 0 a
-            step has two forwards (while a row with a prompt is written); rows without a prompt stay as they are.
-        planner: judges tokens for decoders that ask (`p2`); None: the model itself does. Of the same vocabulary.
-        slide: texts may be longer than `seq_len`; a block then sees the last tokens before it that fit into `seq_len`
-            with it. Farther ones still act through what was computed from them, as in any sliding-window attention.
         network: how a model reads the texts; another class only to compare it (hybrid/bench).
 
     Raises:
-        ValueError: an argument of the wrong kind or out of range, or a planner of another vocabulary.
+        ValueError: an unknown decoder or a wrong option of one, settings that it does not support, or a planner of
+            another vocabulary.
     """
 
     model: Transformer
     seq_len: int
-    block_size: int
-    decoder: Decoder
-    sampling: Sampling = field(default_factory=Sampling)
-    seed: int = 0
-    cache: bool = True
-    stop_at_end: bool = True
+    config: GenerationConfig
     document_mask: bool = False
     precision: Callable[[], AbstractContextManager] = nullcontext
-    guidance: float = 0.0
-    planner: Transformer | None = None
-    slide: bool = False
     network: type[Network] = Network
+    block_size: int = field(init=False)
+    decoder: Decoder = field(init=False)
 
     def __post_init__(self) -> None:
-        # An integer of numpy or torch becomes one of Python.
-        object.__setattr__(self, "seed", integer("seed", self.seed, *SEEDS))
-        object.__setattr__(self, "block_size", integer("block_size", self.block_size, 1))
-        for name in ("cache", "stop_at_end", "document_mask", "slide"):
-            flag(name, getattr(self, name))
-        allowed = f"a finite number of at least 0 (no guidance) and at most {MAX_GUIDANCE}"
-        number("guidance", self.guidance, lambda w: 0 <= w <= MAX_GUIDANCE, allowed)
-        if self.planner is not None:
-            sizes = [(m.vocab_size, m.end_of_text) for m in (self.model, self.planner)]
+        config, planner = self.config, self.config.planner
+        object.__setattr__(self, "block_size", integer("block_size", config.block_size, 1))
+        object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
+        flag("document_mask", self.document_mask)
+        if getattr(self.decoder, "ignores_sampling", False):
+            for option, default in vars(Sampling()).items():
+                if (value := getattr(config, option)) != default:
+                    raise ValueError(
+                        f"{option}: {value} has no effect on {self.decoder!r}, which draws its tokens by a law of its "
+                        "own; leave it out, or choose another decoder"
+                    )
+        if planner is not None:
+            if not isinstance(planner, Transformer):
+                raise ValueError(f"planner: {planner!r} is no network; `LanguageModel.engine` takes a model or a path")
+            sizes = [(m.vocab_size, m.end_of_text) for m in (self.model, planner)]
             if sizes[0] != sizes[1]:
                 raise ValueError(
                     f"planner: its vocabulary (size, end of text) {sizes[1]} is not that of the model, {sizes[0]}; "
@@ -95,7 +95,7 @@ class Engine:
                 )
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None
     ) -> Generation:
         """Run to the end.
 
@@ -103,66 +103,102 @@ class Engine:
             ValueError: as `stream`.
         """
         started = time.perf_counter()
-        steps = deque(self.stream(prompts, max_new_tokens, keys), maxlen=1)
+        states = deque(self.stream(prompts, max_new_tokens, row_keys), maxlen=1)
         seconds = time.perf_counter() - started
-        if not steps:
+        if not states:
             rows = prompt_ids(prompts)
             return Generation([[] for _ in rows], 0, seconds, ["length"] * len(rows), rows)
-        (last,) = steps
+        (last,) = states
         return Generation(last.tokens, last.nfe, seconds, list(map(str, last.finish_reasons)), last.sequences)
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None,
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None,
         watch: Callable[[int, Change], None] | None = None,
-    ) -> Iterator[Progress]:  # fmt: skip
+    ) -> Iterator[GenerationState]:  # fmt: skip
         """An iterator that yields after every step that revealed something. The weights must not change meanwhile.
 
         Args:
             prompts: token ids. MASK among them is a gap to be filled, see `prompts.py`.
-            keys: of the prompts' randomness, for a part of a larger batch; None: `rng.row_keys(prompts)`.
+            row_keys: what the randomness of each prompt is keyed by, for a part of a larger batch; None:
+                `rng.row_keys(prompts)`.
             watch: is told after every step, for each unfinished prompt, its number and what changed.
 
         Raises:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
-        rows, n = check_prompts(self.model, prompts, max_new_tokens, self.block_size, self.seq_len, self.slide)
-        keys = rng.row_keys(rows) if keys is None else [integer("keys", key, *SEEDS) for key in keys]
+        slide = self.config.slide
+        rows, n = check_prompts(self.model, prompts, max_new_tokens, self.block_size, self.seq_len, slide)
+        keys = rng.row_keys(rows) if row_keys is None else [integer("row_keys", key, *SEEDS) for key in row_keys]
         if len(keys) != len(rows):
-            raise ValueError(f"keys: {len(keys)} keys for {len(rows)} prompts; give one for each")
+            raise ValueError(f"row_keys: {len(keys)} of them for {len(rows)} prompts; give one for each")
         if not any(n or self.model.mask_token_id in row for row in rows):
             return iter(())
         return _Session(self, rows, n, keys, watch).run()
+
+
+def generate_shared(
+    engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, ranks: Ranks = ALONE, batch: int = BATCH
+) -> Generation:
+    """`Engine.generate`, each rank a share of the prompts and in batches: the same texts, whatever the numbers of both.
+
+    `nfe` (of all batches together) and `seconds` are those of the rank that took longest.
+    """
+    row_keys = rng.row_keys(prompts)
+    share = ranks.share(len(prompts))
+    parts = []
+    for start in range(0, n_batches(len(prompts), ranks, batch) * batch, batch):
+        # A rank that has written all of its own helps to put a model together that is spread over the ranks.
+        mine = share[start : start + batch] or range(min(1, len(prompts)))
+        done = engine.generate([prompts[i] for i in mine], max_new_tokens, [row_keys[i] for i in mine])
+        parts.append((done, len(share[start : start + batch])))
+    tokens, reasons, sequences = (
+        ranks.interleave([value for done, n in parts for value in getattr(done, name)[:n]])
+        for name in ("tokens", "finish_reasons", "sequences")
+    )
+    costs = ranks.gather((sum(done.nfe for done, _ in parts), sum(done.seconds for done, _ in parts)))
+    return Generation(tokens, max(nfe for nfe, _ in costs), max(seconds for _, seconds in costs), reasons, sequences)
+
+
+def n_batches(texts: int, ranks: Ranks = ALONE, batch: int = BATCH) -> int:
+    """In which `texts` are written: as many on every rank."""
+    return -(-texts // (ranks.world * batch))
 
 
 class _Session:
     """One generation: the texts, the networks that read them, and the loop over blocks."""
 
     def __init__(
-        self, engine: Engine, prompts: list[list[int]], max_new_tokens: int, keys: Sequence[int],
+        self, engine: Engine, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int],
         watch: Callable[[int, Change], None] | None,
     ):  # fmt: skip
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
         self.watch = watch
         B = engine.block_size
-        pairs = enumerate(zip(prompts, keys, strict=True))
-        self.rows = [Row(i, prompt, key, unknown_from(prompt, self.mask) // B * B) for i, (prompt, key) in pairs]
-        self.active = [row for row in self.rows if max_new_tokens or self.mask in row.prompt]
-        longest = max(len(row.prompt) for row in self.rows) + max_new_tokens
+        longest = max(map(len, prompts)) + max_new_tokens
         width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
+        self.end = width if engine.config.slide else min(width, engine.seq_len)  # the last block ends here
+        self.rows = [
+            Row(i, prompt, key, unknown_from(prompt, self.mask) // B * B, self.end if max_new_tokens else len(prompt))
+            for i, (prompt, key) in enumerate(zip(prompts, row_keys, strict=True))
+        ]
+        for row in self.rows:
+            if not max_new_tokens and self.mask not in row.prompt:
+                row.finish_reason = "length"
+        self.active = [row for row in self.rows if row.finish_reason is None]
         text = torch.full((len(self.rows), width), self.mask, dtype=torch.long)
         for row in self.rows:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
         self.text = text.to(engine.model.embedding.weight.device)
         self.is_given = self.text != self.mask
-        self.end = width if engine.slide else min(width, engine.seq_len)  # the last block ends here
+        config = engine.config
         denoiser = self._fused(engine.model)
         self.networks = Networks(
             denoiser=self._network(denoiser),
-            without_prompt=self._network(denoiser, sees_prompts=False) if engine.guidance else None,
-            planner=None if engine.planner is None else self._network(self._fused(engine.planner)),
-            guidance=engine.guidance,
+            without_prompt=self._network(denoiser, sees_prompts=False) if config.guidance else None,
+            planner=None if config.planner is None else self._network(self._fused(config.planner)),
+            guidance=config.guidance,
         )
-        self.uniforms = {purpose: Uniforms(engine.seed, purpose, B) for purpose in (rng.TOKEN, rng.DECIDE)}
+        self.uniforms = Uniforms(config.seed, B)
 
     def _fused(self, model: Transformer) -> Transformer:
         with self.engine.precision():
@@ -173,64 +209,64 @@ class _Session:
         n_slots = model.config.begin + self.end
         cache = model.new_cache(len(self.active), n_slots)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
-        window = engine.seq_len if engine.slide else None
+        window = engine.seq_len if engine.config.slide else None
         sight = Sight(engine.block_size, documents, window)
-        return engine.network(model, cache, sight, engine.cache, sees_prompts)
+        return engine.network(model, cache, sight, engine.config.cache, sees_prompts)
 
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Iterator[GenerationState]:
         engine = self.engine
         while self.active:
-            live = Live(self.active, self.text, self.is_given, engine.block_size, self.end, self.mask)
+            live = LiveBlocks(self.active, self.text, self.is_given, engine.block_size, self.end, self.mask)
             yield from self._denoise(live)
             self._advance(live)
-            yield self._progress()
+            yield self._state()
         planner = self.networks.planner
         if planner is not None and not planner.nfe:
             warnings.warn(f"planner: {engine.decoder!r} asked for none; it had no effect", stacklevel=3)
 
-    def _denoise(self, live: Live) -> Iterator[Progress]:
+    def _denoise(self, live: LiveBlocks) -> Iterator[GenerationState]:
         """Step until nothing of the live blocks is masked, and `min_steps` of the decoder are over."""
         engine, decoder = self.engine, self.engine.decoder
         state, step, idle = None, 0, 0
         min_steps = getattr(decoder, "min_steps", 0)
         while step < min_steps or bool(live.is_masked.any()):
-            here = Step(self.networks, engine.sampling, self.uniforms, self.text, live, step)
+            here = Step(self.networks, engine.config, self.uniforms, self.text, live, step)
             view = here.view()
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask = decoder.select(view, state)
+            reveal, remask, *own = decoder.select(view, state)
+            reveal = reveal & (live.is_open(step < min_steps) if own else live.is_masked)
             changed, confidence = bool(reveal.any()), None
             tokens = live.tokens
             if changed:
-                tokens, confidence = here.reveal(view, reveal & live.is_masked)
+                tokens, confidence = here.written(reveal, own[0]) if own else here.revealed(view, reveal)
             shown = tokens
             if remask is not None:
-                if step >= min_steps:  # a finished row stays as it is, in whatever company
-                    remask = remask & live.is_masked.any(-1, keepdim=True)
-                tokens = tokens.masked_fill(remask & ~live.is_fixed & live.is_valid, self.mask)
+                tokens = tokens.masked_fill(remask & live.is_open(step < min_steps), self.mask)
             if self.watch is not None:
                 self._tell(live, confidence, shown, tokens)
+            advanced = changed and (not own or bool((reveal & live.is_masked).any()))
+            idle = 0 if advanced or step < min_steps else idle + 1
             live.update(tokens)
-            idle = 0 if changed or step < min_steps else idle + 1
             if idle > MAX_IDLE_STEPS:
                 raise ValueError(f"decoder: {decoder!r} revealed nothing in {idle} steps; select must make progress")
             step += 1
             if changed:
                 self.text[live.index, live.position] = live.tokens
-                yield self._progress()
+                yield self._state()
 
-    def _tell(self, live: Live, confidence: Callable[[], Tensor] | None, shown: Tensor, tokens: Tensor) -> None:
+    def _tell(self, live: LiveBlocks, confidence: Callable[[], Tensor] | None, shown: Tensor, tokens: Tensor) -> None:
         """Tell who watches: `shown` is `live.tokens` with what was revealed, `tokens` without what was taken back."""
         assert self.watch is not None
         sure = torch.ones(shown.shape) if confidence is None else confidence()
-        revealed = (live.tokens == self.mask) & (shown != self.mask)
+        revealed = shown != live.tokens
         remasked = (shown != self.mask) & (tokens == self.mask)
         for k, row in enumerate(live.rows):
             columns = (live.position, shown, sure)
             new = list(zip(*(values[k][revealed[k]].tolist() for values in columns), strict=True))
             self.watch(row.index, Change(self.networks.nfe, new, live.position[k][remasked[k]].tolist()))
 
-    def _advance(self, live: Live) -> None:
+    def _advance(self, live: LiveBlocks) -> None:
         """Move every active row to its next block; rows that are done leave the caches."""
         end_of_text = self.engine.model.end_of_text
         for row, tokens in zip(self.active, live.tokens.tolist(), strict=True):
@@ -240,7 +276,7 @@ class _Session:
             row.n_new = max(min(end - len(row.prompt), self.max_new_tokens), 0)
             if end - len(row.prompt) >= self.max_new_tokens:
                 row.finish_reason = "length"
-            if self.engine.stop_at_end and end_of_text in new:
+            if self.engine.config.stop_at_end and end_of_text in new:
                 stop = first + new.index(end_of_text) + 1 - len(row.prompt)
                 row.n_new = min(stop, self.max_new_tokens)
                 row.finish_reason = "end_of_text" if stop <= self.max_new_tokens else "length"
@@ -250,7 +286,7 @@ class _Session:
                 network.cache.keep(going)
         self.active = [self.active[k] for k in going]
 
-    def _progress(self) -> Progress:
+    def _state(self) -> GenerationState:
         spans = []
         for row in self.rows:
             n = row.n_new
@@ -258,4 +294,4 @@ class _Session:
                 n = max(min(row.start + self.engine.block_size - len(row.prompt), self.max_new_tokens), 0)
             spans.append((len(row.prompt), len(row.prompt) + n))
         reasons = [row.finish_reason for row in self.rows]
-        return Progress(self.networks.nfe, not self.active, self.text.clone(), spans, reasons)
+        return GenerationState(self.networks.nfe, not self.active, self.text.clone(), spans, reasons)

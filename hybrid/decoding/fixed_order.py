@@ -15,7 +15,7 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.arguments import SEEDS, integer
 from hybrid.decoding.decoder import View
-from hybrid.decoding.unmasking import Paced, check_count
+from hybrid.decoding.unmasking import UnmaskingSchedule, check_count
 from hybrid.objectives.schedules import SCHEDULES, Schedule
 from hybrid.options import build, option
 
@@ -25,7 +25,7 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
     return scores.double().masked_fill(~among, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
-class Scheduled:
+class FixedOrder:
     """Reveal what is due at `view.step`."""
 
     def select(self, view: View, state: Tensor) -> tuple[Tensor, None]:
@@ -33,7 +33,7 @@ class Scheduled:
 
 
 @dataclass(frozen=True)
-class Ordered(Scheduled, Paced):
+class Ordered(FixedOrder, UnmaskingSchedule):
     """Reveal the masked positions by increasing `scores`."""
 
     def scores(self, view: View) -> Tensor:
@@ -45,7 +45,7 @@ class Ordered(Scheduled, Paced):
         rank = ranks(self.scores(view).expand(view.is_masked.shape), view.is_masked)
         if self.steps is None:
             return rank if self.per_step is None else rank // self.per_step
-        return torch.searchsorted(self.quota(view.is_masked).cumsum(-1), rank, right=True)
+        return torch.searchsorted(self.counts(view.is_masked).cumsum(-1), rank, right=True)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LeftToRight(Ordered):
 
 
 @dataclass(frozen=True)
-class Ancestral(Scheduled):
+class Ancestral(FixedOrder):
     """The reverse process on a time grid (MDLM): from t to s, each masked token is revealed with probability
     (alpha_s - alpha_t) / (1 - alpha_t).
 

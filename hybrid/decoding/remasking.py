@@ -48,7 +48,7 @@ class MaskPredict:
 class PathPlanning:
     """P2: a planner chooses which positions are masked next, known ones among them (Peng et al. 2502.03540).
 
-    A masked position scores log p(proposal), a known one eta log p(token), prompts are never chosen. After step i of T
+    A masked position scores log p(candidate), a known one eta log p(token), prompts are never chosen. After step i of T
     the floor(n (1 - kappa(i/T))) lowest of the n positions that are not prompt are MASK, the others show their token.
     1 - kappa is the masked fraction of `kappa` as time runs from 1 to 0. The planner is the network itself (known
     tokens are then scored by what it says where nothing is masked, for which it was not trained) or the engine's.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class GenerationState:
     """The state after a step."""
 
     nfe: int

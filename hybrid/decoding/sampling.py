@@ -1,29 +1,37 @@
-"""From logits to a proposed token, exactly: float64, one uniform per token, MASK never among the categories.
+"""From log-probabilities to a token, exactly: float64, one uniform per token, MASK never among the categories.
 
 Joint sampling over tokens and MASK in float32 truncates the Gumbel noise and lowers the effective temperature (Zheng et
 al. 2409.02908, section 5). Here the decoder decides *whether* a position is revealed and this file *what* it shows.
+
+Shape legend: r active rows, B block size, S steps, m positions that are drawn, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from hybrid import rng
 from hybrid.arguments import integer, number
+from hybrid.options import option
 
 TEMPERATURES = (1e-6, 1e6)
 """Beyond them logits overflow or lose their digits: smaller ones are 0, larger ones a uniform distribution."""
+
+STEPS, NUMBERS = 16, 256
+"""At most so many steps, and about so many numbers of a row, are made at a time."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Temperature, then top-k, then nucleus. Temperature 0 takes the most probable token."""
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    _: KW_ONLY
+    temperature: float = option(1.0, "divides the logits; 0: the most probable token")
+    top_k: int | None = option(None, "sample among the K most probable tokens; None: among all")
+    top_p: float | None = option(None, "sample from the smallest set of tokens of mass P; None: from all")
 
     def __post_init__(self) -> None:
         least, most = TEMPERATURES
@@ -38,7 +46,7 @@ class Sampling:
             number("top_p", self.top_p, lambda p: 0 < p <= 1, f"in (0, 1], {every}")
 
     def truncate(self, log_probs: Tensor) -> Tensor:
-        """(m, vocab) log-probabilities -> (m, vocab) float64 logits, -inf where a token is ruled out."""
+        """(m, V) log-probabilities -> (m, V) float64 logits, -inf where a token is ruled out."""
         logits = log_probs.double()
         if self.temperature != 1:
             logits = logits / self.temperature
@@ -51,11 +59,50 @@ class Sampling:
             logits = logits.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), -torch.inf)
         return logits
 
-    def propose(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """(m, vocab) log-probabilities and (m,) float64 uniforms -> (m,) tokens, by inverting the distribution."""
+    def draw(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
+        """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens, by inverting the distribution."""
         if self.temperature == 0:
             return log_probs.argmax(-1)
         cumulative = self.truncate(log_probs).softmax(-1).cumsum(-1)
         target = uniform[..., None] * cumulative[..., -1:]  # rounding may leave the last sum below 1
         # The first token whose cumulative mass exceeds the target; a token of mass 0 never is.
         return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+
+
+class Uniforms:
+    """float64 uniforms in [0, 1), keyed by (seed, purpose, row key, position, step) and by nothing else.
+
+    They are made ahead, since many at once cost as much as a few. The table of a purpose holds the next steps of the
+    live block, and of the blocks behind it where blocks are short. It is made anew when something is asked for that it
+    does not hold.
+    """
+
+    def __init__(self, seed: int, block_size: int):
+        self.seed, self.block_size = seed, block_size
+        self.n_steps = min(block_size, STEPS)
+        self.n_blocks = max(NUMBERS // (block_size * self.n_steps), 1)
+        self.tables: dict[int, tuple[list[tuple[int, int]], int, Tensor]] = {}  # rows, first step, numbers
+
+    def at(self, purpose: int, rows: list[tuple[int, int]], step: int, device: torch.device) -> Tensor:
+        """(r, B) of rows given by row key and first position of their live block."""
+        B = self.block_size
+        of, first_step, table = self.tables.get(purpose, ([], 0, torch.empty(0)))
+        offset = self._offset(rows, of)
+        if offset is None or not first_step <= step < first_step + self.n_steps:
+            offset, first_step = 0, step
+            row_key, start = (torch.tensor(column, device=device)[:, None, None] for column in zip(*rows, strict=True))
+            position = start + torch.arange(self.n_blocks * B, device=device)
+            steps = torch.arange(step, step + self.n_steps, device=device)[:, None]
+            table = rng.uniform(self.seed, purpose, row_key, position, steps)  # (r, S, blocks * B)
+            self.tables[purpose] = rows, first_step, table
+        return table[:, step - first_step, offset : offset + B].contiguous()
+
+    def _offset(self, rows: list[tuple[int, int]], of: list[tuple[int, int]]) -> int | None:
+        """Where the live blocks stand in a table made for the rows `of`; None unless all rows have moved on by the same
+        number of blocks, to one that it holds."""
+        if len(rows) != len(of):
+            return None
+        moved = rows[0][1] - of[0][1]
+        if not 0 <= moved < self.n_blocks * self.block_size:
+            return None
+        return moved if rows == [(row_key, start + moved) for row_key, start in of] else None

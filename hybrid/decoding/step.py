@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.decoding.decoder import Prediction, View
-from hybrid.decoding.denoiser import Live, Network
-from hybrid.decoding.sampling import Sampling
-from hybrid.decoding.uniforms import Uniforms
+from hybrid.decoding.decoder import Prediction, View, probability
+from hybrid.decoding.denoiser import LiveBlocks, Network
+from hybrid.decoding.sampling import Sampling, Uniforms
 
 
 @dataclass(frozen=True)
@@ -38,33 +37,35 @@ class Networks:
 
 
 class Step:
-    """The live blocks at one step. Each network runs once, when it is first asked."""
+    """The live blocks at one step. Each network runs on them once, when it is first asked."""
 
     def __init__(
-        self, networks: Networks, sampling: Sampling, uniforms: dict[int, Uniforms], text: Tensor, live: Live, step: int
+        self, networks: Networks, sampling: Sampling, uniforms: Uniforms, text: Tensor, live: LiveBlocks, step: int
     ):
         self.networks, self.sampling, self.uniforms, self.text, self.live, self.step = (
             networks, sampling, uniforms, text, live, step,
         )  # fmt: skip
         self.tokens, self.is_masked = live.tokens, live.is_masked
+        self.sampled_with = torch.ones(())  # (r, B) probability of what the decoder has drawn itself
 
     def view(self) -> View:
         live = self.live
         return View(
             self.step, self.tokens, self.is_masked, live.is_fixed, live.is_valid,
-            draw=lambda: self.uniform(rng.DECIDE), forward=lambda: self.prediction, judge=self.judge,
+            draw=lambda: self.uniform(rng.DECIDE), forward=lambda: self.prediction, planner=self.weigh,
+            read=self.read, sample=self.sample,
         )  # fmt: skip
 
     def uniform(self, purpose: int) -> Tensor:
         """(r, B)"""
-        return self.uniforms[purpose].at(self.live.places, self.step, self.tokens.device)
+        return self.uniforms.at(purpose, self.live.places, self.step, self.tokens.device)
 
     @cached_property
     def prediction(self) -> Prediction:
         """At all masked positions, for a decoder that wants to see them."""
         return self._predict(self.is_masked)
 
-    def reveal(self, view: View, chosen: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def revealed(self, view: View, chosen: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         """The tokens (r, B) with those of the masked positions `chosen` (r, B) revealed, and what makes their
         confidences (r, B), for who wants to know.
 
@@ -72,62 +73,90 @@ class Step:
         their uniforms are keyed by position.
         """
         if "prediction" in vars(self):
-            return torch.where(chosen, view.proposal, self.tokens), lambda: view.confidence
+            return torch.where(chosen, view.candidates, self.tokens), lambda: view.confidence
         drawn = self._predict(chosen)
         shape = self.tokens.shape
         return (
-            self.tokens.masked_scatter(chosen, drawn.proposal),
+            self.tokens.masked_scatter(chosen, drawn.candidates),
             lambda: drawn.log_probs.new_ones(shape).masked_scatter(chosen, drawn.confidence),
         )
 
-    def _predict(self, places: Tensor) -> Prediction:
-        log_probs = self.log_probs(places)
-        choice = log_probs
+    def written(self, where: Tensor, own: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+        """As `revealed`, of tokens `own` (r, B) that the decoder chose for the positions `where` (r, B)."""
         model = self.networks.denoiser.model
-        if model.mask_token_id < model.vocab_size and model.banned_token_id is None:  # it counts, but is never written
-            choice = log_probs.index_fill(-1, torch.tensor([model.mask_token_id], device=places.device), -torch.inf)
-        return Prediction(log_probs, self.sampling.propose(choice, self.uniform(rng.TOKEN)[places]))
+        chosen = own[where]
+        bad = (chosen < 0) | (chosen >= model.vocab_size) | (chosen == model.mask_token_id)
+        if bad.any():
+            raise ValueError(
+                f"decoder: it wrote {int(chosen[bad][0])}, which is no token of the vocabulary (0 to "
+                f"{model.vocab_size - 1}, without MASK)"
+            )
+        return torch.where(where, own, self.tokens), lambda: self.sampled_with.expand(where.shape)
+
+    def _predict(self, places: Tensor) -> Prediction:
+        log_probs = self._log_probs(*self.hidden, places)
+        return Prediction(log_probs, self._draw(log_probs, places, rng.TOKEN))
+
+    def _draw(self, log_probs: Tensor, places: Tensor, purpose: int) -> Tensor:
+        """(m,) tokens; a MASK that lies in the vocabulary counts, but is never written."""
+        model = self.networks.denoiser.model
+        if model.mask_token_id < model.vocab_size and model.banned_token_id is None:
+            mask = torch.tensor([model.mask_token_id], device=places.device)
+            log_probs = log_probs.index_fill(-1, mask, -torch.inf)
+        return self.sampling.draw(log_probs, self.uniform(purpose)[places])
 
     @cached_property
-    def hidden(self) -> Tensor:
-        return self.networks.denoiser.read(self.text, self.live, self.tokens)
+    def hidden(self) -> tuple[Tensor, Tensor | None]:
+        return self._hidden(self.tokens)
 
-    @cached_property
-    def hidden_without_prompt(self) -> Tensor | None:
-        """None where it would change nothing."""
-        network = self.networks.without_prompt
-        if network is None or not any(row.prompt for row in self.live.rows):
-            return None
-        return network.read(self.text, self.live, self.tokens)
+    def _hidden(self, canvas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (r, B, dim) of `canvas` (r, B) with the prompts and, where it changes something, without."""
+        networks, live = self.networks, self.live
+        given = networks.denoiser.read(self.text, live, canvas)
+        if networks.without_prompt is None or not any(row.prompt for row in live.rows):
+            return given, None
+        return given, networks.without_prompt.read(self.text, live, canvas)
 
-    def log_probs(self, places: Tensor) -> Tensor:
-        """(m, V) at the positions where `places` (r, B) is True.
+    def _log_probs(self, given: Tensor, free: Tensor | None, places: Tensor) -> Tensor:
+        """(m, V) of hidden states with and without the prompts, where `places` (r, B) is True.
 
         With guidance w, log p ~ (1 + w) log p(x | prompt) - w log p(x | prompt read as MASK) (LLaDA, 2502.09992); a row
         without a prompt has nothing to be guided by.
         """
-        networks, other = self.networks, self.hidden_without_prompt
-        given = networks.denoiser.log_probs(self.hidden[places])
-        if networks.without_prompt is None or other is None:
-            return given
+        networks = self.networks
+        with_prompt = networks.denoiser.log_probs(given[places])
+        if networks.without_prompt is None or free is None:
+            return with_prompt
         # What is impossible either way (a banned MASK) stays so: of two infinities the difference would be none.
-        free = networks.without_prompt.log_probs(other[places]).clamp(min=-1e30)
-        guided = ((1 + networks.guidance) * given - networks.guidance * free).log_softmax(-1)
+        without = networks.without_prompt.log_probs(free[places]).clamp(min=-1e30)
+        guided = ((1 + networks.guidance) * with_prompt - networks.guidance * without).log_softmax(-1)
         has_prompt = torch.tensor([bool(row.prompt) for row in self.live.rows], device=places.device)
-        return torch.where(has_prompt[places.nonzero()[:, 0], None], guided, given)
+        return torch.where(has_prompt[places.nonzero()[:, 0], None], guided, with_prompt)
 
-    def judge(self, proposal: Tensor) -> Tensor:
-        """(r, B) the planner's log-probability of `proposal`; 0 behind the end of a short block."""
-        planner = self.networks.planner
+    def read(self, canvas: Tensor, places: Tensor) -> Tensor:
+        """`View.read`"""
+        return self._log_probs(*self._hidden(canvas), places)
+
+    def sample(self, log_probs: Tensor, places: Tensor, number: int = 0) -> Tensor:
+        """`View.sample`"""
+        drawn = self._draw(log_probs, places, rng.TOKEN + number * rng.FURTHER)
+        self.sampled_with = self.sampled_with.to(log_probs).expand(places.shape).clone()
+        self.sampled_with[places] = probability(log_probs, drawn)
+        return drawn
+
+    def weigh(self, candidates: Tensor) -> Tensor:
+        """(r, B) the planner's log-probability of `candidates`; 0 where nothing is to be written."""
+        planner, is_valid = self.networks.planner, self.live.is_valid
         if planner is not None:
-            places = self.live.is_valid
-            log_probs = planner.log_probs(planner.read(self.text, self.live, proposal)[places])
+            places = is_valid
+            canvas = candidates.masked_fill(~is_valid, planner.model.mask_token_id)
+            log_probs = planner.log_probs(planner.read(self.text, self.live, canvas)[places])
         else:
-            places = self.live.is_valid & ~self.is_masked
-            log_probs = self.log_probs(places)
-        judged = log_probs.new_zeros(proposal.shape)
-        judged[places] = log_probs.gather(-1, proposal[places][:, None]).squeeze(-1)
+            places = is_valid & ~self.is_masked
+            log_probs = self._log_probs(*self.hidden, places)
+        planned = log_probs.new_zeros(candidates.shape)
+        planned[places] = log_probs.gather(-1, candidates[places][:, None]).squeeze(-1)
         if planner is None:
             own = self.prediction
-            judged[self.is_masked] = own.log_probs.gather(-1, own.proposal[:, None]).squeeze(-1)
-        return judged
+            planned[self.is_masked] = own.log_probs.gather(-1, own.candidates[:, None]).squeeze(-1)
+        return planned

@@ -1,4 +1,4 @@
-"""How many positions are revealed at each step of a block: `steps` forwards a block, or `per_step` tokens a forward.
+"""The unmasking schedule: how many positions each step of a block reveals. Checks of options that decoders share.
 
 Shape legend: r rows of the batch, B positions of the live block, S steps.
 """
@@ -22,8 +22,8 @@ MAX_COUNT = 1_000_000
 
 
 @dataclass(frozen=True)
-class Paced:
-    """The options that say how many positions a step reveals; one at a time if none is given."""
+class UnmaskingSchedule:
+    """How many positions each step reveals; one if no option is given."""
 
     steps: int | None = option(None, "forwards per block; with fewer than tokens, several are revealed at once")
     per_step: int | None = option(None, "tokens revealed per forward; null: one, or as many as `steps` asks for")
@@ -38,9 +38,31 @@ class Paced:
         if self.plan != "linear" and self.steps is None:
             raise ValueError(f"plan: {self.plan!r} says how `steps` share a block; give steps too, or leave plan out")
 
-    def quota(self, is_masked: Tensor) -> Tensor:
-        """(r, S) how many positions each row reveals at each step."""
-        return quota(is_masked, self.steps, self.per_step, self.plan)
+    def counts(self, is_masked: Tensor) -> Tensor:
+        """(r, S) how many of the masked positions (r, B) each row reveals at each step; S is the most steps of a row.
+
+        A row has `steps`, or as many as it has masked positions if these are fewer. With `per_step` the rest is
+        revealed in its last step.
+
+            linear  spreads the positions evenly over the steps, the remainder over the first (LLaDA)
+            cosine  leaves a fraction cos(pi/2 i/T) masked after step i of T, at least one position a step (MaskGIT,
+                    2202.04200)
+        """
+        total = is_masked.sum(-1, keepdim=True)  # (r, 1)
+        if self.steps is None:
+            size = self.per_step or 1
+            n_steps = -(-int(total.max()) // size)
+            return (total - size * torch.arange(n_steps, device=is_masked.device)).clamp(0, size)
+        n_steps = total.clamp(min=1, max=self.steps)
+        step = torch.arange(int(n_steps.max()), device=is_masked.device)
+        if self.plan == "linear":
+            share = total // n_steps + (step < total % n_steps)
+            return share.masked_fill(step >= n_steps, 0)
+        i = (step + 1).minimum(n_steps)  # (r, S)
+        wanted = (total * torch.cos(math.pi / 2 * i.double() / n_steps) + 1e-9).floor().long()  # 4 cos(pi/3) is 2
+        left = wanted.maximum(n_steps - i).minimum((total - 1).clamp(min=0))  # each step to come has a position left
+        left = (left + i).cummin(-1).values - i  # and so has each step that was
+        return torch.cat([total, left], dim=1).diff(dim=1).neg()
 
 
 def check_count(name: str, value: Any) -> None:
@@ -61,29 +83,3 @@ def only_one(**given: Any) -> None:
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise ValueError(f"{names[1]}: give either {names[0]} or {names[1]}, not both")
-
-
-def quota(is_masked: Tensor, steps: int | None = None, per_step: int | None = None, plan: str = "linear") -> Tensor:
-    """(r, S) how many of the masked positions (r, B) each row reveals at each step; S is the most steps of a row.
-
-    Args:
-        steps: steps of a row, or as many as it has masked positions if these are fewer; None: as `per_step` needs.
-        per_step: positions a step, the rest in the last; None: one.
-        plan: `linear` spreads the positions evenly over `steps`, the remainder over the first (LLaDA). `cosine` leaves
-            a fraction cos(pi/2 i/T) masked after step i of T, at least one position a step (MaskGIT, 2202.04200).
-    """
-    total = is_masked.sum(-1, keepdim=True)  # (r, 1)
-    if steps is None:
-        size = per_step or 1
-        n_steps = -(-int(total.max()) // size)
-        return (total - size * torch.arange(n_steps, device=is_masked.device)).clamp(0, size)
-    n_steps = total.clamp(min=1, max=steps)
-    step = torch.arange(int(n_steps.max()), device=is_masked.device)
-    if plan == "linear":
-        share = total // n_steps + (step < total % n_steps)
-        return share.masked_fill(step >= n_steps, 0)
-    i = (step + 1).minimum(n_steps)  # (r, S)
-    wanted = (total * torch.cos(math.pi / 2 * i.double() / n_steps) + 1e-9).floor().long()  # 1e-9: 4 cos(pi/3) is 2
-    left = wanted.maximum(n_steps - i).minimum((total - 1).clamp(min=0))  # each step to come has a position left
-    left = (left + i).cummin(-1).values - i  # and so has each step that was
-    return torch.cat([total, left], dim=1).diff(dim=1).neg()

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybrid.data.dataset import PackedTokens
-from hybrid.decoding.engine import Engine
-from hybrid.decoding.shared import generate_shared
+from hybrid.data.batches import PackedTokens
+from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks
 from hybrid.progress import progress
 

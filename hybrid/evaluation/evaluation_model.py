@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybrid.checkpoints.origin import is_foreign
+from hybrid.checkpoints.identity import is_foreign
 from hybrid.device import resolve_device
 from hybrid.evaluation.base import EvaluationModel
 from hybrid.evaluation.foreign_model import ForeignModel

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hybrid.checkpoints.origin import foreign_identity
+from hybrid.checkpoints.identity import foreign_identity
 from hybrid.device import precision_context
 from hybrid.evaluation.base import Reading
 

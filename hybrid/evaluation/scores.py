@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
 from hybrid.likelihoods.base import HINDSIGHT

@@ -28,7 +28,7 @@ class Setting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Sampling(self.temperature, self.top_k, self.top_p)  # says what is out of range
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # says what is out of range
 
     @property
     def sampling(self) -> dict[str, Any]:

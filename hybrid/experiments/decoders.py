@@ -13,11 +13,14 @@ import dataclasses
 import logging
 import statistics
 import sys
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
 from hybrid.experiments.measuring.subject import add_judged_texts
 from hybrid.options import at_least
+from hybrid.results.table import Table, column, standard_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,18 +34,34 @@ DECODERS = [
     *("mask_predict:steps=4", "mask_predict:steps=8", "p2:steps=8", "p2:steps=8,eta=0"),
     *("remdm:steps=8", "remdm:steps=32"),
 ]
-FIGURES = {
-    "forwards per token": ("nfe_per_token", ".3f"),
-    "tokens/s": ("tokens_per_second", ",.0f"),
-    "entropy": ("entropy", ".3f"),
-    "distinct-2": ("distinct_2", ".3f"),
-    "repetition": ("repetition", ".3f"),
-    "self-BLEU": ("self_bleu", ".3f"),
-    "gen-ppl": ("gen_ppl", ".2f"),
-    "MAUVE-like": ("mauve_like", ".3f"),
-    "policy NLL": ("policy_nats_per_token", ".3f"),
-}
 Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per seed
+
+
+def mean(values: list[float | None], form: str = ".3f") -> str | None:
+    """The mean over seeds, and its standard error where they differ; None without a value."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    text = format(statistics.fmean(known), form)
+    if len(set(known)) == 1 or form == ",.0f":  # a speed depends on what else the machine does
+        return text
+    return f"{text} ± {format(standard_error(known), form)}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The texts of one decoder, as `Comparison` measures them; an item per seed."""
+
+    decoder: str = column("decoder")
+    nfe_per_token: list[float | None] = column("forwards per token", mean)
+    tokens_per_second: list[float | None] = column("tokens/s", partial(mean, form=",.0f"))
+    entropy: list[float | None] = column("entropy", mean)
+    distinct_2: list[float | None] = column("distinct-2", mean)
+    repetition: list[float | None] = column("repetition", mean)
+    self_bleu: list[float | None] = column("self-BLEU", mean)
+    gen_ppl: list[float | None] = column("gen-ppl", partial(mean, form=".2f"))
+    mauve_like: list[float | None] = column("MAUVE-like", mean)
+    policy_nats_per_token: list[float | None] = column("policy NLL", mean)
 
 
 def main() -> int:
@@ -50,17 +69,17 @@ def main() -> int:
     from hybrid.evaluation.evaluation_model import load_evaluation_model
     from hybrid.experiments.measuring.subject import validation_of
     from hybrid.lm import load
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(arguments.output, figures=1)
+    refuse_foreign(arguments.output, plots=1)
     lm = load(arguments.checkpoint, device=arguments.device)
     judge = load_evaluation_model(arguments.judge, arguments.device)
     split = validation_of(lm)
     lines = compare(lm, judge, split, arguments)
     parts = [_explanation(lm, arguments), table(lines)]
-    figures = {"Judged quality and diversity against forwards per token": plot(lines)}
+    plots = {"Judged quality and diversity against forwards per token": plot(lines)}
     module, title = "hybrid.experiments.decoders", "Decoders: quality against forwards"
-    publish(arguments.output, module, title, arguments.seeds, parts, figures, str(lm.device))
+    publish(arguments.output, module, title, arguments.seeds, parts, plots, str(lm.device))
     return 0
 
 
@@ -83,34 +102,17 @@ def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> L
     return lines
 
 
-def table(lines: Lines):
-    """Means over seeds, with standard errors where they differ."""
-    from hybrid.results.table import Table
-
-    rows = [
-        (label, *(_cell([line.get(key) for line in of_seed], form) for key, form in FIGURES.values()))
-        for label, of_seed in lines.items()
-    ]
-    return Table(["decoder", *FIGURES], rows)
-
-
-def _cell(values: list[float | None], form: str) -> str:
-    from hybrid.results.table import standard_error
-
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = format(statistics.fmean(known), form)
-    if len(set(known)) == 1 or form == ",.0f":  # a speed depends on what else the machine does
-        return mean
-    return f"{mean} ± {format(standard_error(known), form)}"
+def table(lines: Lines) -> Table:
+    measured = [field.name for field in fields(Row)][1:]
+    return Table([
+        Row(label, *([line.get(name) for line in of_seed] for name in measured)) for label, of_seed in lines.items()
+    ])  # fmt: skip
 
 
 def plot(lines: Lines) -> np.ndarray:
     """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
     from hybrid.evaluation.results import REAL
     from hybrid.results.plot import Panel, curves
-    from hybrid.results.table import standard_error
 
     families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}
     for label, of_seed in lines.items():

@@ -11,42 +11,42 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
 from hybrid.experiments.measuring.subject import Subject, add_options, check_counts
+from hybrid.results.table import Table, column, plus_minus, standard_error
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from hybrid.results.table import Table
 
 ABOUT = """\
 `ancestral` draws all tokens that fall into one cell of the time grid at once, independently given the earlier cells;
 `first_hitting` draws one token at a time and samples the model's any-order distribution exactly. A cell without a token
 needs no forward. Grids are even in time; the schedule says which masked fraction a cell spans."""
 
-TOY_FIGURE = "The enumerated toy: distance to the any-order distribution, and forwards of a block, against steps"
-TEXT_FIGURE = "The model: time against steps; entropy of a text and its cost under the model against forwards"
+TOY_PLOT = "The enumerated toy: distance to the any-order distribution, and forwards of a block, against steps"
+TEXT_PLOT = "The model: time against steps; entropy of a text and its cost under the model against forwards"
 
 
 def main() -> int:
     a = parse()
-    from hybrid.results.table import publish, refuse_foreign  # late, so that --help is quick
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(a.output, figures=2 if a.checkpoint else 1)
+    refuse_foreign(a.output, plots=2 if a.checkpoint else 1)
     subject = Subject.load(a, a.device) if a.checkpoint else None
-    table, figure = toy(a)
+    table, plot = toy(a)
     parts: list[str | Table] = [ABOUT, table]
-    figures = {TOY_FIGURE: figure}
+    plots = {TOY_PLOT: plot}
     if subject is not None:
         results = text_results(subject, a)
         parts.append(text_table(subject, a, results))
-        figures[TEXT_FIGURE] = text_figure(a, results)
+        plots[TEXT_PLOT] = text_plot(a, results)
     device = "cpu" if subject is None else str(subject.lm.device)
     title = "Time discretisation against token by token"
-    publish(a.output, "hybrid.experiments.discretisation", title, a.seeds, parts, figures, device)
+    publish(a.output, "hybrid.experiments.discretisation", title, a.seeds, parts, plots, device)
     return 0
 
 
@@ -61,8 +61,21 @@ def spec(schedule: str | None, steps: int | None) -> Any:
     return {"name": "ancestral", "steps": steps, "schedule": schedule}
 
 
+@dataclass(frozen=True)
+class ToyRow:
+    """One decoder on the enumerated model: its exact law, and blocks that it wrote."""
+
+    grid: str = column("grid")  # the schedule, or first_hitting
+    steps: int | None = column("steps")
+    distance: float = column("total variation")
+    kl: float = column("KL")
+    expected: float = column("forwards, computed", ".4f")
+    forwards: str = column("forwards, seen")
+    p: float = column("p", ".3f")
+
+
 def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
-    """The enumerated model: exact figures, checked against the decoders themselves."""
+    """Compute the law of each decoder on the enumerated model, and compare the decoders themselves with it."""
     from hybrid.experiments.reverse_process.ancestral_law import (
         LENGTH,
         VOCAB,
@@ -75,10 +88,9 @@ def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
         total_variation,
     )
     from hybrid.results.plot import Panel, curves
-    from hybrid.results.table import Table
 
     model = Toy.make(a.seeds[0])
-    rows: list[list[Any]] = []
+    rows: list[ToyRow] = []
     distance: dict[str, list[tuple[float, float]]] = {}
     forwards: dict[str, list[tuple[float, float]]] = {}
     for number, (schedule, steps) in enumerate(settings(a)):
@@ -90,37 +102,39 @@ def toy(a: argparse.Namespace) -> tuple[Table, np.ndarray]:
             forwards.setdefault(schedule, []).append((steps, expected))
         counts, used = model.simulate(spec(schedule, steps), a.samples, seed=number)  # so that the p are independent
         error = float(used.double().std()) / len(used) ** 0.5
-        rows.append([
-            schedule or "first_hitting", steps, total_variation(law, model.law), divergence(law, model.law),
-            f"{expected:.4f}", f"{float(used.double().mean()):.4f} ± {error:.4f}", f"{chi_square(counts, law):.3f}",
-        ])  # fmt: skip
+        seen = f"{float(used.double().mean()):.4f} ± {error:.4f}"
+        distances = total_variation(law, model.law), divergence(law, model.law)
+        rows.append(
+            ToyRow(schedule or "first_hitting", steps, *distances, expected, seen, chi_square(counts, law))
+        )  # fmt: skip
     caption = (
         f"**Enumerated toy**: a random model of {VOCAB} tokens and one block of {LENGTH}. Total variation and KL "
         "(nats, from ancestral to any-order) are exact, by dynamic programming over masks. Forwards of a block: "
         f"computed, and seen in {a.samples:,} blocks by the decoder (± standard error). p: chi-square of these blocks "
         "against the enumerated law (a very small one would say that the decoder is not what was computed)."
     )
-    names = ("grid", "steps", "total variation", "KL", "forwards, computed", "forwards, seen", "p")
     panels = [
         Panel("distance to the any-order law", "steps T", "total variation", _lines(distance), {}, log_y=True),
         Panel(f"forwards of a block of {LENGTH}", "steps T", "", _lines(forwards), {"first_hitting": LENGTH}),
     ]
-    return Table(names, rows, caption), curves(panels)
+    return Table(rows, caption), curves(panels)
 
 
 def _lines(points: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, ...]]]:
     return {name: list(zip(*pairs, strict=True)) for name, pairs in points.items()}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Measured:
     """Texts of one decoder; lists hold a value per seed."""
 
-    expected: float  # forwards per token
-    forwards: list[float] = field(default_factory=list)
-    milliseconds: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    bound: list[float] = field(default_factory=list)
+    grid: str = column("grid")
+    steps: int | None = column("steps")
+    expected: float = column("forwards per token, computed", ".3f")
+    forwards: list[float] = column("forwards per token", plus_minus, default_factory=list)
+    milliseconds: list[float] = column("ms per token", partial(plus_minus, digits=2), default_factory=list)
+    entropy: list[float] = column("entropy of a text", plus_minus, default_factory=list)
+    bound: list[float] = column("nats per token (bound)", plus_minus, default_factory=list)
 
 
 Results = dict[tuple[str | None, int | None], Measured]
@@ -136,7 +150,8 @@ def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     lm.generate([[]], min(length, block_size), block_size, stop_at_end=False)  # the first forwards are slower
     results: Results = {}
     for setting in settings(a):
-        measured = results[setting] = Measured(per_token(subject, *setting))
+        grid, steps = setting
+        measured = results[setting] = Measured(grid or "first_hitting", steps, per_token(subject, grid, steps))
         for seed in a.seeds:
             print(f"texts, seed {seed}: {spec(*setting)}", file=sys.stderr)
             texts = [
@@ -164,31 +179,17 @@ def per_token(subject: Subject, schedule: str | None, steps: int | None) -> floa
 
 
 def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Table:
-    from hybrid.results.table import Table, plus_minus
-
-    rows = [
-        [
-            schedule or "first_hitting", steps, f"{m.expected:.3f}", plus_minus(m.forwards),
-            plus_minus(m.milliseconds, 2), plus_minus(m.entropy), plus_minus(m.bound),
-        ]
-        for (schedule, steps), m in results.items()
-    ]  # fmt: skip
     caption = (
         f"{subject.describe(a.rows)} Texts are written one by one. Time: wall clock, median over texts. ± is the "
         f"standard error over the {len(a.seeds)} seeds."
     )
-    names = (
-        "grid", "steps", "forwards per token, computed", "forwards per token", "ms per token", "entropy of a text",
-        "nats per token (bound)",
-    )  # fmt: skip
-    return Table(names, rows, caption)
+    return Table(list(results.values()), caption)
 
 
-def text_figure(a: argparse.Namespace, results: Results) -> np.ndarray:
+def text_plot(a: argparse.Namespace, results: Results) -> np.ndarray:
     import numpy as np
 
     from hybrid.results.plot import Panel, curves
-    from hybrid.results.table import standard_error
 
     exact = results[None, None]
 

@@ -13,19 +13,20 @@ import logging
 import statistics
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
 from hybrid.experiments.measuring.subject import add_judged_texts
 from hybrid.options import at_least
+from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     import numpy as np
 
     from hybrid.evaluation.base import EvaluationModel
     from hybrid.lm import LanguageModel
-    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.experiments.forwards")
 FAMILIES = {
@@ -37,37 +38,37 @@ FAMILIES = {
 """Of each, a curve from few to many tokens per forward."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Point:
     """One decoder at one block size; an item per seed where the seed matters."""
 
-    block_size: int
     family: str
-    decoder: str
-    policy_nll: float | None  # nats per token of real text in this decoder's order
-    tokens_per_forward: list[float] = field(default_factory=list)
-    tokens_per_second: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    gen_ppl: list[float] = field(default_factory=list)
+    block_size: int = column("block size")
+    decoder: str = column("decoder")
+    tokens_per_forward: list[float] = column("tokens per forward", partial(plus_minus, digits=2), default_factory=list)
+    tokens_per_second: list[float] = column("tokens/s", lambda v: f"{statistics.fmean(v):,.0f}", default_factory=list)
+    entropy: list[float] = column("entropy", plus_minus, default_factory=list)
+    gen_ppl: list[float] = column("gen-ppl", partial(plus_minus, digits=2), default_factory=list)
+    policy_nll: float | None = column("policy NLL", ".3f", default=None)  # nats per token of real text, in its order
 
 
 def main() -> int:
     arguments = parse()
     from hybrid.evaluation.evaluation_model import load_evaluation_model
     from hybrid.lm import load
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(arguments.output, figures=2)
+    refuse_foreign(arguments.output, plots=2)
     lm = load(arguments.checkpoint, device=arguments.device)
     points = measure_all(lm, load_evaluation_model(arguments.judge, arguments.device), arguments)
-    parts = [_explanation(arguments), table(points)]
-    figures = {
+    parts = [_explanation(arguments), Table(points)]
+    plots = {
         "Generative perplexity against tokens per forward": plot(points, "gen_ppl"),
         "Policy likelihood against tokens per forward": plot(points, "policy_nll"),
     }
     title = "Tokens per forward"
     publish(
-        arguments.output, "hybrid.experiments.forwards", title, arguments.seeds, parts, figures, device=str(lm.device)
+        arguments.output, "hybrid.experiments.forwards", title, arguments.seeds, parts, plots, device=str(lm.device)
     )
     return 0
 
@@ -85,7 +86,7 @@ def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.N
         for family, labels in FAMILIES.items():
             for label, decoder in choose_decoders(labels, "decoder").items():
                 log.info("block size %d, %s", size, label)
-                point = Point(size, family, label, scores.policy(size, label, decoder))
+                point = Point(family, size, label, policy_nll=scores.policy(size, label, decoder))
                 for seed in arguments.seeds:
                     add(point, lm, decoder, judge, arguments.samples, arguments.new_tokens, seed)
                 points.append(point)
@@ -113,21 +114,8 @@ def write(
 ) -> tuple[list[list[int]], int]:
     """Texts without a prompt, each in a batch of its own, and the forwards of all."""
     engine = lm.engine(size, decoder, seed=seed, stop_at_end=False)
-    results = [engine.generate([[]], length, keys=[key]) for key in range(samples)]
+    results = [engine.generate([[]], length, row_keys=[key]) for key in range(samples)]
     return [result.tokens[0] for result in results], sum(result.nfe for result in results)
-
-
-def table(points: list[Point]) -> Table:
-    from hybrid.results.table import Table, plus_minus
-
-    rows = []
-    for p in points:
-        nll = None if p.policy_nll is None else f"{p.policy_nll:.3f}"
-        speed = f"{statistics.fmean(p.tokens_per_second):,.0f}"
-        figures = plus_minus(p.tokens_per_forward, 2), speed, plus_minus(p.entropy), plus_minus(p.gen_ppl, 2), nll
-        rows.append((p.block_size, p.decoder, *figures))
-    columns = ["block size", "decoder", "tokens per forward", "tokens/s", "entropy", "gen-ppl", "policy NLL"]
-    return Table(columns, rows)
 
 
 def plot(points: list[Point], key: str) -> np.ndarray:

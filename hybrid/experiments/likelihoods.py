@@ -11,26 +11,43 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import at_least, title
+from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     from hybrid.lm import LanguageModel
-    from hybrid.results.table import Table
 
 log = logging.getLogger("hybrid.experiments.likelihoods")
 ORDERS = ["left_to_right", "random", "margin", "entropy", "confidence:token=best", "margin:steps=2"]
-FIRST = ("exact", "bound", "importance", "enumerate")
-LAST = ("tightest", "best_order")
+FIRST = {
+    "exact": "exact",
+    "bound": "<= the bound",
+    "importance": "<= importance-weighted bound",
+    "enumerate": "random order, exact",
+}
+LAST = {
+    "tightest": "best of these orders, in hindsight",
+    "best_order": "best of all one-token orders, in hindsight",
+}
 Values = dict[tuple[str, int], list[float]]  # (likelihood, block size) -> nats per token, one per run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One likelihood: by block size a value per run, None where it does not exist."""
+
+    likelihood: str = column("nats per token")
+    nats_per_token: dict[int, list[float] | None] = column("block size {}", plus_minus)
 
 
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.measuring.subject import load_runs
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     models = load_runs(arguments.runs, arguments.device)
@@ -59,23 +76,12 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
 
 
 def table(values: Values) -> Table:
-    """A line per likelihood, a column per block size; means over runs with their standard errors."""
-    from hybrid.results.table import Table, plus_minus
-
-    def shown(of_runs: list[float] | None) -> str | None:
-        return None if of_runs is None else plus_minus(of_runs)
-
+    """From the loosest to hindsight, a column per block size; means over runs with their standard errors."""
     sizes = sorted({size for _, size in values})
-    names = list(dict.fromkeys(name for name, _ in values))
-    policies = [name for name in names if name not in (*FIRST, *LAST)]
-    kinds = {"exact": "exact", "bound": "<= the bound", "importance": "<= importance-weighted bound"}
-    kinds |= {"enumerate": "random order, exact", "tightest": "best of these orders, in hindsight"}
-    kinds |= {"best_order": "best of all one-token orders, in hindsight"}
-    rows: list[list[Any]] = []
-    for name in (*FIRST, *policies, *LAST):
-        if name in names:
-            rows.append([kinds.get(name, f"order: {name}"), *(shown(values.get((name, size))) for size in sizes)])
-    return Table(["nats per token", *(f"block size {size}" for size in sizes)], rows)
+    measured = list(dict.fromkeys(name for name, _ in values))
+    policies = {name: f"order: {name}" for name in measured if name not in (*FIRST, *LAST)}
+    names = {name: shown for name, shown in {**FIRST, **policies, **LAST}.items() if name in measured}
+    return Table([Row(shown, {size: values.get((name, size)) for size in sizes}) for name, shown in names.items()])
 
 
 def _explanation(lm: LanguageModel, arguments: argparse.Namespace) -> str:

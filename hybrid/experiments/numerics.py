@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.experiments.measuring.subject import Subject, add_options, check_counts
+from hybrid.results.table import Table, column, plus_minus, standard_error
 
 if TYPE_CHECKING:
     import numpy as np
-
-    from hybrid.results.table import Table
 
 ZIPF_VOCAB = 50_257
 """Of GPT-2. With p proportional to 1 / rank the entropy is 7.566 nats, the 7.57 of the published figures."""
@@ -32,28 +32,39 @@ A masked token is revealed with probability q. The joint sampler takes an argmax
 the decoupled one, which all decoders of this repository use, draws first whether and then what. In exact arithmetic
 they are the same. Float32 uniforms are at most 1 - 2^-24 (`hybrid/experiments/reverse_process/joint_sampler.py`)."""
 
-FIGURE = "Against the number of steps: unmasking rate, entropy of a text, and its cost under the model"
+PLOT = "Against the number of steps: unmasking rate, entropy of a text, and its cost under the model"
 
 
 def main() -> int:
     a = parse()
-    from hybrid.results.table import publish, refuse_foreign  # late, so that --help is quick
+    from hybrid.results.publish import publish, refuse_foreign
 
-    refuse_foreign(a.output, figures=1 if a.checkpoint else 0)
+    refuse_foreign(a.output, plots=1 if a.checkpoint else 0)
     # On the CPU: torch.rand rounds otherwise on other devices, and the question is what one arithmetic does.
     subject = Subject.load(a, "cpu") if a.checkpoint else None
     parts: list[str | Table] = [ABOUT, zipf_table(a.samples, a.seeds)]
-    figures = {}
+    plots = {}
     if subject is not None:
         results = text_results(subject, a)
         parts.append(text_table(subject, a, results))
-        figures[FIGURE] = text_figure(results)
-    publish(a.output, "hybrid.experiments.numerics", "Sampling in float32", a.seeds, parts, figures)
+        plots[PLOT] = text_plot(results)
+    publish(a.output, "hybrid.experiments.numerics", "Sampling in float32", a.seeds, parts, plots)
     return 0
 
 
+@dataclass(frozen=True)
+class ZipfRow:
+    """What is known in one way of the tokens that are revealed with probability q."""
+
+    q: str = column("q")  # where it is not that of the line above
+    how: str = column("how")
+    arithmetic: str = column("arithmetic")
+    rate: str = column("rate")
+    entropy: str = column("entropy")
+
+
 def zipf_table(samples: int, seeds: list[int]) -> Table:
-    """Published, computed and simulated figures for each unmasking probability."""
+    """Published, computed and simulated rate and entropy for each unmasking probability."""
     import numpy as np
     import torch
 
@@ -67,23 +78,22 @@ def zipf_table(samples: int, seeds: list[int]) -> Table:
         truncated,
         untouched,
     )
-    from hybrid.results.table import Table, plus_minus
 
     probs = 1 / np.arange(1, ZIPF_VOCAB + 1)
     probs /= probs.sum()
     log_probs = torch.from_numpy(probs).log()[None]
     laws = {"exact arithmetic": untouched, "Gumbel truncated at 24 ln 2": truncated, "float32 grid": on_grid}
-    rows: list[list[Any]] = []
+    rows = []
     for one_in, (rate, entropy) in PUBLISHED.items():
-        rows.append([f"1/{one_in:,}", "published", "float32", f"{rate:.2f}", f"{entropy:.2f}"])
+        rows.append(ZipfRow(f"1/{one_in:,}", "published", "float32", f"{rate:.2f}", f"{entropy:.2f}"))
         for name, arrival in laws.items():
             law = joint_law(probs, 1 / one_in, arrival)
-            rows.append(["", "computed", name, f"{law.sum() * one_in:.3f}", f"{entropy_of_law(law):.3f}"])
+            rows.append(ZipfRow("", "computed", name, f"{law.sum() * one_in:.3f}", f"{entropy_of_law(law):.3f}"))
         for name, sampler in SAMPLERS.items():
             print(f"Zipf, unmasking probability 1/{one_in}: {name}", file=sys.stderr)
             counts = [simulate(sampler, log_probs, 1 / one_in, samples, seed) for seed in seeds]
             rates, entropies = [float(c.sum()) / samples for c in counts], [entropy_of_counts(c) for c in counts]
-            rows.append(["", "simulated", name, plus_minus(rates), plus_minus(entropies)])
+            rows.append(ZipfRow("", "simulated", name, plus_minus(rates), plus_minus(entropies)))
     caption = (
         f"**One token of Zipf's law.** p is proportional to 1/rank over {ZIPF_VOCAB:,} tokens, with an entropy of "
         f"{entropy_of_law(probs):.3f} nats. Rate: unmaskings relative to their true number. Entropy: of the revealed "
@@ -91,78 +101,67 @@ def zipf_table(samples: int, seeds: list[int]) -> Table:
         f"200,000 tokens. Simulated: {samples:,} expected unmaskings for each of {len(seeds)} seeds; ± is the "
         "standard error over seeds."
     )
-    return Table(("q", "how", "arithmetic", "rate", "entropy"), rows, caption)
+    return Table(rows, caption)
 
 
-Results = dict[str, dict[int, dict[str, list[float]]]]
-"""Sampler -> steps -> figure -> a value per seed."""
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one sampler at one number of steps; an item per seed."""
+
+    steps: int = column("steps")
+    sampler: str = column("sampler")
+    rate: list[float] = column("rate", plus_minus, default_factory=list)
+    entropy: list[float] = column("entropy of a text", plus_minus, default_factory=list)
+    bound: list[float] = column("nats per token (bound)", plus_minus, default_factory=list)
+    exact: list[float] | None = column(
+        "nats per token (exact, block size 1)", plus_minus, optional=True, default_factory=list
+    )
+    forwards: list[float] = column("forwards per token", plus_minus, default_factory=list)
 
 
-def text_results(subject: Subject, a: argparse.Namespace) -> Results:
+def text_results(subject: Subject, a: argparse.Namespace) -> list[Texts]:
     """Generate and measure with every sampler, step count and seed."""
     from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
     from hybrid.experiments.reverse_process.step_by_step import generate
 
     model, length = subject.lm.model, subject.length
-    results: Results = {}
+    is_exact = 1 in subject.lm.block_sizes and subject.block_size > 1
+    results = []
     for name, sampler in SAMPLERS.items():
         for steps in a.steps:
-            figures: dict[str, list[float]] = {}
+            measured = Texts(steps, name, exact=[] if is_exact else None)
             for seed in a.seeds:
                 print(f"texts, {steps} steps, seed {seed}: {name}", file=sys.stderr)
                 texts = generate(model, sampler, a.rows, length, subject.block_size, steps, seed)
-                values = {
-                    "rate": texts.rate,
-                    "entropy": entropy(texts.tokens.tolist()),
-                    "bound": subject.nats(texts.tokens),
-                    "forwards": texts.forwards / length,
-                }
-                if 1 in subject.lm.block_sizes and subject.block_size > 1:
-                    values["exact"] = subject.exact_nats(texts.tokens)
-                for figure, value in values.items():
-                    figures.setdefault(figure, []).append(value)
-            results.setdefault(name, {})[steps] = figures
+                measured.rate.append(texts.rate)
+                measured.entropy.append(entropy(texts.tokens.tolist()))
+                measured.bound.append(subject.nats(texts.tokens))
+                measured.forwards.append(texts.forwards / length)
+                if measured.exact is not None:
+                    measured.exact.append(subject.exact_nats(texts.tokens))
+            results.append(measured)
     return results
 
 
-NAMES = {
-    "rate": "rate",
-    "entropy": "entropy of a text",
-    "bound": "nats per token (bound)",
-    "exact": "nats per token (exact, block size 1)",
-    "forwards": "forwards per token",
-}
-
-
-def text_table(subject: Subject, a: argparse.Namespace, results: Results) -> Table:
-    from hybrid.results.table import Table, plus_minus
-
-    measured = next(iter(next(iter(results.values())).values()))
-    shown = [figure for figure in NAMES if figure in measured]
-    rows = [
-        [steps, name, *(plus_minus(by_steps[steps][figure]) for figure in shown)]
-        for steps in a.steps
-        for name, by_steps in results.items()
-    ]
+def text_table(subject: Subject, a: argparse.Namespace, results: list[Texts]) -> Table:
     caption = (
         f"{subject.describe(a.rows)} Linear schedule. Rate: as above, without the last steps, in which nothing may "
         f"stay masked. Forwards: steps that changed a text. ± is the standard error over the {len(a.seeds)} seeds."
     )
-    return Table(("steps", "sampler", *(NAMES[figure] for figure in shown)), rows, caption)
+    return Table(sorted(results, key=lambda texts: texts.steps), caption)
 
 
-def text_figure(results: Results) -> np.ndarray:
+def text_plot(results: list[Texts]) -> np.ndarray:
     import numpy as np
 
     from hybrid.results.plot import Panel, curves
-    from hybrid.results.table import standard_error
 
-    def panel(figure: str, title: str, level: dict[str, float]) -> Panel:
+    def panel(measured: str, title: str, level: dict[str, float]) -> Panel:
         lines = {}
-        for name, by_steps in results.items():
-            points = [(s, np.mean(v[figure]), standard_error(v[figure])) for s, v in sorted(by_steps.items())]
-            lines[name] = list(zip(*points, strict=True))
+        for name in dict.fromkeys(texts.sampler for texts in results):
+            values = [(t.steps, getattr(t, measured)) for t in results if t.sampler == name]
+            lines[name] = list(zip(*[(steps, np.mean(v), standard_error(v)) for steps, v in values], strict=True))
         return Panel(title, "steps per block", "", lines, level)
 
     return curves([

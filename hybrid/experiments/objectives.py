@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import at_least, pick, title
+from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     from hybrid.config import Config
@@ -31,8 +34,6 @@ BASELINE = "elbo"
 CONTENDERS: dict[str, list[str]] = {
     BASELINE: [],
     "elbo, complementary": ["objective.complementary=true"],
-    "elbo, adaptive proposal": ["objective.proposal=adaptive"],
-    "elbo, complementary and adaptive": ["objective.complementary=true", "objective.proposal=adaptive"],
     "elbo, independent counts": ["objective.stratified=false"],
     "elbo, time form": ["objective.estimator=time"],
     "elbo, time form, independent": ["objective.estimator=time", "objective.stratified=false"],
@@ -66,7 +67,7 @@ class Outcome:
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.measuring.trained import basis, remembered
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     names = arguments.only or list(CONTENDERS)
@@ -116,8 +117,8 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
     from hybrid.experiments.measuring.trained import step_seconds
     from hybrid.runs.run import Run
 
-    runs = {name: Run(config) for name, config in configs.items()}
-    device = next(iter(runs.values())).device
+    runs = {name: Run.of(config) for name, config in configs.items()}
+    device = next(iter(runs.values())).machine.device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     return step_seconds({name: run.stepper() for name, run in runs.items()}, TIMED_ROUNDS, device, clock)
 
@@ -132,7 +133,7 @@ def outcome(
     config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
-    from hybrid.decoding.shared import generate_shared
+    from hybrid.decoding.engine import generate_shared
     from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 
@@ -148,41 +149,42 @@ def outcome(
     )  # fmt: skip
 
 
-def table(outcomes: list[Outcome]):
-    """A line per objective: means over seeds with standard errors, differences paired by seed."""
-    from hybrid.results.table import Table, plus_minus
+_four_digits = partial(plus_minus, digits=4)
 
+
+@dataclass(frozen=True)
+class Row:
+    """One objective; lists hold a value per seed."""
+
+    objective: str = column("objective")
+    steps: int = column("steps")
+    time: float = column("time of a step", ".2f")  # of that of the first
+    nelbo: list[float] = column("ELBO, nats per token", _four_digits)
+    gaps: dict[str, list[float] | None] = column("less {}", partial(_four_digits, sign="+"))  # paired by seed
+    at_one: list[float] = column("at block size 1", _four_digits)
+    entropy: float = column("entropy", ".2f")
+    gen_ppl: list[float] | None = column("gen-ppl", partial(plus_minus, digits=1))
+
+
+def table(outcomes: list[Outcome]) -> Table:
+    """A line per objective, the best first: means over seeds with standard errors, differences paired by seed."""
     by_name: dict[str, dict[int, Outcome]] = {}
     for o in outcomes:
         by_name.setdefault(o.name, {})[o.seed] = o
     first = next(iter(by_name))
     base = by_name[first]
     rows = []
-    for name, runs in sorted(by_name.items(), key=lambda item: _mean([o.nelbo for o in item[1].values()])):
+    for name, runs in sorted(by_name.items(), key=lambda item: statistics.fmean(o.nelbo for o in item[1].values())):
         some = list(runs.values())
         gaps = [o.nelbo - base[seed].nelbo for seed, o in runs.items() if seed in base]
         ppl = [o.gen_ppl for o in some if o.gen_ppl is not None]
-        rows.append(
-            (
-                name,
-                some[0].steps,
-                f"{some[0].seconds_per_step / next(iter(base.values())).seconds_per_step:.2f}",
-                plus_minus([o.nelbo for o in some], 4),
-                "-" if name == first else plus_minus(gaps, 4, "+"),
-                plus_minus([o.at_one for o in some], 4),
-                f"{_mean([o.entropy for o in some]):.2f}",
-                plus_minus(ppl, 1) if ppl else "-",
-            )
-        )
-    columns = [
-        "objective", "steps", "time of a step", "ELBO, nats per token", f"less {first}", "at block size 1", "entropy",
-        "gen-ppl",
-    ]  # fmt: skip
-    return Table(columns, rows)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+        row = Row(
+            name, some[0].steps, some[0].seconds_per_step / next(iter(base.values())).seconds_per_step,
+            nelbo=[o.nelbo for o in some], gaps={first: None if name == first else gaps},
+            at_one=[o.at_one for o in some], entropy=statistics.fmean(o.entropy for o in some), gen_ppl=ppl or None,
+        )  # fmt: skip
+        rows.append(row)
+    return Table(rows)
 
 
 def _explanation(config: Config, arguments: argparse.Namespace) -> str:

@@ -5,8 +5,6 @@
 FLOPs are those of matrix products, a multiplication and an addition each; of attention, those of the pairs that the
 mask allows. What a device can do is given by options; the defaults are from the data sheet of an H100 SXM (dense bf16,
 HBM3).
-
-Shape legend: N row length, B block size, D noise draws, L layers, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,105 +18,14 @@ from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import at_least
+from hybrid.results.table import Table, column
 
 if TYPE_CHECKING:
-    import torch
-
     from hybrid.config import Config
-    from hybrid.model import ModelConfig
-    from hybrid.results.table import Table
+    from hybrid.experiments.measuring.shape import Shape
 
 TOKENS_PER_PARAMETER = 20
 """Of a compute-optimal autoregressive model (Hoffmann et al. 2203.15556); for masked diffusion it is not settled."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a model and of what it is trained on."""
-
-    model: ModelConfig
-    vocab: int
-    seq_len: int
-    block_size: int
-    draws: int = 1
-
-    @property
-    def layer_parameters(self) -> int:
-        """Of the matrices of one layer."""
-        m = self.model
-        width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
-        matrices = 3 if m.mlp == "swiglu" else 2
-        return m.dim * (2 * width + 2 * kv_width + matrices * m.mlp_dim)
-
-    @property
-    def n_blocks(self) -> int:
-        return self.seq_len // self.block_size
-
-    def training_flops(self) -> float:
-        """Of an in-place model per token of text, forward and backward.
-
-        The last layer needs only keys and values of the clean rows; behind its attention, and in the head, only the
-        masked rows go on: on average (B + 1) / 2B of them.
-        """
-        m, N, B, D = self.model, self.seq_len, self.block_size, self.draws
-        kv = 2 * m.dim * m.kv_heads * m.head_width
-        q = m.dim * m.n_heads * m.head_width
-        clean, noisy, masked = N - B, D * N, D * N * (B + 1) / (2 * B)
-        inner = (m.n_layers - 1) * (clean + noisy) * self.layer_parameters
-        last = clean * kv + noisy * (kv + q) + masked * (self.layer_parameters - kv - q)
-        products = inner + last + masked * m.dim * self.vocab
-        scores = self.pairs(clean=True) * (m.n_layers - 1) + self.pairs(clean=False) * m.n_layers
-        return 3 * (2 * products + 4 * m.n_heads * m.head_width * scores) / N
-
-    def pairs(self, clean: bool) -> int:
-        """(query, key) pairs that the mask of a row allows: block i of either stream sees i + 1 blocks of B tokens."""
-        B, g = self.block_size, self.n_blocks
-        return B * B * g * (g - 1) // 2 if clean else self.draws * B * B * g * (g + 1) // 2
-
-    def autoregressive_flops(self) -> float:
-        """Of the same network as a plain causal model, per token, logits everywhere."""
-        m, N = self.model, self.seq_len
-        products = m.n_layers * self.layer_parameters + m.dim * self.vocab
-        return 3 * (2 * products + 4 * m.n_layers * m.n_heads * m.head_width * (N + 1) / 2)
-
-    def cache_bytes(self) -> int:
-        """Keys and values of one token, bf16."""
-        return 2 * 2 * self.model.n_layers * self.model.kv_heads * self.model.head_width
-
-    def activation_bytes(self, recompute: bool) -> float:
-        """Kept for the backward pass, per token of text, under bf16 autocast."""
-        rows = (self.seq_len - self.block_size + self.draws * self.seq_len) / self.seq_len
-        per_row = kept_per_row(self.model, recompute)
-        return rows * self.model.n_layers * per_row
-
-
-def kept_per_row(model: ModelConfig, recompute: bool) -> float:
-    """Bytes that one layer keeps per row, asked of autograd (on a CPU); of attention what a flash kernel keeps."""
-    import torch
-
-    from hybrid.model.layers import Layer
-
-    if recompute:
-        return 4.0 * model.dim  # the residual stream before each layer
-    rows = 64
-    kept: dict[int, torch.UntypedStorage] = {}  # by address, and alive, so that no two of them share one
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        if t.ndim > 2:  # no weights, nor copies of them in bf16
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return t
-
-    layer = Layer(model)
-    x = torch.randn(1, rows, model.dim, requires_grad=True)
-    angles = torch.zeros(2, 1, rows, 1, model.head_width, dtype=torch.bfloat16).unbind()
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
-    with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
-        y, k, v = layer.keys(x, angles)  # type: ignore[arg-type]
-        q = layer.queries(y, angles)  # type: ignore[arg-type]
-        layer.rest(x, q.flatten(2))
-    for t in (q, k, v):
-        pack(t)
-    return sum(storage.nbytes() for storage in kept.values()) / rows + 4 * model.n_heads
 
 
 @dataclass(frozen=True)
@@ -134,7 +41,8 @@ class Device:
 def main() -> int:
     a = parse()
     from hybrid.config import load_config
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.experiments.measuring.shape import parameters_of, shape_of
+    from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(a.output)
     device = Device(a.peak * 1e12, a.bandwidth * 1e12, a.memory * 1e9, a.utilisation)
@@ -152,41 +60,45 @@ def main() -> int:
     return 0
 
 
-def shape_of(config: Config) -> Shape:
-    from hybrid.config import resolve_block_sizes
-
-    size = resolve_block_sizes(config.objective.block_size, config.data.seq_len)[0]
-    vocab = 257 if config.data.tokenizer == "byte" else config.data.vocab_size
-    return Shape(config.model, vocab, config.data.seq_len, size, config.objective.draws)
+Models = dict[str, tuple["Config", "Shape", int]]
+"""Path of a configuration -> it, its sizes and its number of parameters."""
 
 
-def parameters_of(config: Config) -> int:
-    import torch
+@dataclass(frozen=True)
+class SizeRow:
+    """A model."""
 
-    from hybrid.model import Transformer
-
-    vocab = shape_of(config).vocab
-    with torch.device("meta"):
-        return Transformer(config.model, vocab, vocab - 1).n_parameters()
-
-
-Models = dict[str, tuple["Config", Shape, int]]
+    config: str = column("config")
+    parameters: int = column("parameters", lambda n: f"{n / 1e6:,.0f}M")
+    n_layers: int = column("layers")
+    dim: int = column("width")
+    vocab: int = column("vocabulary")
+    seq_len: int = column("N")
+    block_size: int = column("B")
 
 
 def sizes(models: Models) -> Table:
-    from hybrid.results.table import Table
-
     rows = [
-        (path, f"{n / 1e6:,.0f}M", s.model.n_layers, s.model.dim, s.vocab, s.seq_len, s.block_size)
+        SizeRow(path, n, s.model.n_layers, s.model.dim, s.vocab, s.seq_len, s.block_size)
         for path, (_, s, n) in models.items()
     ]
-    return Table(["config", "parameters", "layers", "width", "vocabulary", "N", "B"], rows, "## Models")
+    return Table(rows, "## Models")
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A model and a way of training it; speeds are those of one device."""
+
+    config: str = column("config")
+    training: str = column("training")
+    gflops: float = column("GFLOP per token")
+    speed: float = column("speed of autoregressive", ".2f")
+    tokens_per_second: float = column("tokens/s of a device", ",.0f")
+    tokens: int = column("tokens", lambda n: f"{n / 1e9:,.0f}B")
+    hours: float = column("device hours", ",.0f")
 
 
 def training(models: Models, device: Device) -> Table:
-    """A line per model and way of training."""
-    from hybrid.results.table import Table
-
     rows = []
     for path, (_, s, n) in models.items():
         tokens = TOKENS_PER_PARAMETER * n
@@ -199,66 +111,66 @@ def training(models: Models, device: Device) -> Table:
         }
         for name, flops in ways.items():
             rate = device.peak * device.utilisation / flops
-            hours = tokens / rate / 3600
-            rows.append(
-                (
-                    path,
-                    name,
-                    flops / 1e9,
-                    f"{base / flops:.2f}",
-                    f"{rate:,.0f}",
-                    f"{tokens / 1e9:,.0f}B",
-                    f"{hours:,.0f}",
-                )
-            )
-    columns = ["config", "training", "GFLOP per token", "speed of autoregressive", "tokens/s of a device"]
-    columns += ["tokens", "device hours"]
+            rows.append(TrainingRow(path, name, flops / 1e9, base / flops, rate, tokens, tokens / rate / 3600))
     caption = f"## Training: {TOKENS_PER_PARAMETER} tokens per parameter at {device.utilisation:.0%} of the peak"
-    return Table(columns, rows, caption)
+    return Table(rows, caption)
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """One rank: its state in GB, and how many tokens of text fit beside it (None: not one row)."""
+
+    config: str = column("config")
+    parallel: str = column("trainer.parallel")
+    ranks: int | str = column("ranks")
+    state: float = column("state, GB", ",.1f")
+    tokens: int | None = column("tokens at once")
+    recomputed: int | None = column("with trainer.recompute")
 
 
 def memory(models: Models, device: Device, ranks: list[int]) -> Table:
-    """GB of one rank: state, and how many text tokens of activations fit beside it."""
-    from hybrid.results.table import Table
-
     rows = []
     for path, (config, s, n) in models.items():
         per_parameter = 16 + (4 if config.optim.ema_decay else 0)  # weights, gradients, two moments, average: float32
         for mode, count in [("ddp", 1), *(("fsdp", r) for r in ranks)]:
             state = per_parameter * n / (1 if mode == "ddp" else count)
             # Put together: two layers in bf16, one in use and the next; embedding and head, and their gradients.
-            whole = 0.0 if mode == "ddp" else 2 * 2 * s.layer_parameters + 2 * 4 * 2 * s.vocab * s.model.dim
-            room = 0.9 * device.memory - state - whole  # a tenth for kernels' work space and fragmentation
-            fits = [room / s.activation_bytes(recompute) for recompute in (False, True)]
-            shown = [f"{math.floor(f / s.seq_len) * s.seq_len:,}" if f >= s.seq_len else "-" for f in fits]
-            rows.append((path, mode, count if mode == "fsdp" else "any", f"{(state + whole) / 1e9:,.1f}", *shown))
-    columns = ["config", "trainer.parallel", "ranks", "state, GB", "tokens at once", "with trainer.recompute"]
-    return Table(columns, rows, f"## Memory of a rank, of {device.memory / 1e9:.0f} GB")
+            full = 0.0 if mode == "ddp" else 2 * 2 * s.layer_parameters + 2 * 4 * 2 * s.vocab * s.model.dim
+            room = 0.9 * device.memory - state - full  # a tenth for kernels' work space and fragmentation
+            fits = [math.floor(room / s.activation_bytes(r) / s.seq_len) * s.seq_len for r in (False, True)]
+            plain, recomputed = (tokens if tokens > 0 else None for tokens in fits)
+            shown = count if mode == "fsdp" else "any"
+            rows.append(MemoryRow(path, mode, shown, (state + full) / 1e9, plain, recomputed))
+    return Table(rows, f"## Memory of a rank, of {device.memory / 1e9:.0f} GB")
+
+
+@dataclass(frozen=True)
+class ServingRow:
+    """A model served from one device."""
+
+    config: str = column("config")
+    weights: float = column("weights, GB", ",.1f")
+    tokens_per_second: float = column("tokens/s at batch 1, autoregressive", ",.0f")
+    faster: float = column("at 4 tokens a forward", ",.0f")
+    cache: float = column("cache, kB per token", ",.0f")
+    texts: float = column("texts of N tokens that fit", ",.0f")
+    batch: int = column("batch that saturates it, autoregressive")
+    batch_of_blocks: int = column("with blocks of B")
 
 
 def serving(models: Models, device: Device) -> Table:
-    from hybrid.results.table import Table
-
     rows = []
     for path, (_, s, n) in models.items():
         read = 2 * (n - (s.vocab + 1) * s.model.dim)  # bf16, without the table of embeddings
         forwards = device.bandwidth / read
         balance = device.peak / device.bandwidth  # rows of a forward from which on products take longer than reading
         texts = (device.memory * 0.9 - 2 * n) / (s.cache_bytes() * s.seq_len)
-        numbers = (
-            forwards,
-            forwards * 4,
-            s.cache_bytes() / 1e3,
-            texts,
-            math.ceil(balance),
+        row = ServingRow(
+            path, 2 * n / 1e9, forwards, 4 * forwards, s.cache_bytes() / 1e3, texts, math.ceil(balance),
             math.ceil(balance / s.block_size),
-        )
-        rows.append((path, f"{2 * n / 1e9:,.1f}", *(f"{number:,.0f}" for number in numbers)))
-    columns = [
-        "config", "weights, GB", "tokens/s at batch 1, autoregressive", "at 4 tokens a forward", "cache, kB per token",
-        "texts of N tokens that fit", "batch that saturates it, autoregressive", "with blocks of B",
-    ]  # fmt: skip
-    return Table(columns, rows, "## Serving in bf16, an upper limit from bytes read")
+        )  # fmt: skip
+        rows.append(row)
+    return Table(rows, "## Serving in bf16, an upper limit from bytes read")
 
 
 def _explanation(device: Device) -> str:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import statistics
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
 from hybrid.options import at_least, title
+from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     from hybrid.config import Config
@@ -45,7 +48,7 @@ class Group:
 def main() -> int:
     arguments = parse()
     from hybrid.evaluation.setting import choose_decoders
-    from hybrid.results.table import publish, refuse_foreign
+    from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output)
     decoders = choose_decoders(arguments.decoders, "--decoders")
@@ -82,25 +85,29 @@ def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespa
     return Group(models[0].config, seeds, sizes, arguments.batch_rows, answers)
 
 
-def table(group: Group):
-    """A line per decoder, the best at the largest block size first; a column per block size."""
-    from hybrid.results.table import Table, plus_minus
+@dataclass(frozen=True)
+class Row:
+    """One decoder: by block size the share of right answers of each run in percent; the rest at the largest size."""
 
+    decoder: str = column("decoder")
+    solved: dict[int, list[float]] = column("solved at {}, %", partial(plus_minus, digits=1))
+    forwards: dict[int, float] = column("forwards at {}", ".1f")
+    right_tokens: dict[int, float] = column("right tokens at {}, %", ".1f")
+
+
+def table(group: Group) -> Table:
+    """A line per decoder, the best at the largest block size first."""
     largest = max(group.block_sizes)
     labels = list(dict.fromkeys(label for label, _ in group.answers))
-    labels.sort(key=lambda label: -_mean([a.solved for a in group.answers[label, largest]]))
+    labels.sort(key=lambda label: -statistics.fmean(a.solved for a in group.answers[label, largest]))
     rows = []
     for label in labels:
-        cells = [plus_minus([100 * a.solved for a in group.answers[label, size]], 1) for size in group.block_sizes]
+        solved = {size: [100 * a.solved for a in group.answers[label, size]] for size in group.block_sizes}
         last = group.answers[label, largest]
-        forwards = _mean([a.nfe / math.ceil(a.n / group.batch_rows) for a in last])
-        rows.append((label, *cells, f"{forwards:.1f}", f"{100 * _mean([a.right_tokens for a in last]):.1f}"))
-    columns = ["decoder", *(f"solved at {size}, %" for size in group.block_sizes)]
-    return Table([*columns, f"forwards at {largest}", f"right tokens at {largest}, %"], rows)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+        forwards = statistics.fmean(a.nfe / math.ceil(a.n / group.batch_rows) for a in last)
+        right = 100 * statistics.fmean(a.right_tokens for a in last)
+        rows.append(Row(label, solved, {largest: forwards}, {largest: right}))
+    return Table(rows)
 
 
 def describe(group: Group) -> str:

@@ -20,7 +20,7 @@ from hybrid.likelihoods.base import BOUND, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.enumerated import check_enumerable, enumerated_bound, sum_over_blocks
 from hybrid.likelihoods.exact import exact_nll, per_row
 from hybrid.model import Transformer
-from hybrid.objectives.cross_entropy import Loss, masked_loss
+from hybrid.objectives.cross_entropy import MaskedLoss, masked_loss
 from hybrid.objectives.estimators import Count
 
 
@@ -43,7 +43,7 @@ class Bound(LikelihoodMethod):
         return Likelihood(*mean_and_error(values), rows.n_targets, "bound")
 
 
-def monte_carlo(model: Transformer, rows: Rows, block_size: int, draws: int, seed: int) -> tuple[Tensor, Loss]:
+def monte_carlo(model: Transformer, rows: Rows, block_size: int, draws: int, seed: int) -> tuple[Tensor, MaskedLoss]:
     """Independent draws of each row's bound, (b, D) float64 nats, and the cross-entropies they came from.
 
     Within a draw the counts are stratified over the row's blocks; draws are independent, so they give the error.

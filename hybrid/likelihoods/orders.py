@@ -111,13 +111,13 @@ def _chunks(rows: Rows) -> Iterator[Rows]:
 
 
 class _KnownText:
-    """A prediction without a proposal: there is nothing to draw, and an order that depends on draws is no policy."""
+    """A prediction without candidates: there is nothing to draw, and an order that depends on draws is no policy."""
 
     def __init__(self, log_probs: Tensor, decoder: Decoder):
         self.log_probs, self._decoder = log_probs, decoder
 
     @property
-    def proposal(self) -> Tensor:
+    def candidates(self) -> Tensor:
         raise ValueError(
             f"decoder: the order of {self._decoder!r} depends on the tokens that it draws, so it has no exact policy "
             "likelihood; use one that depends on the distribution alone (confidence: token=best; margin; entropy)"
@@ -125,7 +125,7 @@ class _KnownText:
 
     @property
     def confidence(self) -> Tensor:
-        return self.proposal  # that of what is drawn: refused as well
+        return self.candidates  # that of what is drawn: refused as well
 
 
 class _Walk:
@@ -151,7 +151,9 @@ class _Walk:
             view = self._view(decoder, masked, step)
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask = decoder.select(view, state)
+            reveal, remask, *own = decoder.select(view, state)
+            if own:
+                view.read(masked, masked)  # refused
             if remask is not None and bool((remask & ~view.is_masked & self.is_valid & ~self.is_fixed).any()):
                 raise ValueError(
                     f"decoder: {decoder!r} re-masks tokens, so its texts have no exact policy likelihood; use another"
@@ -184,6 +186,13 @@ class _Walk:
             log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             return _KnownText(log_probs, decoder)
 
+        def read(*_: Any) -> Tensor:
+            raise ValueError(
+                f"decoder: {decoder!r} draws tokens itself, so its texts have no exact policy likelihood; use another"
+            )
+
         tokens = self.text.masked_fill(masked, self.model.mask_token_id)
-        # A planner scores proposals, and reading those is refused.
-        return View(step, tokens, masked, self.is_fixed, self.is_valid, draw, forward, judge=lambda proposal: proposal)
+        # A planner weighs candidates, and reading those is refused.
+        return View(
+            step, tokens, masked, self.is_fixed, self.is_valid, draw, forward, lambda candidates: candidates, read
+        )

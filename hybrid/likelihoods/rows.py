@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.base import LikelihoodMethod, Rows
 from hybrid.likelihoods.elbo import mean_and_error, monte_carlo

@@ -1,9 +1,11 @@
-"""What training minimises: which tokens are masked (estimators), how each counts (weightings), and the loss."""
+"""What training minimises: an objective, which tokens it masks (estimators), and how each counts (weightings)."""
 
+from hybrid.objectives.build import OBJECTIVES, ObjectiveConfig, build_objective
 from hybrid.objectives.estimators import ESTIMATORS
-from hybrid.objectives.objective import Objective, ObjectiveConfig
+from hybrid.objectives.objective import Loss, MaskedObjective, Objective
 from hybrid.objectives.proposals import PROPOSALS
 from hybrid.objectives.schedules import SCHEDULES
 from hybrid.objectives.weightings import WEIGHTINGS
 
-__all__ = ["ESTIMATORS", "PROPOSALS", "SCHEDULES", "WEIGHTINGS", "Objective", "ObjectiveConfig"]
+__all__ = ["ESTIMATORS", "OBJECTIVES", "PROPOSALS", "SCHEDULES", "WEIGHTINGS", "Loss", "MaskedObjective", "Objective",
+           "ObjectiveConfig", "build_objective"]  # fmt: skip

@@ -1,11 +1,19 @@
-"""The loss of a batch that is masked in a given way.
+"""Masked cross-entropy: the loss of a batch that is masked in a given way, and the objective that draws the masks.
+
+With m_n the mean cross-entropy over the masked tokens when n of a block's L target tokens are masked at random,
+
+    -log p(x^b | x^<b)  <=  sum_{n=1..L} E[m_n]
+
+(Zheng et al. 2409.02908, prop. 3.1). An estimator gives each masked token a weight such that the expected weighted sum
+of cross-entropies is that bound.
 
 Shape legend: b rows, D noise draws, N text length, g blocks, B block size, m masked tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,19 +23,22 @@ from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import weighted_cross_entropy
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.estimators import Masking
-from hybrid.objectives.noise import block_view
+from hybrid.objectives.noise import NoiseKeys, block_view
+from hybrid.objectives.objective import Loss, MaskedObjective
+from hybrid.objectives.weightings import Elbo
+from hybrid.options import provided
+
+if TYPE_CHECKING:
+    from hybrid.data.batches import Batch
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Cross-entropies of the masked tokens of a batch, in the order of `masked.nonzero()`.
+class MaskedLoss(Loss):
+    """Cross-entropies of the masked tokens of a batch, in the order of `masked.nonzero()`; `total` weighs them.
 
-    `total` is the sum of weighted cross-entropies, averaged over draws: nats of the whole batch. Divided by the number
-    of target tokens of the *global* batch it is the loss of this batch's share, whatever the accumulation or the ranks.
     `autoregressive` is the exact left-to-right NLL of the batch in nats, where it was asked for.
     """
 
-    total: Tensor  # () with a gradient
     cross_entropy: Tensor  # (m,) float32 or float64, detached
     masking: Masking
     autoregressive: Tensor | None = None  # () with a gradient
@@ -53,7 +64,7 @@ class Loss:
 def masked_loss(
     model: Transformer, tokens: Tensor, masking: Masking, block_size: int, documents: Tensor | None = None,
     autoregressive: Tensor | None = None,
-) -> Loss:  # fmt: skip
+) -> MaskedLoss:  # fmt: skip
     """Run both streams and weigh the cross-entropies of the masked tokens (b, N).
 
     Tokens and masking may be on the host, wherever the model is: `two_stream_hidden`.
@@ -72,4 +83,27 @@ def masked_loss(
         targets = send(tokens[autoregressive], hidden.device)
         ones = torch.ones_like(targets, dtype=weights.dtype)
         left_to_right, _ = weighted_cross_entropy(hidden[len(row) :], matrix, targets, ones, banned)
-    return Loss(total, losses, masking, left_to_right)
+    return MaskedLoss(total, losses, masking, left_to_right)
+
+
+@dataclass(frozen=True)
+class MaskedCrossEntropy(MaskedObjective):
+    """Weighted cross-entropy of the masked tokens (the ELBO, where the weighting is `elbo`), and perhaps an
+    autoregressive loss on the same clean pass."""
+
+    ar_weight: float = provided(0.0)
+
+    @property
+    def is_elbo(self) -> bool:
+        return isinstance(self.weighting, Elbo) and not hasattr(self.estimator, "bias")
+
+    def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> MaskedLoss:
+        # At block size 1 the loss is the autoregressive one already.
+        autoregressive = batch.is_target if self.ar_weight and block_size > 1 else None
+        masking = self.draw(batch, noise, block_size)
+        loss = masked_loss(model, batch.tokens, masking, block_size, batch.documents, autoregressive)
+        logged = {"nelbo" if self.is_elbo else "loss": loss.total.detach()}  # only an estimate of the ELBO is called so
+        if loss.autoregressive is None:
+            return replace(loss, logged=logged)
+        logged["ar_nll"] = loss.autoregressive.detach()
+        return replace(loss, total=loss.total + self.ar_weight * loss.autoregressive, logged=logged)

@@ -61,7 +61,7 @@ class Count:
 
     @cached_property
     def source(self) -> Proposal:
-        """Built once, since it may learn."""
+        """The proposal, built."""
         return build(PROPOSALS, self.proposal, "proposal")
 
     def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
@@ -95,15 +95,6 @@ class Count:
             pi = self.source.probabilities(size, block_size)
             table[row, : size + 1] = (pi + pi.flip(0)) / 2 if self.complementary else pi
         return table.to(targets.device)[index]
-
-    def learn(self, block_size: int, targets: Tensor, n: Tensor, losses: Tensor) -> None:
-        """Show a step's blocks to a proposal that learns: three (b, D, g), L, n, and m_n with its weight omega_n."""
-        if self.complementary and block_size > 1:
-            # What the pair contributes; that of a full and an empty half is counted twice: half of it falls on n = 0.
-            pair = losses.unflatten(1, (-1, 2)).sum(2, keepdim=True).expand(-1, -1, 2, -1).flatten(1, 2)
-            losses = torch.where(n == targets, 2 * pair, pair)
-        real = n > 0
-        self.source.learn(block_size, targets.expand_as(n)[real], n[real], losses[real])  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hybrid.options import option
+from hybrid.options import REMOVED, Removed, option
 
 
 class Schedule(Protocol):
@@ -119,3 +119,7 @@ SCHEDULES: dict[str, Any] = {
     "cosine_md4": CosineMD4,
     "logarithmic": Logarithmic,
 }
+
+for _key in ("schedule", "kappa"):
+    _why = "it is the schedule 'cosine_md4' by another name; write that"
+    REMOVED[_key, "cosine_maskgit"] = Removed(_why, "cosine_md4")

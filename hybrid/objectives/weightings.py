@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hybrid.objectives.noise import block_view
 from hybrid.objectives.proposals import normalised
-from hybrid.options import option
+from hybrid.options import REMOVED, Removed, option
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,11 @@ class Cart(PlainCrossEntropy):
 WEIGHTINGS: dict[str, Any] = {
     "elbo": Elbo,
     "uniform": PlainCrossEntropy,
-    "mask_predict": PlainCrossEntropy,  # named apart because papers do: the same loss
     "maskgit": MaskGIT,
     "bert": Bert,
     "cart": Cart,
 }
+REMOVED["weighting", "mask_predict"] = Removed("it is the weighting 'uniform' by another name; write that", "uniform")
 
 
 def weigh(weighting: Weighting, masked: Tensor, is_target: Tensor, block_size: int) -> Tensor:

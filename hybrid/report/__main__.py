@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def notes(runs: Sequence[RunRecord]) -> list[str]:
-    """What makes figures differ although the models may not."""
+    """Say what makes numbers differ although the models may not."""
     notes = [note for run in runs for note in run.notes]
     for run in runs:
         steps = run.config.trainer.steps
@@ -113,30 +113,30 @@ def seeds_of(compared: Sequence[Group]) -> list[str]:
 def refuse_foreign_report(output: Path) -> None:
     """Raise a ValueError if a report would replace something else."""
     from hybrid.report import page
-    from hybrid.results.table import refuse_foreign
-    from hybrid.storage import atomic
+    from hybrid.results.publish import refuse_foreign
+    from hybrid.storage import overwriting
 
     if output.suffix == ".md":
         refuse_foreign(output)
         return
 
     def is_report(folder: Path) -> bool:
-        return folder.is_dir() and (not any(folder.iterdir()) or atomic.has_mark(folder / "index.html", page.MARK))
+        return folder.is_dir() and (not any(folder.iterdir()) or overwriting.has_mark(folder / "index.html", page.MARK))
 
-    atomic.refuse_foreign(output, is_report, "is no report", what="folder")
+    overwriting.refuse_overwriting(output, is_report, "is no report", what="folder")
 
 
 def write_markdown(output: Path, title: str, facts: list[str], parts: list[Section], seeds: list[int]) -> None:
     """One Markdown file with its plots beside it, and with the command that makes them."""
     from hybrid.report import page, plots
-    from hybrid.results.table import command_of, provenance, refuse_foreign_figures, write_result
+    from hybrid.results.publish import command_of, provenance, refuse_foreign_plots, write_result
     from hybrid.storage.atomic import write_bytes_atomic
 
     texts = [page.to_markdown(section, output.stem) for section in parts if not section.samples]
-    refuse_foreign_figures(output, [f"{output.stem}-{name}.png" for section in parts for name in section.figures])
+    refuse_foreign_plots(output, [f"{output.stem}-{name}.png" for section in parts for name in section.plots])
     write_result(output, title, provenance(command_of(MODULE), seeds), ["\n\n".join(facts), *texts])
     for section in parts:
-        for name, (_, figure) in section.figures.items():
+        for name, (_, figure) in section.plots.items():
             write_bytes_atomic(output.with_name(f"{output.stem}-{name}.png"), plots.save_png(figure))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.report.fields import Fields, is_number
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 
 LIKELIHOODS = ("bound", "exact")
 _HOW_TEXTS = ("samples", "new_tokens", "prompt_tokens", "temperature", "top_k", "top_p", "seed")

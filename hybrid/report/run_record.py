@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints.origin import is_same_checkpoint, latest_identity
+from hybrid.checkpoints.identity import identity_at, is_same_checkpoint
 from hybrid.config import Config, load_config, resolve_block_sizes
 from hybrid.options import shown
 from hybrid.report.evaluation import LIKELIHOODS, Evaluation, Facts, Measured, counted, machine_name
 from hybrid.report.fields import Fields, is_number
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 
 # What must agree for likelihoods to be comparable, by its attribute of a run.
@@ -51,7 +51,7 @@ class RunRecord:
         metrics = read_metrics(folder)
         _check_sizes(folder, config, metrics)
         evaluation = Evaluation.read(folder / "eval.json") if (folder / "eval.json").is_file() else None
-        run = cls(name, folder, config, environment, data, metrics, evaluation, latest_identity(folder))
+        run = cls(name, folder, config, environment, data, metrics, evaluation, identity_at(folder))
         run = run._without_stale_evaluation()
         try:
             found = run.likelihoods if run.block_sizes else []

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from hybrid.options import title
 from hybrid.report import plots
 from hybrid.report.generated import REPETITIVE, Written, front, written
-from hybrid.report.groups import Group, Mean, common, differences
+from hybrid.report.groups import Group, common, differences
 from hybrid.report.run_record import RunRecord
-from hybrid.results.table import Table, commit_of, listed, machine_of
+from hybrid.results.environment import commit_of, machine_of
+from hybrid.results.publish import listed
+from hybrid.results.table import Table, column
 from hybrid.results.text import formatted
 
 if TYPE_CHECKING:
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Section:
-    """`figures` maps the stem of a file to what it shows and the figure; `samples` maps a group to a text."""
+    """`plots` maps the stem of a file to what it shows and the figure; `samples` maps a group to a text."""
 
     title: str
     text: str
-    figures: dict[str, tuple[str, Figure]] = field(default_factory=dict)
+    plots: dict[str, tuple[str, Figure]] = field(default_factory=dict)
     table: Table | None = None
     samples: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)  # that all runs share
@@ -58,6 +60,20 @@ def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     return values[0] * factor, values[1] * factor
 
 
+@dataclass(frozen=True)
+class LikelihoodRow:
+    """One model at one block size."""
+
+    model: str = column("model")
+    block_size: int = column("block size")
+    trained: str = column("trained for it")
+    likelihood: str = column("likelihood")
+    nats: str = column("nats per token")
+    bits: str | None = column("bits per byte")
+    excess: float | None = column("above the source", "+.4f", optional=True)  # bits per byte
+    seeds: int = column("seeds")
+
+
 def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section | None:
     truth = truth_in_bits(runs)
     if not any(g.evaluated for g in groups):
@@ -70,13 +86,14 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
             method = g.method(size)
             sign = "≤" if method == "bound" else "="
             nats, bits = g.nats(size), g.bits_per_byte(size)
-            row = [g.label, size, _trained(g, size), method, f"{sign} {nats.text(4)}"]
-            row.append(None if bits is None else f"{sign} {bits.text(4)}")
-            if truth is not None:
-                row.append(None if bits is None else f"{bits.value - truth[1]:+.4f}")
-            rows.append([*row, len(g.runs)])
-    columns = ["model", "block size", "trained for it", "likelihood", "nats per token", "bits per byte"]
-    columns += [] if truth is None else ["above the source"]
+            row = LikelihoodRow(
+                g.label, size, _trained(g, size), method,
+                nats=f"{sign} {nats.text(4)}",
+                bits=None if bits is None else f"{sign} {bits.text(4)}",
+                excess=None if bits is None or truth is None else bits.value - truth[1],
+                seeds=len(g.runs),
+            )  # fmt: skip
+            rows.append(row)
     text = (
         "Squares are exact likelihoods, discs are bounds: the likelihood itself is better than a bound, by an amount "
         "that is not known. ± is the standard error over seeds, or of the noise of the masks with one seed. "
@@ -89,8 +106,7 @@ def _block_sizes(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section 
         )
         if not all(run.is_evaluated_whole for run in runs):
             text += " Models were evaluated on a part of that text only, which may be easier or harder."
-    table = Table([*columns, "seeds"], rows)
-    return Section("Bits per byte", text, drawn, table)
+    return Section("Bits per byte", text, drawn, Table(rows))
 
 
 def _trained(group: Group, block_size: int) -> str:
@@ -112,20 +128,32 @@ def _below(groups: Sequence[Group], truth: float) -> str:
     return f"BELOW that, by chance or by mistake: {', '.join(low)}."
 
 
+@dataclass(frozen=True)
+class TradeRow:
+    """The texts of one model by one decoder."""
+
+    model: str = column("model")
+    block_size: int = column("block size")
+    decoder: str = column("decoder")
+    tokens_per_second: float = column("tokens/s", round)
+    nfe_per_token: float = column("forwards per token", ".3f")
+    entropy: float = column("entropy", ".3f")
+    nats_per_byte: float | None = column("judge, nats/byte", ".3f")
+    remark: str = column("")
+
+
 def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[str, Any]) -> Section | None:
     if not texts:
         return None
     figure = plots.trade(texts, palette)
     best = {id(w) for w in front(texts)}
     rows = [
-        [
-            w.group, w.block_size, w.decoder, round(w.tokens_per_second), f"{w.nfe_per_token:.3f}", f"{w.entropy:.3f}",
-            None if w.nats_per_byte is None else f"{w.nats_per_byte:.3f}",
+        TradeRow(
+            w.group, w.block_size, w.decoder, w.tokens_per_second, w.nfe_per_token, w.entropy, w.nats_per_byte,
             "repeats itself" if w.is_repetitive else "front" if id(w) in best else "",
-        ]
+        )
         for w in texts
     ]  # fmt: skip
-    columns = ["model", "block size", "decoder", "tokens/s", "forwards per token", "entropy", "judge, nats/byte", ""]
     evaluated = [run.evaluation for run in runs if run.evaluation is not None and run.generated]
     hows = [e.how_generated for e in evaluated]
     ways = [
@@ -144,7 +172,7 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
     machines = {e.machine for e in evaluated}
     text += f" Speeds are those of {', '.join(sorted(machines))}."
     drawn = {} if figure is None else {"trade": ("quality against tokens per second", figure)}
-    return Section("Quality against speed", text, drawn, Table(columns, rows))
+    return Section("Quality against speed", text, drawn, Table(rows))
 
 
 def _by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
@@ -178,23 +206,37 @@ def _samples(groups: Sequence[Group]) -> Section | None:
     return Section("Samples", text, samples=texts) if texts else None
 
 
+@dataclass(frozen=True)
+class ModelRow:
+    """One model: means over its seeds."""
+
+    model: str = column("model")
+    settings: dict[str, Any] = column("{}")  # in which models differ
+    parameters: int = column("parameters")
+    tokens: float = column("tokens", ",.0f")
+    minutes: float = column("minutes", ".1f")
+    bits: str | None = column("bits per byte")
+    seeds: int = column("seeds")
+
+
 def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
     differ = differences(runs)
     rows = []
     for g in groups:
         own = g.own or (g.evaluated[0] if g.evaluated else None)
         bits = None if own is None else g.bits_per_byte(own)
-        tokens = Mean.of([run.tokens(run.step) for run in g.runs])
-        rows.append(
-            [
-                g.label, *(g.settings[key] for key in differ), f"{g.first.environment['parameters']:,}",
-                f"{tokens.value:,.0f}", f"{g.over_runs(lambda run: run.seconds / 60).value:.1f}",
-                None if own is None or bits is None else f"{bits.text(4)} ({g.method(own)})", len(g.runs),
-            ]
-        )  # fmt: skip
-    columns = ["model", *differ, "parameters", "tokens", "minutes", "bits per byte", "seeds"]
+        row = ModelRow(
+            g.label,
+            settings={key: g.settings[key] for key in differ},
+            parameters=g.first.environment["parameters"],
+            tokens=g.over_runs(lambda run: run.tokens(run.step)).value,
+            minutes=g.over_runs(lambda run: run.seconds / 60).value,
+            bits=None if own is None or bits is None else f"{bits.text(4)} ({g.method(own)})",
+            seeds=len(g.runs),
+        )
+        rows.append(row)
     text = "Only the settings in which they differ."
-    return Section("Models", text, table=Table(columns, rows), settings=common(runs))
+    return Section("Models", text, table=Table(rows), settings=common(runs))
 
 
 def provenance(runs: Sequence[RunRecord]) -> list[str]:

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ _LIBRARIES = (
 
 
 def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Where and how a run was started, for environment.json; no user name, no host name."""
+    """Say where and how a run was started, for environment.json; without user and host name."""
     libraries = {}
     for name in _LIBRARIES:
         try:
@@ -49,6 +50,19 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cuda": torch.version.cuda,
         **_git(),
     }
+
+
+def commit_of(facts: Mapping[str, Any]) -> str:
+    """Of an `environment`, short."""
+    if facts["commit"] is None:
+        return "no commit"
+    return facts["commit"][:7] + (" with changes" if facts["dirty"] else "")
+
+
+def machine_of(facts: Mapping[str, Any]) -> str:
+    """Of an `environment`: processor or GPU, threads, torch."""
+    name = facts["processor"] if facts["device"] == "cpu" else facts["device"]
+    return f"{name}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
 
 
 def _without_home(word: str) -> str:

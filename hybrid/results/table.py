@@ -1,45 +1,99 @@
-"""Results as Markdown, with the command, commit, machine and seeds that made them beside the numbers."""
+"""Tables of results: a row is a dataclass whose fields say how their columns are headed and formatted.
+
+@dataclass(frozen=True)
+class Row:
+    decoder: str = column("decoder")
+    nfe: list[float] = column("forwards", plus_minus)     # one value a seed
+    solved: dict[int, float] = column("solved at {}, %", ".1f")    # a column for each key
+
+Table([Row("margin", [3.0, 3.2], {1: 90.5, 8: 30.0})]).markdown()
+"""
 
 from __future__ import annotations
 
-import io
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import numpy as np
+from hybrid.results.text import aligned, formatted
 
-from hybrid.results.environment import environment
-from hybrid.storage import atomic
 
-_MARK = "<!-- Written by a command; edits are lost when it runs again. -->"
+def column(heading: str, form: str | Callable[[Any], Any] = "", optional: bool = False, **field: Any) -> Any:
+    """Declare a field of a row.
+
+    Args:
+        heading: of its column. With braces (`{}`, `{:.0f} s`) the field is a mapping: a column for each key.
+        form: a format like ".3f", or a function of the value; not asked about None, which is shown as a dash.
+        optional: the column is left out if no row has a value.
+        field: as of `dataclasses.field`.
+    """
+    return dataclasses.field(**field, metadata={"heading": heading, "form": form, "optional": optional})
 
 
 @dataclass(frozen=True)
 class Table:
-    """`rows` hold a value per column; floats are shown with four significant digits, None as a dash."""
+    """`rows` are instances of one dataclass; those of its fields that `column` made are shown."""
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Any]
     caption: str = ""
 
+    @cached_property
+    def _values(self) -> list[tuple[str, list[Any]]]:
+        """Each heading, and what stands under it."""
+        found = []
+        for field in dataclasses.fields(self.rows[0]) if self.rows else ():
+            if "heading" not in field.metadata:
+                continue
+            heading, form, optional = (field.metadata[name] for name in ("heading", "form", "optional"))
+            values = [getattr(row, field.name) for row in self.rows]
+            if "{" in heading:
+                for key in dict.fromkeys(key for value in values for key in value):
+                    found.append((heading.format(key), [_shown(value.get(key), form) for value in values]))
+            elif not optional or any(value is not None for value in values):
+                found.append((heading, [_shown(value, form) for value in values]))
+        return found
+
+    @property
+    def columns(self) -> list[str]:
+        return [heading for heading, _ in self._values]
+
+    @cached_property
+    def cells(self) -> list[list[Any]]:
+        """The rows as they are shown: texts and numbers; None where there is no value."""
+        return [list(row) for row in zip(*(values for _, values in self._values), strict=True)]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Heading -> cell of each row, for JSON."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.cells]
+
     def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *([cell(v) for v in row] for row in self.rows)]
+        shown = [[cell(value).replace("|", "\\|") for value in row] for row in self.cells]
+        lines = [self.columns, ["---"] * len(self.columns), *shown]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"{self.caption}\n\n{body}" if self.caption else body
 
+    def text(self, left: Collection[int] = (0,)) -> str:
+        """Plain text, the columns numbered in `left` flush left."""
+        return aligned([self.columns, *([cell(value) for value in row] for row in self.cells)], left)
+
+
+def _shown(value: Any, form: str | Callable[[Any], Any]) -> Any:
+    if value is None or not form:
+        return value
+    return form(value) if callable(form) else formatted(value, form)
+
 
 def cell(value: Any) -> str:
+    """What stands in a cell: floats with four significant digits, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "\\|")
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def plus_minus(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
@@ -47,107 +101,14 @@ def plus_minus(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
 
     `sign="+"` shows that of a difference.
     """
+    import numpy as np
+
     mean = f"{np.mean(values):{sign}.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {standard_error(values):.{digits}f}"
 
 
 def standard_error(values: Sequence[float]) -> float:
     """Of the mean of independent values; NaN of a single one."""
+    import numpy as np
+
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
-def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
-    """One sentence: how to make the numbers again, and on what they were made."""
-    e = environment(device)
-    commit = commit_of(e) if e["commit"] is None else f"commit {commit_of(e)}"
-    return f"`{command}`; {commit}; {machine_of(e)}; {listed('seed', seeds)}; {e['started'][:10]}."
-
-
-def listed(noun: str, values: Sequence[Any]) -> str:
-    """`seed 0`, `seeds 0, 1`."""
-    return f"{noun}{'' if len(values) == 1 else 's'} {', '.join(map(str, values))}"
-
-
-def commit_of(environment: Mapping[str, Any]) -> str:
-    """From `tracking.environment`."""
-    if environment["commit"] is None:
-        return "no commit"
-    return environment["commit"][:7] + (" with changes" if environment["dirty"] else "")
-
-
-def machine_of(environment: Mapping[str, Any]) -> str:
-    """From `tracking.environment`: processor or GPU, threads, torch."""
-    e = environment
-    name = e["processor"] if e["device"] == "cpu" else e["device"]
-    return f"{name}, threads: {e['threads']}, torch {e['libraries']['torch']}"
-
-
-def command_of(module: str) -> str:
-    """The command line that is running."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
-
-
-def refuse_foreign(output: str | Path | None, figures: int = 0) -> None:
-    """Results, and the plots beside them, may replace older results, but nothing else.
-
-    Args:
-        figures: how many plots there will be.
-
-    Raises:
-        ValueError: something is there that no experiment wrote.
-    """
-    if output is not None:
-        atomic.refuse_foreign(Path(output), _is_result, "was not written by an experiment")
-        refuse_foreign_figures(Path(output), [figure_name(Path(output), number) for number in range(figures)])
-
-
-def refuse_foreign_figures(result: Path, names: Sequence[str]) -> None:
-    """Raise a ValueError if a plot would replace what the result of before does not show."""
-    shows = result.read_text(encoding="utf-8", errors="replace") if _is_result(result) else ""
-    for name in names:
-        atomic.refuse_foreign(
-            result.with_name(name), lambda p: p.is_file() and f"]({p.name})" in shows,
-            f"is no plot of {result}",
-        )  # fmt: skip
-
-
-def _is_result(path: Path) -> bool:
-    return atomic.has_mark(path, _MARK)
-
-
-def figure_name(result: Path, number: int) -> str:
-    return f"{result.stem}.png" if number == 0 else f"{result.stem}-{number + 1}.png"
-
-
-def publish(
-    output: str | None, module: str, title: str, seeds: Sequence[int], parts: Sequence[str | Table],
-    figures: dict[str, np.ndarray] | None = None, device: str = "cpu",
-) -> None:  # fmt: skip
-    """Print the parts and, if there is an `output`, write them there with `python -m module ...` as their origin."""
-    print("\n\n".join(part if isinstance(part, str) else part.markdown() for part in parts))
-    if output is not None:
-        write_result(Path(output), title, provenance(command_of(module), seeds, device), parts, figures)
-        print(f"wrote {output}", file=sys.stderr)
-
-
-def write_result(
-    path: Path, title: str, origin: str, parts: Sequence[str | Table], figures: dict[str, np.ndarray] | None = None
-) -> None:
-    """Write `path` (Markdown) and its figures beside it: `figures` maps a caption to an image, uint8 [h, w, 3].
-
-    Raises:
-        ValueError: `path` holds something that no experiment wrote.
-    """
-    from PIL import Image
-
-    refuse_foreign(path, len(figures or {}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = [f"# {title}", _MARK, f"Made by {origin}"]
-    text += [part if isinstance(part, str) else part.markdown() for part in parts]
-    names = {figure_name(path, number): caption for number, caption in enumerate(figures or {})}
-    text += [f"![{caption}]({name})" for name, caption in names.items()]
-    atomic.write_text_atomic(path, "\n\n".join(text) + "\n")  # first: a plot is known by the text that shows it
-    for name, caption in names.items():
-        png = io.BytesIO()
-        Image.fromarray((figures or {})[caption]).save(png, format="png", optimize=True)
-        atomic.write_bytes_atomic(path.with_name(name), png.getvalue())

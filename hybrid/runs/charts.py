@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: what it is, and at the end its figures."""
+"""What TensorBoard shows of a run beside its curves: its settings, and at the end its last values and plots."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from hybrid.config import Config, flatten, to_yaml
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding import DECODERS
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
-from hybrid.options import build, title
+from hybrid.options import title
 from hybrid.results.text import formatted
 from hybrid.runs.plots import plot_attention, plot_losses_by_count, plot_unmasking_order
 from hybrid.text.trace import Trace
-from hybrid.training.tracking import Tracker, charts
+from hybrid.training.tracking import Tracker
 from hybrid.training.validation import SampleWriter, Validator
 
 log = logging.getLogger(__name__)
@@ -27,11 +26,33 @@ ORDER_BLOCKS, ORDER_POSITIONS = 3, 64
 """At most so much text is shown of each."""
 
 
-def introduce(
+def chart_layout(block_sizes: Sequence[int], has_other_losses: bool) -> dict[str, dict[str, list[str]]]:
+    """Lay out the charts that show all runs together: category -> title -> patterns of tags.
+
+    TensorBoard joins the charts of all runs, so that each block size that one of them is evaluated at has charts of its
+    own, side by side.
+    """
+    likelihood = {"training: negative ELBO, nats per token": ["^train/nelbo$"]}
+    if has_other_losses:
+        likelihood["training: other objectives, nats per token"] = ["^train/loss$", "^train/ar_nll$"]
+    likelihood["validation: negative ELBO, nats per token"] = ["^val/nelbo$"]
+    likelihood["bits per byte"] = ["^val/bits_per_byte"]
+    by_size = {f"block size {b}: negative ELBO, nats per token": [f"^val/nelbo/b{b}$"] for b in block_sizes}
+    by_count = {f"block size {b}: nats per masked token": [f"^val_by_count/b{b}/"] for b in block_sizes if b > 1}
+    return {
+        "likelihood": likelihood,
+        "by block size": by_size,
+        "by number of masked tokens": by_count,
+        "speed": {"tokens per second": ["^perf/tokens_per_second"]},
+        "optimisation": {"learning rates": ["^optim/.*lr"], "gradients and the rest": ["^optim/(?!.*lr)"]},
+    }
+
+
+def log_start(
     tracker: Tracker, config: Config, objective: Objective, block_size: int, evaluated: Sequence[int]
 ) -> None:
-    """Before the first curve: layout, configuration, attention pattern."""
-    tracker.layout(charts(evaluated, not objective.is_elbo or objective.ar_weight > 0))
+    """Log what a run is, before its first curve: layout of the charts, configuration, attention pattern."""
+    tracker.layout(chart_layout(evaluated, not objective.is_elbo or config.objective.ar_weight > 0))
     tracker.text("config", to_yaml(config), 0)
     tracker.hparams(flatten(config))
     seq_len, context = config.data.seq_len, config.model.context
@@ -43,12 +64,12 @@ def introduce(
     tracker.image("attention_pattern", plot_attention(mask, title, streams, block_size), 0)
 
 
-def conclude(
-    tracker: Tracker, config: Config, tokenizer: Tokenizer, validate: Validator, final: dict[str, Any]
+def log_end(
+    tracker: Tracker, config: Config, tokenizer: Tokenizer, validate: Validator, validation: dict[str, Any]
 ) -> None:
-    """At the end: `final` metrics beside the settings, and losses by count; the terminal has them, too."""
-    tracker.hparams(flatten(config), {k: v for k, v in final.items() if k in ("val/nelbo", "val/bits_per_byte")})
-    chance, step = math.log(tokenizer.vocab_size), final["step"]
+    """Log the last `validation` beside the settings, and the losses by count; the terminal has them, too."""
+    tracker.hparams(flatten(config), {k: v for k, v in validation.items() if k in ("val/nelbo", "val/bits_per_byte")})
+    chance, step = math.log(tokenizer.vocab_size), validation["step"]
     for b in validate.latest:
         figure = plot_losses_by_count(b.by_count, f"block size {b.block_size}, step {step}", chance)
         tracker.image(f"loss_by_count/b{b.block_size}", figure, step)
@@ -58,8 +79,8 @@ def conclude(
         )  # fmt: skip
 
 
-def show_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, step: int) -> None:
-    """In which order a few blocks are unmasked, by the decoder of the run (`own`) and by others.
+def log_unmasking_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, step: int) -> None:
+    """Draw in which order a few blocks are unmasked, by the decoder of the run (`own`) and by others.
 
     Every rank writes the whole text: a model that is spread over ranks runs on all of them at once.
     """
@@ -67,7 +88,7 @@ def show_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, ste
     prompt = sample.tokenizer.encode(sample.prompts[0])
     n = min(ORDER_BLOCKS * size, ORDER_POSITIONS, sample.max_new_tokens, seq_len - len(prompt))
     for decoder in (own, *({"name": name} for name in ORDER_DECODERS if name != own["name"])):
-        trace = Trace(replace(sample.engine, decoder=build(DECODERS, decoder, "decoder")))
+        trace = Trace(replace(sample.engine, config=replace(sample.engine.config, decoder=decoder)))
         for _ in trace.stream([prompt], n):
             pass
         figure = plot_unmasking_order(

@@ -10,8 +10,9 @@ from typing import Any
 from hybrid.config.schema import RunConfig
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.options import path_of, shown
-from hybrid.storage.atomic import to_json, write_text_atomic
-from hybrid.storage.leftovers import remove_leftovers, target_of
+from hybrid.storage.atomic import write_text_atomic
+from hybrid.storage.json_files import to_json
+from hybrid.storage.temporaries import remove_leftovers, target_of
 
 CONFIG = "config.yaml"
 _ROOM = 100

@@ -77,7 +77,7 @@ def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[st
 def refuse_foreign_settings(run: Planned, folder: Path) -> None:
     """Raise a ValueError if the settings of a run would replace a file that is not those of such a run before."""
     from hybrid.config import dialect, load_config
-    from hybrid.storage.atomic import refuse_foreign
+    from hybrid.storage.overwriting import refuse_overwriting
 
     def is_ours(path: Path) -> bool:
         try:
@@ -87,7 +87,9 @@ def refuse_foreign_settings(run: Planned, folder: Path) -> None:
             return False
         return whole and (before.run.name, before.trainer.resume) == (run.name, "auto")
 
-    refuse_foreign(folder / f"{run.name}.yaml", is_ours, "does not hold the settings of this run", "--folder", "folder")
+    refuse_overwriting(
+        folder / f"{run.name}.yaml", is_ours, "does not hold the settings of this run", "--folder", "folder"
+    )
 
 
 def evaluate(planned: Plan, failures: dict[str, str], n_jobs: int) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybrid.storage.leftovers import lock
+from hybrid.storage.temporaries import lock
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds

@@ -10,21 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import (
-    is_same_checkpoint,
-    latest_identity,
-    model_identity,
-    recorded_data,
-    recorded_start,
-    refuse_other_data,
-)
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_start
+from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.options import path_of
-from hybrid.results.text import aligned, formatted
-from hybrid.runs.run import MAY_CHANGE
+from hybrid.results.table import Table, column
+from hybrid.runs.resuming import MAY_CHANGE
 from hybrid.runs.run_folder import folder_of
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 from hybrid.sweep.plan import Planned
 from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 
@@ -79,7 +73,7 @@ def state_of(
         if strict or not key.startswith(MAY_CHANGE) or key in _MUST_AGREE:
             raise _other(folder, f"has {key} = {old!r}", who, repr(new))
         log.warning("%s: has %s = %r, and %s wants %r; what it has done stays as it is", folder, key, old, who, new)
-    step = checkpoint.steps_done(folder)
+    step = finding.steps_done(folder)
     if not step:
         return State(0, False)
     _refuse_other_origin(folder, run.config, who, {} if prepared is None else prepared)
@@ -111,7 +105,7 @@ def _other(folder: Path, has: str, who: str, wanted: str) -> ValueError:
 
 def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepared) -> None:
     """What is not in the settings: the text behind the name of a corpus, the weights behind the path of a run."""
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
 
     key = repr(config.data)
     if key not in prepared:
@@ -127,7 +121,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     start = config.trainer.init_from
     if start is None:
         return
-    recorded, today = recorded_start(folder), latest_identity(path_of("trainer.init_from", start))
+    recorded, today = recorded_start(folder), identity_at(path_of("trainer.init_from", start))
     if is_same_checkpoint(recorded, today) is False:
         was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
         raise _other(folder, f"started from {start} at {was}", who, f"what is there now, {now}")
@@ -150,8 +144,8 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     except (ValueError, TypeError, KeyError, AttributeError):
         return False
     judge = content.get("judge") if isinstance(content.get("judge"), Mapping) else {}
-    judged_by = judge.get("checkpoint"), None if arguments.judge is None else model_identity(Path(arguments.judge))
-    same = is_same_checkpoint(content.get("checkpoint"), latest_identity(folder)), is_same_checkpoint(*judged_by)
+    judged_by = judge.get("checkpoint"), None if arguments.judge is None else identity_at(Path(arguments.judge))
+    same = is_same_checkpoint(content.get("checkpoint"), identity_at(folder)), is_same_checkpoint(*judged_by)
     if found != wanted or False in same or bool(judge) is (arguments.judge is None):
         return False
     if same[0] is None:
@@ -162,7 +156,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     """The hash of the text that hybrid.evaluate would read now."""
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
     from hybrid.data.tokenizers import load_tokenizer
     from hybrid.evaluate import other_corpus
 
@@ -173,25 +167,28 @@ def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
         return prepare(data, load_tokenizer(folder / "tokenizer")).description["corpus_sha256"]
 
 
+@dataclass(frozen=True)
+class Row:
+    """How far one run is."""
+
+    run: str = column("run")
+    state: str = column("state")
+    steps: int = column("steps")
+    nelbo: float | None = column("validation nats/token", ".4f")
+    bits_per_byte: float | None = column("bits/byte", ".4f")
+    seconds: float | None = column("minutes", lambda seconds: f"{seconds / 60:.1f}")
+
+
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
     """Plain text, one line per run. Its losses are the last validation of the training; hybrid.evaluate may have read
     other rows.
     """
-    rows = [["run", "state", "steps", "validation nats/token", "bits/byte", "minutes"]]
+    rows = []
     for run in runs:
         s = states[run.name]
         word = "finished" if s.is_finished else f"stopped at {s.step:,}" if s.step else "new"
         if run.name in (failures or {}):
             word = "FAILED"
-        rows.append(
-            [
-                run.name,
-                word,
-                f"{run.config.trainer.steps:,}",
-                formatted(s.nelbo, ".4f"),
-                formatted(s.bits_per_byte, ".4f"),
-                formatted(None if s.seconds is None else s.seconds / 60, ".1f"),
-            ]
-        )
+        rows.append(Row(run.name, word, run.config.trainer.steps, s.nelbo, s.bits_per_byte, s.seconds))
     said = [f"{name}: {why}" for name, why in (failures or {}).items()]
-    return "\n".join([aligned(rows, left=(0, 1)), *said])
+    return "\n".join([Table(rows).text(left=(0, 1)), *said])

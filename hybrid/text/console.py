@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TextIO
 
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding.results import Progress
+from hybrid.decoding.results import GenerationState
 from hybrid.distributed import Ranks
 from hybrid.text.continuation import continuation, spelled
 from hybrid.text.terminal import printable, wrapped
@@ -96,7 +96,7 @@ class Console:
         self._lines = 0
         self._is_first = True
 
-    def follow(self, steps: Iterator[Progress], n_texts: int) -> Texts:
+    def follow(self, steps: Iterator[GenerationState], n_texts: int) -> Texts:
         """Run a generation of `n_texts` to its end, or until every text has met a stop string."""
         started = time.perf_counter()
         if self.live and not self._is_first:
@@ -191,7 +191,7 @@ class Console:
         self.stream.flush()
 
 
-def _rows(progress: Progress) -> list[tuple[list[int], list[int]]]:
+def _rows(state: GenerationState) -> list[tuple[list[int], list[int]]]:
     """Of each row the prompt's tokens, its gaps filled as far as they are, and the new ones."""
-    pairs = zip(progress.sequences, progress.tokens, strict=True)
+    pairs = zip(state.sequences, state.tokens, strict=True)
     return [(whole[: len(whole) - len(new)], new) for whole, new in pairs]

@@ -1,7 +1,7 @@
 """Every step of a generation, recorded; and a page in which one steps through them (trace.html).
 
     trace = Trace(engine)
-    for progress in trace.stream(prompts, max_new_tokens):
+    for state in trace.stream(prompts, max_new_tokens):
         ...
     trace.texts[0].steps
 
@@ -20,8 +20,10 @@ from typing import Any
 
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.engine import Engine
-from hybrid.decoding.results import Change, Progress
-from hybrid.storage.atomic import has_mark, refuse_foreign, to_json, write_text_atomic
+from hybrid.decoding.results import Change, GenerationState
+from hybrid.storage.atomic import write_text_atomic
+from hybrid.storage.json_files import to_json
+from hybrid.storage.overwriting import has_mark, refuse_overwriting
 
 _MARK = "<!-- The unmasking of a text, step by step; edits are lost when the command runs again. -->"
 """In trace.html, which becomes every page."""
@@ -49,8 +51,8 @@ class Trace:
         self.texts: list[TracedText] = []
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int] | None = None
-    ) -> Iterator[Progress]:
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None
+    ) -> Iterator[GenerationState]:
         """`Engine.stream`, recorded as far as it is followed."""
         texts = [TracedText(list(prompt), len(prompt)) for prompt in prompts]
         self.texts += texts
@@ -59,10 +61,10 @@ class Trace:
             if change.revealed or change.remasked:
                 texts[text].steps.append(change)
 
-        for progress in self.engine.stream(prompts, max_new_tokens, keys, watch=note):
-            for text, (_, end) in zip(texts, progress.spans, strict=True):
+        for state in self.engine.stream(prompts, max_new_tokens, row_keys, watch=note):
+            for text, (_, end) in zip(texts, state.spans, strict=True):
                 text.end = end
-            yield progress
+            yield state
 
 
 def check_path(path: Path) -> None:
@@ -73,7 +75,7 @@ def check_path(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise ValueError(f"--trace: {path.parent} is not a folder; make it, or choose another place")
-    refuse_foreign(path, lambda p: has_mark(p, _MARK), "is not the page of a trace", "--trace")
+    refuse_overwriting(path, lambda p: has_mark(p, _MARK), "is not the page of a trace", "--trace")
 
 
 def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> None:

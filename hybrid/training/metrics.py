@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybrid.storage.atomic import to_json, write_bytes_atomic, write_error
+from hybrid.storage.atomic import write_bytes_atomic, write_error
+from hybrid.storage.json_files import to_json
 
 METRICS_FILE = "metrics.jsonl"
 SUPERSEDED = "metrics.jsonl.superseded"

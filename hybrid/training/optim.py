@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hybrid.checkpoints.states import DamagedState, flatten_optimizer, restore_optimizer
+from hybrid.checkpoints.module_state import DamagedState
+from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from hybrid.distributed import local
 from hybrid.options import option, shown
 from hybrid.training.parallel import reshard
@@ -168,3 +169,11 @@ class EMA:
         """In place: the memory of a parameter belongs to whoever shares it over ranks."""
         for name, p in self.model.named_parameters():
             p.copy_(weights[name])
+
+
+@contextmanager
+def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
+    """The model has the averaged weights inside the block, where there are any."""
+    with ema.applied() if ema is not None else nullcontext():
+        yield
+    reshard(model)

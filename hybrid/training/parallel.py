@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from hybrid.distributed import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from hybrid.data.dataset import Batch
+    from hybrid.data.batches import Batch
     from hybrid.model import Transformer
-    from hybrid.objectives import Objective
-    from hybrid.objectives.cross_entropy import Loss
+    from hybrid.objectives import Loss, Objective
     from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")

@@ -1,17 +1,18 @@
-"""What a checkpoint holds of a moment of training: weights, optimizer, averages, proposal, and counts of steps."""
+"""What a checkpoint holds of a moment of training: weights, optimizer, averages, and counts of steps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.states import is_finite, load_state, module_tensors, overwrite
-from hybrid.checkpoints.tensors import load_group
-from hybrid.distributed import local
+from hybrid.checkpoints import finding, saving
+from hybrid.checkpoints.module_state import is_finite, load_state, module_tensors, overwrite
+from hybrid.checkpoints.tensor_files import load_group
+from hybrid.distributed import Ranks, local
 from hybrid.options import shown
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ def write(stepper: Stepper, folder: Path, counts: Counts) -> Path:
     tensors = {"model": module_tensors(s.model), "optimizer": optimizer_tensors}
     if s.ema is not None:
         tensors["ema"] = s.ema.shadow
-    if s.objective.learner is not None:
-        tensors["proposal"] = s.objective.learner.state()
     broken = _broken(tensors)
     if s.ranks.any(bool(broken)):
         names = ", ".join(broken[:3]) or "what another rank holds"
@@ -48,7 +47,7 @@ def write(stepper: Stepper, folder: Path, counts: Counts) -> Path:
             "(or muon_lr) and go on from the last good checkpoint with trainer.resume=auto"
         )
     state = {**counts._asdict(), "optimizer": optimizer_meta}
-    return checkpoint.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
+    return saving.save_checkpoint(folder, counts.step, tensors, state, s.ranks)
 
 
 def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
@@ -60,27 +59,44 @@ def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     ]
 
 
+def is_best(folder: Path, value: float | None) -> bool:
+    """Whether a bound is lower than those of all checkpoints in a folder; None and what is not finite are not."""
+    if value is None or not math.isfinite(value):
+        return False
+    best = finding.read_best(folder)
+    return best is None or value < best[1]
+
+
+def tidy(folder: Path, path: Path, value: float | None, keep_last: int, ranks: Ranks) -> None:
+    """Mark the checkpoint at `path`, whose bound is `value`, if it is the best, and forget old ones."""
+    is_the_best = is_best(folder, value)
+    ranks.wait()  # all of them have read which was the best
+    if ranks.is_main:
+        if value is not None and is_the_best:
+            saving.mark_best(folder, path, value)
+        saving.prune(folder, keep_last)
+    ranks.wait()
+
+
 def restore(stepper: Stepper, path: Path) -> Counts:
     """Bring everything into the state that a checkpoint holds.
 
     Raises:
         ValueError: what is saved there does not fit; one line that names the checkpoint, and another if there is one.
     """
-    with checkpoint.reading(path):
+    with finding.reading(path):
         return _restore(stepper, path)
 
 
 def _restore(s: Stepper, path: Path) -> Counts:
-    state = checkpoint.read_state(path)
+    state = finding.read_state(path)
     counts = Counts(*(_count(state, name, path) for name in Counts._fields))
-    if counts.step != checkpoint.step_of(path):
+    if counts.step != finding.step_of(path):
         raise ValueError(f"{path}: its state.json is of step {shown(counts.step)}; restore the folder from a copy")
     load_state(s.model, load_group(path, "model"))
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))
     if s.ema is not None:
         overwrite(load_group(path, "ema"), s.ema.shadow, "ema: ")
-    if s.objective.learner is not None:
-        s.objective.learner.restore(dict(load_group(path, "proposal")))
     return counts
 
 

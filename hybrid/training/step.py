@@ -5,7 +5,7 @@ in any way.
 
 Batch and noise are made on the host, and all that follows is handed to the device without waiting for it: whether the
 step was finite is decided there, and its numbers are read when they are logged. So a GPU finds the next step ready when
-it is done with this one. A proposal that learns is the exception: the next noise depends on the losses.
+it is done with this one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.data.batches import batch_rows, shard
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens, batch_rows, shard
 from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
@@ -41,8 +39,8 @@ class StepResult:
     """
 
     step: int
-    numbers: Tensor  # (3,) float64: loss, that of its autoregressive part (0 where there is none), norm of the gradient
-    has_ar: bool
+    numbers: Tensor  # (k + 1,) float64: what the objective logs, and the norm of the gradient
+    names: tuple[str, ...]  # (k,) of what the objective logs: `Loss.logged`
     block_size: int
     rates: dict[str, float]  # learning rates by name
 
@@ -51,18 +49,18 @@ class StepResult:
         return self.numbers.tolist()
 
     @property
+    def losses(self) -> dict[str, float]:
+        """What the objective logs, by name."""
+        return dict(zip(self.names, self._read, strict=False))
+
+    @property
     def loss(self) -> float:
-        """Of the objective, without the autoregressive part."""
+        """The first of `losses`."""
         return self._read[0]
 
     @property
-    def ar_nll(self) -> float | None:
-        """Of the autoregressive part, where there is one."""
-        return self._read[1] if self.has_ar else None
-
-    @property
     def grad_norm(self) -> float:
-        return self._read[2]
+        return self._read[-1]
 
     @property
     def is_finite(self) -> bool:
@@ -71,11 +69,11 @@ class StepResult:
 
 
 class Share(NamedTuple):
-    """What one rank accumulated: losses per target token of the global batch, and what its blocks gave."""
+    """What one rank accumulated of the losses that the objective logs, per target token of the global batch."""
 
-    losses: Tensor  # (2,) float64: of the objective, and of its autoregressive part (0 where there is none)
+    losses: Tensor  # (k,) float64
+    names: tuple[str, ...]  # (k,)
     block_size: int
-    blocks: list[tuple[Tensor, Tensor, Tensor]]  # `Objective.observed` of each forward, for a proposal that learns
 
 
 @dataclass
@@ -108,11 +106,7 @@ class Stepper:
         if self.ema is not None:
             self.ema.update(step, skip)
         self.optimizer.zero_grad()
-        has_ar = self.objective.ar_weight > 0 and share.block_size > 1
-        result = StepResult(step, numbers, has_ar, share.block_size, rates)
-        if share.blocks and result.is_finite:
-            self.objective.learn(share.block_size, list(chain(*self.ranks.gather(share.blocks))))
-        return result
+        return StepResult(step, numbers, share.names, share.block_size, rates)
 
     def accumulate(self, step: int) -> Share:
         """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
@@ -123,8 +117,8 @@ class Stepper:
         micro_rows = min((trainer.micro_batch_tokens or trainer.batch_tokens) // seq_len, len(mine))
         block_size = self.block_size_of(step)
         n_targets = max(self._count_targets(indices), 1)
-        losses = torch.zeros(2, dtype=torch.float64, device=self.model.embedding.weight.device)
-        blocks = []
+        nothing = torch.zeros((), dtype=torch.float64, device=self.model.embedding.weight.device)
+        losses: dict[str, Tensor] = {}
         parallel = self.parallel or DataParallel(self.model)
         for start in range(0, len(mine), micro_rows):
             batch = self.split.rows(mine[start : start + micro_rows])
@@ -133,16 +127,10 @@ class Stepper:
             with parallel.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
                     loss = parallel.loss(objective, batch, noise, block_size)
-                    minimised = loss.total
-                    if loss.autoregressive is not None:
-                        minimised = minimised + objective.ar_weight * loss.autoregressive
-                parallel.backward(minimised / n_targets)
-            losses[0] += loss.total.detach() / n_targets
-            if loss.autoregressive is not None:
-                losses[1] += loss.autoregressive.detach() / n_targets
-            if objective.learner is not None:
-                blocks.append(objective.observed(loss, batch.is_target, block_size))
-        return Share(losses, block_size, blocks)
+                parallel.backward(loss.total / n_targets)
+            for name, value in (loss.logged or {"loss": loss.total}).items():
+                losses[name] = losses.get(name, nothing) + value.detach() / n_targets
+        return Share(torch.stack(list(losses.values())), tuple(losses), block_size)
 
     def block_size_of(self, step: int) -> int:
         """With a list of block sizes, one is drawn for each batch."""

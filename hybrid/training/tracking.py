@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +14,13 @@ import numpy as np
 import torch
 
 from hybrid.results.plot import rasterise
-from hybrid.storage.atomic import to_json, write_error
+from hybrid.storage.atomic import write_error
+from hybrid.storage.json_files import to_json
 from hybrid.training.metrics import MetricsFile, last_validation, supersede
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
-
-
-def charts(block_sizes: Sequence[int], has_other_losses: bool) -> dict[str, dict[str, list[str]]]:
-    """Charts that show all runs together, category -> title -> patterns of tags.
-
-    TensorBoard joins the charts of all runs, so that each block size that one of them is evaluated at has charts of its
-    own, side by side.
-    """
-    likelihood = {"training: negative ELBO, nats per token": ["^train/nelbo$"]}
-    if has_other_losses:
-        likelihood["training: other objectives, nats per token"] = ["^train/loss$", "^train/ar_nll$"]
-    likelihood["validation: negative ELBO, nats per token"] = ["^val/nelbo$"]
-    likelihood["bits per byte"] = ["^val/bits_per_byte"]
-    by_size = {f"block size {b}: negative ELBO, nats per token": [f"^val/nelbo/b{b}$"] for b in block_sizes}
-    by_count = {f"block size {b}: nats per masked token": [f"^val_by_count/b{b}/"] for b in block_sizes if b > 1}
-    return {
-        "likelihood": likelihood,
-        "by block size": by_size,
-        "by number of masked tokens": by_count,
-        "speed": {"tokens per second": ["^perf/tokens_per_second"]},
-        "optimisation": {"learning rates": ["^optim/.*lr"], "gradients and the rest": ["^optim/(?!.*lr)"]},
-    }
 
 
 class Tracker:

@@ -1,4 +1,4 @@
-"""What is looked at during training: the bound on validation rows, and samples.
+"""Evaluate the bound on fixed validation rows, and write samples.
 
 The noise is fixed: it is a function of the row and the draw, so curves compare, between steps and between runs.
 """
@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding.engine import Engine
-from hybrid.decoding.shared import generate_shared
+from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity
 from hybrid.model import Transformer
@@ -36,7 +35,7 @@ class EvalConfig:
 
 @dataclass
 class Validator:
-    """Bounds at several block sizes -> metrics."""
+    """Evaluates the bound at several block sizes -> metrics; `latest` holds the bounds of the last call."""
 
     model: Transformer
     split: PackedTokens
@@ -73,9 +72,9 @@ class Validator:
 
 @dataclass
 class SampleWriter:
-    """Prompts -> text and the figures of its generation. Prompts that can't be continued are left out (a warning).
+    """Continues prompts -> their text, and the speed of its generation as metrics; each rank continues its share.
 
-    Each rank continues its share of them.
+    Prompts that can't be continued are left out, with a warning.
     """
 
     engine: Engine
@@ -109,5 +108,5 @@ class SampleWriter:
             f"--- {prompt!r}\n{prompt}{continuation(self.tokenizer, before, new)}\n"
             for prompt, before, new in zip(self.prompts, ids, result.tokens, strict=True)
         ]
-        figures = {"gen/tokens_per_second": n / result.seconds, "gen/tokens_per_forward": n / max(result.nfe, 1)}
-        return "\n".join(texts), figures
+        metrics = {"gen/tokens_per_second": n / result.seconds, "gen/tokens_per_forward": n / max(result.nfe, 1)}
+        return "\n".join(texts), metrics

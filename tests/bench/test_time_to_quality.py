@@ -11,9 +11,9 @@ from toy import random_tokens, toy_model
 from hybrid.bench.baselines import Dense, StraightforwardObjective
 from hybrid.bench.time_to_quality import ARMS, BASELINE, Point, best_rates, crossings, reach, run, table
 from hybrid.config import load_config
-from hybrid.data.dataset import Batch
+from hybrid.data.batches import Batch
 from hybrid.experiments.measuring.trained import Trained
-from hybrid.objectives import Objective, ObjectiveConfig
+from hybrid.objectives import ObjectiveConfig, build_objective
 from hybrid.objectives.noise import NoiseKeys
 
 
@@ -21,7 +21,7 @@ def test_both_passes_have_the_same_gradient():
     """What allows a run of the straightforward arm to be trained by the fast pass."""
     tokens, keys = random_tokens(3, 12), NoiseKeys(0, 0, torch.arange(3), 0, 3)
     batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    ours = Objective.of(ObjectiveConfig(estimator="time", stratified=False))
+    ours = build_objective(ObjectiveConfig(estimator="time", stratified=False))
     gradients = []
     for objective in (ours, StraightforwardObjective.like(ours)):
         model = toy_model(n_kv_heads=4)
@@ -47,7 +47,7 @@ def test_shares_of_the_time_are_paired_by_seed():
         for name, arm in ARMS.items():
             gain = 0.0 if arm.straightforward else 0.5
             points += [Point(name, seed, t, shift + 3 - gain - math.log(t, 4)) for t in (1.0, 2.0, 4.0)]
-    rows = crossings(points).rows
+    rows = crossings(points).cells
     assert len(rows) == 4 and all(row[2:] == ["0.50", "0.50", "0.50"] for row in rows)
 
 
@@ -60,7 +60,7 @@ def test_a_share_is_of_the_time_of_the_reference() -> None:
             ours = [(1.0, 3.0), (2.0, 2.0), (16.0, 1.0)] if not late else [(1.0, 3.0), (16.0, 2.0 if seed else 2.5)]
             curve = [(1.0, 3.0), (8.0, 2.0)] if arm.straightforward else ours
             points += [Point(name, seed, seconds, nelbo) for seconds, nelbo in curve]
-    rows = {(row[0], row[1]): row[2:] for row in crossings(points).rows}
+    rows = {(row[0], row[1]): row[2:] for row in crossings(points).cells}
     for reference in list(ARMS)[:2]:
         assert rows["ours, pairs of counts, AdamW", reference] == ["0.25", "0.25", "0.25"]
         assert rows["ours, pairs of counts, Muon", reference] == ["2.00", "2.00", "not reached"]
@@ -106,7 +106,7 @@ def test_the_table_of_budgets() -> None:
     found = table(points, dict.fromkeys(ARMS, 0.25), dict.fromkeys(ARMS, 0.5))
     assert list(found.columns[3:]) == ["1 s", "2 s", "4 s", "8 s"]
     cells = [f"{mean + 0.5:.4f} ± 0.5000" for mean in (4, 3, 2, 1)]
-    assert [list(row) for row in found.rows] == [[name, 0.5, "250", *cells] for name in ARMS]
+    assert [list(row) for row in found.cells] == [[name, 0.5, "250", *cells] for name in ARMS]
 
 
 @pytest.mark.parametrize("name", ARMS)

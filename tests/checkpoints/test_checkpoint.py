@@ -15,20 +15,14 @@ import torch
 from checkpoint_folders import assert_whole, debris, save
 from safetensors import SafetensorError
 
-from hybrid.checkpoints import checkpoint, tensors
-from hybrid.checkpoints.checkpoint import (
-    find_checkpoint,
-    list_checkpoints,
-    mark_best,
-    prune,
-    read_best,
-    read_state,
-    save_checkpoint,
-    step_of,
-)
-from hybrid.checkpoints.tensors import load_tensors
-from hybrid.storage import atomic
-from hybrid.storage.atomic import new_folder, read_json, to_json, verify_folder, write_json_atomic, write_text_atomic
+from hybrid.checkpoints import saving, tensor_files
+from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints, read_best, read_state, step_of
+from hybrid.checkpoints.saving import mark_best, prune, save_checkpoint
+from hybrid.checkpoints.tensor_files import load_tensors
+from hybrid.storage import atomic, folders
+from hybrid.storage.atomic import write_json_atomic, write_text_atomic
+from hybrid.storage.folders import new_folder, verify_folder
+from hybrid.storage.json_files import read_json, to_json
 
 
 def test_round_trip_of_all_kinds_of_tensors_without_pickle(tmp_path):
@@ -80,10 +74,10 @@ def disk_full_in_safetensors(tensors, path):
 @pytest.mark.parametrize(
     ("module", "name", "failure"),
     [
-        (tensors, "save_file", disk_full_in_safetensors),
-        (checkpoint, "write_json_atomic", disk_full),
+        (tensor_files, "save_file", disk_full_in_safetensors),
+        (saving, "write_json_atomic", disk_full),
         (atomic.os, "fsync", disk_full),
-        (atomic.os, "rename", disk_full),
+        (folders.os, "rename", disk_full),
         (atomic.os, "replace", disk_full),
         (atomic.Path, "mkdir", disk_full),
         (atomic.Path, "write_text", disk_full),
@@ -116,7 +110,7 @@ def test_a_full_disk_between_the_two_renames_puts_the_old_checkpoint_back(tmp_pa
             disk_full()
         rename(source, target)
 
-    monkeypatch.setattr(atomic.os, "rename", second_fails)
+    monkeypatch.setattr(folders.os, "rename", second_fails)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 2)
     assert len(calls) == 3
@@ -245,7 +239,7 @@ def test_prune_keeps_the_last_saved_the_latest_and_the_best(tmp_path):
     assert not list(tmp_path.glob(".step*"))
     assert [step_of(path) for path in list_checkpoints(tmp_path)] == [2, 5, 6]
     assert read_best(tmp_path) == (tmp_path / "step-00000002", 1.25)
-    assert find_checkpoint(tmp_path, "best") == tmp_path / "step-00000002"
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "step-00000002"
     # Back to step 2 and on: what counts is when a checkpoint was saved, so the abandoned 5 and 6 go first.
     save(tmp_path, 3)
     save(tmp_path, 4)
@@ -262,12 +256,16 @@ def test_best_is_never_replaced_by_another(tmp_path):
     save(tmp_path, 1)
     save(tmp_path, 2)
     assert read_best(tmp_path) is None
-    with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
-        find_checkpoint(tmp_path, "best")
+    with pytest.raises(ValueError, match="best does not exist"):
+        find_checkpoint(tmp_path / "best")
+    for damaged in ("", "step-00000009\n0.5\n", "step-00000001"):
+        (tmp_path / "best").write_text(damaged)
+        with pytest.raises(ValueError, match="best names no checkpoint; use the latest"):
+            find_checkpoint(tmp_path / "best")
     mark_best(tmp_path, tmp_path / "step-00000001", 0.5)
     truncate(tmp_path / "step-00000001" / "model.safetensors")
     with pytest.raises(ValueError, match="truncated"):
-        find_checkpoint(tmp_path, "best")
+        find_checkpoint(tmp_path / "best")
     with pytest.raises(ValueError, match="best: nan is not finite"):
         mark_best(tmp_path, tmp_path / "step-00000002", math.nan)
 

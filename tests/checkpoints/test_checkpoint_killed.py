@@ -15,14 +15,10 @@ from pathlib import Path
 import torch
 from checkpoint_folders import assert_whole, debris, save
 
-from hybrid.checkpoints import tensors
-from hybrid.checkpoints.checkpoint import (
-    clean_up,
-    find_checkpoint,
-    list_checkpoints,
-    prune,
-)
-from hybrid.storage.atomic import verify_folder
+from hybrid.checkpoints import tensor_files
+from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints
+from hybrid.checkpoints.saving import prune
+from hybrid.storage.folders import clean_up, verify_folder
 
 
 def test_killed_at_any_point_the_folder_resumes():
@@ -56,7 +52,7 @@ def _die_before_call(number: int) -> list[int]:
 
     for name in ("rename", "replace", "fsync", "unlink", "rmdir", "mkdir", "open"):
         setattr(os, name, counted(getattr(os, name)))
-    tensors.save_file = counted(tensors.save_file)
+    tensor_files.save_file = counted(tensor_files.save_file)
     return count
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid.checkpoints.checkpoint import read_state, save_checkpoint
-from hybrid.checkpoints.states import flatten_optimizer, load_state, module_tensors, restore_optimizer
-from hybrid.checkpoints.tensors import load_tensors
-from hybrid.storage.atomic import to_json
+from hybrid.checkpoints.finding import read_state
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
+from hybrid.checkpoints.saving import save_checkpoint
+from hybrid.checkpoints.tensor_files import load_tensors
+from hybrid.storage.json_files import to_json
 
 
 class Net(nn.Module):

@@ -15,8 +15,9 @@ from conftest import WORDS, Command, Configure
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.origin import identity_of, latest_identity, model_identity, recorded_data
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import identity_at, identity_of
+from hybrid.checkpoints.recorded_data import recorded_data
 from hybrid.runs.run import Run
 from hybrid.sweep.plan import Planned
 from hybrid.sweep.state import is_evaluated, state_of
@@ -64,27 +65,27 @@ def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Confi
     with pytest.raises(
         ValueError, match=r"^data\.corpus: .*c\.jsonl is not the text that .*tiny was trained on"
     ) as error:
-        Run(again)
+        Run.of(again)
     assert "put that text back" in str(error.value) and "another run.name" in str(error.value)
     assert contents(folder) == before
     write_corpus(corpus)
     train(again)
-    assert checkpoint.steps_done(folder) == 4
+    assert finding.steps_done(folder) == 4
 
 
 def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl")
     words = [f"data.corpus={corpus}", "data.tokenizer=bpe"]
-    small, large = (Run(configure(tmp_path, *words, f"data.vocab_size={n}")).data.tokenizer for n in (270, 280))
+    small, large = (Run.of(configure(tmp_path, *words, f"data.vocab_size={n}")).data.tokenizer for n in (270, 280))
     small.save(tmp_path / "mine")
     words[1] = f"data.tokenizer={tmp_path / 'mine' / 'tokenizer.json'}"
     folder = train(configure(tmp_path, *words, "trainer.steps=2"))
     large.save(tmp_path / "mine")
     own = folder / "tokenizer" / "tokenizer.json"
     with pytest.raises(ValueError, match=rf"another tokenizer .*; set data\.tokenizer={own}, or start"):
-        Run(configure(tmp_path, *words, "trainer.resume=auto"))
-    run = Run(configure(tmp_path, words[0], f"data.tokenizer={own}", "trainer.resume=auto"))
-    assert run.resume_from is not None and run.data.tokenizer.fingerprint == small.fingerprint
+        Run.of(configure(tmp_path, *words, "trainer.resume=auto"))
+    run = Run.of(configure(tmp_path, words[0], f"data.tokenizer={own}", "trainer.resume=auto"))
+    assert run.plan.checkpoint is not None and run.data.tokenizer.fingerprint == small.fingerprint
 
 
 def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
@@ -96,7 +97,7 @@ def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
     shutil.move(tmp_path / "here", tmp_path / "there")
     moved = corpus.rename(tmp_path / "other.jsonl")
     train(configure(tmp_path / "there", f"data.corpus={moved}", "trainer.steps=4", "trainer.resume=auto"))
-    assert checkpoint.steps_done(tmp_path / "there" / "tiny") == 4
+    assert finding.steps_done(tmp_path / "there" / "tiny") == 4
     assert "other.jsonl holds the text that" in caplog.text
     assert recorded_data(tmp_path / "there" / "tiny")["corpus_path"] == str(moved)  # type: ignore[index]
 
@@ -107,12 +108,12 @@ def test_a_run_that_does_not_record_its_data_goes_on_with_a_word(
     config = configure(copy_of_trained.parent, "trainer.resume=auto")
     for content in ("{}", "[]", "{", '{"data": {"corpus_sha256": 3}}'):
         (copy_of_trained / "environment.json").write_text(content)
-        assert Run(config).resume_from is not None
+        assert Run.of(config).plan.checkpoint is not None
         assert caplog.text.count("does not record on which data it was trained") == 1, content
         caplog.clear()
     other = configure(copy_of_trained.parent, "trainer.resume=auto", "data.tokenizer=byte")
     with pytest.raises(ValueError, match=r"data\.tokenizer: 'byte', but the run to resume has 'char'"):
-        Run(other)
+        Run.of(other)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -177,12 +178,12 @@ def test_an_evaluation_names_its_checkpoint(command: Command, copy_of_trained: P
         assert command("evaluate", "--checkpoint", path, "--rows", 2, "--draws", 1).code == 0
         found = records(copy_of_trained)["checkpoint"]
         assert found["step"] == number and len(found["sha256"]) == 64
-    assert found == identity_of(step) != latest_identity(copy_of_trained)
+    assert found == identity_of(step) != identity_at(copy_of_trained)
     again = shutil.copytree(copy_of_trained, tmp_path / "copy")
-    assert latest_identity(again) == latest_identity(copy_of_trained) == model_identity(again)
+    assert identity_at(again) == identity_at(copy_of_trained) == identity_at(again)
     weights = hybrid.load(copy_of_trained).save(tmp_path / "saved")
-    assert latest_identity(weights) == hybrid.load(weights).origin.checkpoint != found
-    assert latest_identity(tmp_path) is None
+    assert identity_at(weights) == hybrid.load(weights).origin.checkpoint != found
+    assert identity_at(tmp_path) is None
 
 
 def test_what_was_trained_on_is_evaluated_anew_and_left_out_until_then(
@@ -272,7 +273,7 @@ def test_a_finished_run_of_another_text_or_start_is_not_the_one_that_is_planned(
     words += [f"trainer.init_from={start}"]
     config = configure(tmp_path / "runs", *words)
     folder = train(config)
-    assert json.loads((folder / "environment.json").read_text())["init_from"] == latest_identity(start)
+    assert json.loads((folder / "environment.json").read_text())["init_from"] == identity_at(start)
     assert state_of(planned(config)).is_finished
     train(configure(tmp_path / "start", words[0], "trainer.steps=4", "trainer.resume=auto"))
     with pytest.raises(

@@ -126,7 +126,7 @@ def test_a_short_last_block_is_fine() -> None:
             ["objective.estimator={name: time, schedule: linear}", "objective.schedule=cosine_mdlm"],
             "objective.schedule",
         ),
-        (["objective.estimator=time", "objective.proposal=adaptive"], "objective.proposal"),
+        (["objective.estimator=time", "objective.proposal=uniform"], "objective.proposal"),
         (["objective.estimator=time", "objective.complementary=true", "objective.draws=2"], "objective.complementary"),
         (["optim.muon_lr=0.1"], "optim.muon_lr"),
         (["optim.momentum=0.9"], "optim.momentum"),

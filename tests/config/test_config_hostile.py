@@ -145,7 +145,7 @@ def test_devices_that_models_do_not_run_on(device: str) -> None:
 
 
 def test_a_device_that_this_machine_does_not_have(configure: Configure, tmp_path: Path) -> None:
-    assert "'cuda:99' is not on this machine" in refusal(lambda: Run(configure(tmp_path, "run.device=cuda:99")))
+    assert "'cuda:99' is not on this machine" in refusal(lambda: Run.of(configure(tmp_path, "run.device=cuda:99")))
     assert resolve_device("cpu:0") == torch.device("cpu")
     for value in (None, 3, ["cpu"], b"cpu"):
         assert "is not a device to run on" in refusal(lambda value=value: resolve_device(value))
@@ -258,12 +258,12 @@ def test_a_model_or_a_batch_that_cannot_fit_is_refused_before_memory_is_asked_fo
     with monkeypatch.context() as patch:
         patch.setattr("hybrid.lm.Transformer", lambda *_: pytest.fail("a model was built"))
         overrides = ["model.dim=1048576", "model.hidden_dim=null", "model.n_layers=100"]
-        wide = refusal(lambda: Run(configure(tmp_path, *overrides)))
+        wide = refusal(lambda: Run.of(configure(tmp_path, *overrides)))
     assert wide.startswith("model.dim: 1048576 with model.n_layers = 100") and "Make the model smaller" in wide
-    long = refusal(lambda: Run(configure(tmp_path, f"trainer.batch_tokens={2**40}")))
+    long = refusal(lambda: Run.of(configure(tmp_path, f"trainer.batch_tokens={2**40}")))
     assert long.startswith("trainer.batch_tokens: 1099511627776 tokens in one forward, with 1 noisy copies")
     monkeypatch.setattr("hybrid.model.build.memory_of", lambda device: 10**7)
-    many = refusal(lambda: Run(configure(tmp_path, "eval.draws=65536")))
+    many = refusal(lambda: Run.of(configure(tmp_path, "eval.draws=65536")))
     assert many.startswith("eval.batch_rows: 128 tokens in one forward, with 65536 noisy copies")
     assert not (tmp_path / "tiny").exists()
 

@@ -8,9 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid.data.corpora.files import Document, TableFiles, TextFiles, digest, sections
+from hybrid.data.corpora import CORPORA
+from hybrid.data.corpora.files import TableFiles, TextFiles, sections
+from hybrid.data.corpora.hub import Hub
 from hybrid.data.corpora.listing import find_files
-from hybrid.data.corpora.named import CORPORA, Hub, locate
+from hybrid.data.corpora.locating import locate
+from hybrid.data.corpora.source import Document
+from hybrid.storage.hashing import digest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

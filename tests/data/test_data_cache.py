@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from small_corpus import cache_folders, corpus_file, prepared, texts_of, write_jsonl  # noqa: F401 (a fixture)
 
-from hybrid.data.dataset import DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.preparing import prepare
 from hybrid.data.tokenizers import ByteTokenizer, SubwordTokenizer
 
 
 def test_a_hit_builds_nothing_and_other_row_lengths_share_it(tmp_path, corpus: str, monkeypatch) -> None:
     first = prepared(tmp_path, corpus=corpus)
-    monkeypatch.setattr("hybrid.data.dataset.build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr("hybrid.data.preparing.build", lambda *_: pytest.fail("built again"))
     second = prepared(tmp_path, corpus=corpus, seq_len=32, document_mask=True)
     assert second.train.tokens.tolist() == first.train.tokens.tolist()
     assert isinstance(second.train.tokens, np.memmap)
@@ -79,12 +80,12 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, corpus: str, monkeypatch) -
 
 BUILD = """
 import sys
-from hybrid.data import dataset
+from hybrid.data import preparing
 assert not {"datasets", "tokenizers"} & set(sys.modules), "imported before they are needed"
 print("ready", flush=True)
 sys.stdin.readline()
-config = dataset.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2], seq_len=16, tokenizer="bpe", vocab_size=300)
-print(dataset.prepare(config).train.tokens.sum())
+config = preparing.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2], seq_len=16, tokenizer="bpe", vocab_size=300)
+print(preparing.prepare(config).train.tokens.sum())
 """
 
 
@@ -132,14 +133,14 @@ def test_the_environment_names_the_cache(tmp_path, corpus: str, monkeypatch) -> 
 BUILD_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from hybrid.data import dataset
+from hybrid.data import preparing
 from hybrid.data import packing
 def wait(folder, *_):
     (folder / "train.bin").write_bytes(bytes(1000))
     print("ready", flush=True)
     time.sleep(60)
 packing._pack = wait
-dataset.prepare(dataset.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2], seq_len=16))
+preparing.prepare(preparing.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2], seq_len=16))
 """
 
 
@@ -201,10 +202,10 @@ def test_without_a_home_folder_the_cache_must_be_named(tmp_path, corpus: str, mo
 PEAK = """
 import resource, sys
 import datasets, tokenizers
-from hybrid.data import dataset
+from hybrid.data import preparing
 small, large, cache = sys.argv[1:]
 def peak(corpus, tokenizer):
-    dataset.prepare(dataset.DataConfig(
+    preparing.prepare(preparing.DataConfig(
         corpus=corpus, cache_dir=cache, seq_len=4, tokenizer=tokenizer, vocab_size=300, validation_fraction=0.5
     ))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

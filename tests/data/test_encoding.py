@@ -9,7 +9,7 @@ import pytest
 from foreign_tokenizers import sentencepiece, wordpiece
 from small_corpus import prepared, texts_of, write_jsonl
 
-from hybrid.data.corpora.files import Document
+from hybrid.data.corpora.source import Document
 from hybrid.data.encoding import encode_documents
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import Command
 
 from hybrid.data.corpora.listing import find_files, format_of, suffix_of
-from hybrid.data.corpora.named import locate
+from hybrid.data.corpora.locating import locate
 
 
 def names(corpus: object, format: str = "auto") -> list[str]:

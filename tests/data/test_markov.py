@@ -10,9 +10,11 @@ import pytest
 from training_toy import train
 
 from hybrid.config import load_config
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora.locating import locate
 from hybrid.data.corpora.markov import BlockMarkov, Markov
-from hybrid.data.corpora.named import KnownEntropy, locate
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.corpora.source import KnownEntropy
+from hybrid.data.preparing import Data, prepare
 from hybrid.likelihoods.rows import bound
 from hybrid.runs.run import Run
 
@@ -215,11 +217,11 @@ def test_a_trained_bound_lies_above_the_entropy(tmp_path: Path, block_size: int)
     """A shortened run of the config comes near the line. The source's own likelihood of these 950 rows is off by its
     standard error, 0.004 nats per token: the bound of a perfect model would be 4 of them below once in 30,000 seeds."""
     short = ["trainer.steps=150", "trainer.eval_every=0", "trainer.sample_every=0", f"run.folder={tmp_path}"]
-    run = Run(load_config("configs/markov.yaml", [*short, f"objective.block_size={block_size}"]))
+    run = Run.of(load_config("configs/markov.yaml", [*short, f"objective.block_size={block_size}"]))
     run.open()
     run.train()
     split, entropy = run.data.validation, run.data.description["entropy_per_token"]
     rows = split.rows(range(split.n_rows)).tokens[:, :-1].tolist()
     error = Markov().log_prob([run.data.tokenizer.decode(row) for row in rows]).std() / 65 / math.sqrt(len(rows))
-    nats = bound(run.model, split, block_size, draws=2, precision=run.precision).nats_per_token
+    nats = bound(run.model, split, block_size, draws=2, precision=run.machine.autocast).nats_per_token
     assert entropy - 4 * error < nats < entropy + 0.2

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from small_corpus import cache_folders, corpus_file, prepared, texts_of, write_jsonl  # noqa: F401 (a fixture)
 
 from hybrid.data.batches import batch_rows, shard
-from hybrid.data.corpora.files import Document, InMemory
-from hybrid.data.corpora.named import CORPORA
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora import CORPORA
+from hybrid.data.corpora.source import Document, InMemory
+from hybrid.data.preparing import Data, prepare
 
 
 def documents_of(data: Data, split: str) -> list[str]:

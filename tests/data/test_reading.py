@@ -4,9 +4,9 @@ import gzip
 
 import pytest
 
-from hybrid.data.corpora.files import Document
-from hybrid.data.corpora.named import locate
+from hybrid.data.corpora.locating import locate
 from hybrid.data.corpora.reading import read_text
+from hybrid.data.corpora.source import Document
 
 
 def load(corpus, scratch, **settings) -> list[Document]:

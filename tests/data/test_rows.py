@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.data.corpora.files import Document
-from hybrid.data.corpora.named import locate
+from hybrid.data.corpora.locating import locate
+from hybrid.data.corpora.source import Document
 
 
 def load(corpus, scratch, **settings) -> list[Document]:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from hybrid.config import check, flatten, load_config, to_yaml
-from hybrid.data.corpora.files import Document
-from hybrid.data.corpora.named import CORPORA, is_embedded, locate
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora import CORPORA
+from hybrid.data.corpora.locating import is_embedded, locate
+from hybrid.data.corpora.source import Document
 from hybrid.data.corpora.tasks import BLANKS, BOXES, Sudoku, Sums, is_unique, remove_cells, solutions
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.preparing import Data, prepare
 from hybrid.options import title
 from hybrid.progress import progress
 

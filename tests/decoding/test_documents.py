@@ -7,7 +7,7 @@ import torch
 from decoding_toy import Spy, engine
 from toy import MODES, toy_model
 
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding import DECODERS
 from hybrid.model.two_stream import two_stream_hidden
 
 END = 8
@@ -60,7 +60,7 @@ def test_behind_an_end_of_text_a_prompt_is_continued_as_if_it_stood_alone(block_
     """Positions are relative: where blocks begin at the same places, the text of the last document is the same. The
     most probable tokens from left to right, so that no noise depends on the position."""
     model = toy_model(*mode, vocab=END + 1, seed=1)
-    options = {"stop_at_end": False, "sampling": Sampling(temperature=0), "seq_len": 24}
+    options = {"stop_at_end": False, "temperature": 0, "seq_len": 24}
     own = [[1, 2, 3], [], [5, 0, 7, 7, 2]]
     alone = engine(model, block_size, "left_to_right", **options).generate(own, 9).tokens
     for before in ([4, 4, 1, END], [0, END, 3, 2, 6, 1, 5, END]):

@@ -1,5 +1,5 @@
-"""The engine and its laws, for every decoder of the table. Their distributions are in test_decoding_ranked.py,
-test_decoding_scored.py and test_decoding_remasking.py."""
+"""The engine and its laws, for every decoder of the table. Their distributions are in test_fixed_order.py,
+test_confidence.py and test_remasking.py."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from decoding_toy import Spy, as_name, engine
 from toy import MODES, random_tokens, toy_model
 
 from hybrid import rng
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.model import Transformer
 from hybrid.options import build
@@ -175,7 +175,7 @@ def test_a_stuck_decoder_is_named(monkeypatch):
 
     monkeypatch.setattr("hybrid.decoding.engine.MAX_IDLE_STEPS", 5)
     with pytest.raises(ValueError, match=r"decoder: .*Stuck.* revealed nothing in 6 steps"):
-        Engine(toy_model(), 14, 4, Stuck()).generate([[]], 4)
+        Engine(toy_model(), 14, GenerationConfig(4, Stuck())).generate([[]], 4)
 
 
 def test_a_decoder_may_remask_within_its_block_but_not_the_prompt():
@@ -192,7 +192,7 @@ def test_a_decoder_may_remask_within_its_block_but_not_the_prompt():
             return view.is_masked, again
 
     model = toy_model(vocab=9)
-    got = Engine(model, 14, 4, TwoPasses(), stop_at_end=False).generate([[1, 2]], 6)
+    got = Engine(model, 14, GenerationConfig(4, TwoPasses(), stop_at_end=False)).generate([[1, 2]], 6)
     assert got.nfe == 4, "two blocks, two passes each"
     assert [view.is_fixed.tolist() for view in seen[:2]] == [[[True, True, False, False]]] * 2
     assert [view.is_masked.tolist() for view in seen[:2]] == [[[False, False, True, True]]] * 2
@@ -213,7 +213,7 @@ def test_a_finished_row_is_left_alone_in_whatever_company():
             return view.is_masked & (view.is_masked.cumsum(-1) == 1), back
 
     prompts = [[1, 2, 3], [1]]
-    run = Engine(toy_model(vocab=9), 14, 4, Late(), stop_at_end=False)
+    run = Engine(toy_model(vocab=9), 14, GenerationConfig(4, Late(), stop_at_end=False))
     together = run.generate(prompts, 3)
     assert together.tokens == [run.generate([p], 3).tokens[0] for p in prompts]
     assert together.nfe > run.generate(prompts[:1], 3).nfe
@@ -269,17 +269,17 @@ def test_what_slid_out_is_not_seen():
     model = toy_model(vocab=9, n_layers=1)
     run = engine(model, 4, slide=True, stop_at_end=False, seq_len=12)
     ends = [[7, 1, 2, 3, 1, 4, 2, 6, *([5] * 8)], [2, 6, 3, 3, 0, 1, 1, 7, *([5] * 8)]]
-    texts = run.generate(ends, 8, keys=[1, 1]).tokens
+    texts = run.generate(ends, 8, row_keys=[1, 1]).tokens
     assert texts[0] == texts[1]
     seen = [[*ends[0][:8], *([0] * 8)], ends[1]]
-    assert run.generate(seen, 8, keys=[1, 1]).tokens[0] != texts[0], "what has not slid out matters"
+    assert run.generate(seen, 8, row_keys=[1, 1]).tokens[0] != texts[0], "what has not slid out matters"
 
 
 def test_a_part_of_a_batch_is_what_it_is_in_the_whole():
     """Ranks may share a batch: the keys of all prompts say which part is whose, equal prompts among them."""
     model, prompts = toy_model(vocab=9), [[], [], [1, 2], []]
     whole = engine(model, 4).generate(prompts, 12).tokens
-    keys = rng.row_keys(prompts)
-    parts = [engine(model, 4).generate(prompts[i:j], 12, keys=keys[i:j]).tokens for i, j in ((0, 1), (1, 4))]
+    row_keys = rng.row_keys(prompts)
+    parts = [engine(model, 4).generate(prompts[i:j], 12, row_keys=row_keys[i:j]).tokens for i, j in ((0, 1), (1, 4))]
     assert [row for part in parts for row in part] == whole
     assert whole[0] != whole[1]

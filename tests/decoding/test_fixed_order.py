@@ -11,7 +11,6 @@ from toy import MODES, nll_of, toy_model
 
 from hybrid.decoding import DECODERS, View
 from hybrid.decoding.fixed_order import Ancestral, LeftToRight, Random
-from hybrid.decoding.unmasking import quota
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
 from hybrid.objectives.schedules import SCHEDULES
@@ -120,34 +119,7 @@ def test_a_random_order_is_one_permutation():
         assert reveal.nonzero().tolist() == [[row, int(first)] for row in range(len(reveal))]
 
 
-def test_steps_spread_a_block_evenly():
-    masked = torch.tensor([[1] * 10, [1] * 7 + [0] * 3, [1] * 2 + [0] * 8]).bool()
-    assert quota(masked, 4).tolist() == [[3, 3, 2, 2], [2, 2, 2, 1], [1, 1, 0, 0]]
-    assert quota(masked, None).sum(1).tolist() == [10, 7, 2]
-    assert quota(masked, per_step=4).tolist() == [[4, 4, 2], [4, 3, 0], [2, 0, 0]]
-    assert (quota(masked) <= 1).all()
-
-
-def test_the_cosine_plan_is_that_of_maskgit():
-    """After step i of T, floor(L cos(pi/2 i/T)) are masked: 16, 14.8, 11.3, 6.1, 0 for L = 16, T = 4."""
-    sixteen = torch.ones(1, 16, dtype=torch.bool)
-    assert quota(sixteen, 4, plan="cosine").tolist() == [[2, 3, 5, 6]]
-    assert quota(sixteen[:, :4], 3, plan="cosine").tolist() == [[1, 1, 2]]
-    assert quota(sixteen[:, :4], 9, plan="cosine").tolist() == [[1, 1, 1, 1]]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=4), st.integers(1, 50), st.sampled_from(["linear", "cosine"]))
-def test_every_plan_reveals_all_in_its_steps_and_one_at_each(sizes, steps, plan):
-    is_masked = torch.arange(40) < torch.tensor(sizes)[:, None]
-    shares = quota(is_masked, steps, plan=plan)
-    assert shares.sum(1).tolist() == sizes
-    for share, n in zip(shares.tolist(), sizes, strict=True):
-        assert [s > 0 for s in share] == [i < min(n, steps) for i in range(len(share))]
-    assert shares.shape[1] == max(1, min(steps, max(sizes)))
-
-
-def test_ordered_decoders_reveal_what_their_plan_says():
+def test_ordered_decoders_reveal_what_their_schedule_says():
     view = view_of(torch.full((5, 3), 1 / 3))
     assert LeftToRight(steps=2).start(view).tolist() == [[0, 0, 0, 1, 1]]
     assert LeftToRight(per_step=2).start(view).tolist() == [[0, 0, 1, 1, 2]]

@@ -8,7 +8,6 @@ import torch
 from decoding_toy import Conditionals, Spy, chi_square_alarm, engine, sample_counts, view_of
 from toy import MODES, random_tokens, toy_model
 
-from hybrid.decoding import Sampling
 from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM, time_grid
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 
@@ -148,7 +147,7 @@ def test_what_is_masked_after_each_step(decoder):
 
 
 def test_planned_paths_with_eta_zero_are_those_of_confidence():
-    """Known tokens stay, so one position a step is revealed by log p(proposal): the same texts under the same seed."""
+    """Known tokens stay, so one position a step is revealed by log p(candidate): the same texts under the same seed."""
     model = toy_model(vocab=9)
     for steps in (7, 20):
         planned = engine(model, 7, PathPlanning(steps, eta=0.0), seed=2).generate([[], []], 14)
@@ -178,7 +177,7 @@ def test_eta_weighs_the_known_tokens(eta, reveal, remask):
     """By hand: of four tokens two are shown after the step, those of highest score."""
     is_masked = torch.tensor([[True, True, False, False]])
     planned = torch.tensor([[-1.0, -3.0, -2.0, -0.5]], dtype=torch.float64)
-    view = view_of(torch.full((2, 3), 1 / 3), is_masked, judge=lambda proposal: planned)
+    view = view_of(torch.full((2, 3), 1 / 3), is_masked, planner=lambda candidates: planned)
     decoder = PathPlanning(2, eta=eta)
     got = decoder.select(view, decoder.start(view))
     none = torch.zeros_like(is_masked)
@@ -226,16 +225,16 @@ def test_what_the_planner_says(planner_mode, mode):
     start = 0
     for view, _, _, planned in spies[0][0].steps:
         start += 4 if view.step == 0 else 0
-        proposal = view.proposal[0]
-        read = view.tokens[0] if planner is None else proposal
-        expected = log_probs_of(planner or model, text[:start], read, 4).gather(-1, proposal[:, None])[:, 0]
+        candidates = view.candidates[0]
+        read = view.tokens[0] if planner is None else candidates
+        expected = log_probs_of(planner or model, text[:start], read, 4).gather(-1, candidates[:, None])[:, 0]
         torch.testing.assert_close(planned[0], expected, rtol=0, atol=1e-12)
 
 
 def test_planners_cache_and_batch_do_not_matter():
     model, planner = (toy_model(vocab=9, dtype=torch.float32, seed=seed) for seed in (0, 5))
     prompts = [[], [1, 2, 3], [8, 5, 0, 8, 1, 1]]
-    options = {"seed": 3, "planner": planner, "sampling": Sampling(temperature=0.8), "document_mask": True}
+    options = {"seed": 3, "planner": planner, "temperature": 0.8, "document_mask": True}
     for block_size in (1, 4, 5, 14):
         decoder = PathPlanning(5, eta=1.5)
         batch = engine(model, block_size, decoder, **options).generate(prompts, 8)

@@ -19,7 +19,7 @@ def test_proposals_follow_the_distribution():
         (Sampling(top_k=2), [0.4, 0.3, 0, 0, 0]),
         (Sampling(top_p=0.71), [0.4, 0.3, 0.15, 0, 0]),
     ]:
-        counts = torch.bincount(sampling.propose(log_probs.expand(50_000, 5), u), minlength=5)
+        counts = torch.bincount(sampling.draw(log_probs.expand(50_000, 5), u), minlength=5)
         probabilities = torch.tensor(weights, dtype=torch.float64) / sum(weights)
         assert (counts[probabilities == 0] == 0).all()
         keep = probabilities > 0
@@ -45,7 +45,7 @@ def by_hand(probabilities: list[float], temperature: float, top_k: int | None, t
 def test_temperature_top_k_and_top_p_act_one_after_the_other(temperature, top_k, top_p):
     """top_p is a share of what temperature and top_k leave: 7 random distributions of 8 tokens."""
     log_probs = (2 * torch.randn(7, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).log_softmax(-1)
-    got = Sampling(temperature, top_k, top_p).truncate(log_probs).softmax(-1)
+    got = Sampling(temperature=temperature, top_k=top_k, top_p=top_p).truncate(log_probs).softmax(-1)
     expected = [by_hand(row, temperature, top_k, top_p) for row in log_probs.exp().tolist()]
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12)
 
@@ -59,9 +59,9 @@ def test_the_token_that_crosses_top_p_is_in():
 def test_temperature_zero_takes_the_best_and_extreme_uniforms_are_safe():
     log_probs = torch.tensor([[0.2, 0.5, 0.3], [0.7, 0.3, 0.0]]).log()
     edge = torch.tensor([1 - 2**-53, 1 - 2**-53], dtype=torch.float64)
-    assert Sampling(temperature=0).propose(log_probs, edge).tolist() == [1, 0]
-    assert Sampling().propose(log_probs, edge).tolist() == [2, 1], "a token of mass 0 is never drawn"
-    assert Sampling().propose(log_probs, torch.zeros(2, dtype=torch.float64)).tolist() == [0, 0]
+    assert Sampling(temperature=0).draw(log_probs, edge).tolist() == [1, 0]
+    assert Sampling().draw(log_probs, edge).tolist() == [2, 1], "a token of mass 0 is never drawn"
+    assert Sampling().draw(log_probs, torch.zeros(2, dtype=torch.float64)).tolist() == [0, 0]
 
 
 def test_sampling_settings_are_checked():

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from toy import toy_model
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import Generation
 from hybrid.evaluation.answers import score
-from hybrid.options import build
 
 END = 9
 
@@ -83,7 +82,7 @@ def test_where_lengths_differ_an_answer_must_end_in_time() -> None:
 def test_the_engine_answers_as_it_generates() -> None:
     """Examples whose answers are what the model says itself, every second one spoiled."""
     model = toy_model(vocab=END + 1, n_layers=1)
-    engine = Engine(model, 9, 4, build(DECODERS, "margin", "decoder"), stop_at_end=False)
+    engine = Engine(model, 9, GenerationConfig(4, "margin", stop_at_end=False))
     prompts = [[i, i + 1, 3, 4] for i in range(6)]
     said = engine.generate(prompts, 4).tokens
     assert not any(END in tokens for tokens in said)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.fixed_order import LeftToRight
 from hybrid.evaluation.comparison import Comparison

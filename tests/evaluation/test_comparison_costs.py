@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
-from hybrid.decoding.engine import Generation
-from hybrid.decoding.shared import generate_shared, n_batches
+from hybrid.decoding.engine import Generation, generate_shared, n_batches
 from hybrid.distributed import Ranks
 from hybrid.evaluation import comparison
 from hybrid.evaluation.comparison import Comparison

@@ -15,7 +15,7 @@ import torch
 from conftest import Command
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.evaluate import default_output
 from hybrid.evaluation.scores import Scores, table
 from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity

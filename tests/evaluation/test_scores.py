@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.evaluation.scores import Scores, notes, table
 from hybrid.evaluation.setting import choose_decoders

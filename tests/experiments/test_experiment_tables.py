@@ -13,7 +13,7 @@ from conftest import Configure
 from text_figures import entropy, options, per_token
 
 from hybrid.config import load_config
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.evaluation.answers import Answers
 from hybrid.experiments import likelihoods, objectives, solving
 from hybrid.experiments.measuring import trained
@@ -113,11 +113,11 @@ def test_columns_of_objectives() -> None:
 
     outcomes = [run("elbo", 0, 3.0, 4.0, 10.0), run("cart", 0, 2.0, 5.0, None), run("bert", 0, 2.5, 6.0, 30.0)]
     table = objectives.table(outcomes)
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.cells]
     assert [row["objective"] for row in rows] == ["cart", "bert", "elbo"]
     assert [row["at block size 1"] for row in rows] == ["5.0000", "6.0000", "4.0000"]
-    assert [row["less elbo"] for row in rows] == ["-1.0000", "-0.5000", "-"]
-    assert [row["gen-ppl"] for row in rows] == ["-", "30.0", "10.0"]
+    assert [row["less elbo"] for row in rows] == ["-1.0000", "-0.5000", None]
+    assert [row["gen-ppl"] for row in rows] == [None, "30.0", "10.0"]
     assert [row["entropy"] for row in rows] == ["1.00", "1.25", "1.50"]
 
 
@@ -147,12 +147,12 @@ def test_likelihoods_come_from_the_loosest_to_hindsight() -> None:
     values = {(name, 4): [i + 0.0, i + 0.2] for i, name in enumerate(names) if name != "exact"}
     table = likelihoods.table({**values, ("exact", 1): [9.0, 9.0], ("bound", 2): [7.0, 7.0]})
     assert list(table.columns) == ["nats per token", "block size 1", "block size 2", "block size 4"]
-    assert [row[0] for row in table.rows] == [
+    assert [row[0] for row in table.cells] == [
         "exact", "<= the bound", "<= importance-weighted bound", "random order, exact", "order: margin",
         "order: entropy", "best of these orders, in hindsight", "best of all one-token orders, in hindsight",
     ]  # fmt: skip
-    assert table.rows[0][1:] == ["9.000 ± 0.000", None, None]
-    assert table.rows[1][1:] == [None, "7.000 ± 0.000", "4.100 ± 0.100"]
+    assert table.cells[0][1:] == ["9.000 ± 0.000", None, None]
+    assert table.cells[1][1:] == [None, "7.000 ± 0.000", "4.100 ± 0.100"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_the_best_order_of_a_puzzle_comes_first() -> None:
     group = solving.Group(load_config(None, []), [0, 1], [1, 8], 4, found)
     table = solving.table(group)
     assert list(table.columns[1:3]) == ["solved at 1, %", "solved at 8, %"]
-    assert [row[:3] for row in table.rows] == [
-        ("random", "10.0 ± 0.0", "60.0 ± 10.0"), ("margin", "90.0 ± 0.0", "30.0 ± 10.0"),
+    assert [row[:3] for row in table.cells] == [
+        ["random", "10.0 ± 0.0", "60.0 ± 10.0"], ["margin", "90.0 ± 0.0", "30.0 ± 10.0"],
     ]  # fmt: skip
-    assert [row[3:] for row in table.rows] == [("2.0", "75.0"), ("4.0", "50.0")]  # ten answers in three batches
+    assert [row[3:] for row in table.cells] == [["2.0", "75.0"], ["4.0", "50.0"]]  # ten answers in three batches

@@ -11,7 +11,7 @@ import pytest
 import torch
 from text_figures import entropy, options, per_token
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.answers import Answers
 from hybrid.experiments import (
@@ -25,6 +25,7 @@ from hybrid.experiments.measuring.subject import Subject
 from hybrid.experiments.reverse_process import step_by_step
 from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
 from hybrid.lm import LanguageModel
+from hybrid.results.table import Table
 
 
 def test_every_seed_writes_texts_of_its_own(lm: LanguageModel, split: PackedTokens) -> None:
@@ -50,11 +51,13 @@ def test_columns_of_decoders() -> None:
         {**made, "tokens_per_second": 3000.0, "gen_ppl": 14.0},
     ]
     table = decoders.table({"b": one, "a": [made]})
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.cells]
     assert [row["decoder"] for row in rows] == ["b", "a"], "as they were asked for"
     assert rows[0]["gen-ppl"] == "12.00 ± 2.00" and rows[0]["tokens/s"] == "2,000"
     shown = [rows[0][name] for name in ("forwards per token", "entropy", "distinct-2", "repetition", "self-BLEU")]
-    assert shown == ["0.500", "2.000", "0.100", "0.200", "0.300"] and rows[1]["gen-ppl"] == rows[1]["policy NLL"] == "-"
+    assert (
+        shown == ["0.500", "2.000", "0.100", "0.200", "0.300"] and rows[1]["gen-ppl"] is rows[1]["policy NLL"] is None
+    )
 
 
 class Remembering:
@@ -70,11 +73,11 @@ class Remembering:
 
 def test_texts_one_at_a_time_are_those_of_their_seed(lm: LanguageModel) -> None:
     judge, decoder = Remembering(), {"name": "first_hitting", "per_step": 2}
-    point = forwards.Point(4, "at random", "first_hitting", None)
+    point = forwards.Point("at random", 4, "first_hitting")
     for seed in (0, 5):
         forwards.add(point, lm, decoder, judge, 3, 12, seed)  # type: ignore[arg-type]
     together = [
-        lm.engine(4, decoder, seed=seed, stop_at_end=False).generate([[]] * 3, 12, keys=[0, 1, 2]).tokens
+        lm.engine(4, decoder, seed=seed, stop_at_end=False).generate([[]] * 3, 12, row_keys=[0, 1, 2]).tokens
         for seed in (0, 5)
     ]
     assert judge.texts == [[lm.tokenizer.decode(row) for row in rows] for rows in together]
@@ -84,10 +87,10 @@ def test_texts_one_at_a_time_are_those_of_their_seed(lm: LanguageModel) -> None:
 
 
 def test_columns_of_forwards() -> None:
-    point = forwards.Point(8, "x", "entropy", 2.5, [1.0, 3.0], [100.0, 300.0], [2.0, 2.2], [10.0, 30.0])
-    other = forwards.Point(4, "x", "margin", None, [1.0], [5.0], [2.0], [3.0])
-    table = forwards.table([point, other])
-    assert [list(row) for row in table.rows] == [
+    point = forwards.Point("x", 8, "entropy", [1.0, 3.0], [100.0, 300.0], [2.0, 2.2], [10.0, 30.0], 2.5)
+    other = forwards.Point("x", 4, "margin", [1.0], [5.0], [2.0], [3.0])
+    table = Table([point, other])
+    assert [list(row) for row in table.cells] == [
         [8, "entropy", "2.00 ± 1.00", "200", "2.100 ± 0.100", "20.00 ± 10.00", "2.500"],
         [4, "margin", "1.00", "5", "2.000", "3.00", None],
     ]
@@ -128,7 +131,7 @@ def test_times_of_texts_are_per_token(lm: LanguageModel, monkeypatch: pytest.Mon
     now = iter([10.0, 10.5])
     monkeypatch.setattr(forwards.time, "perf_counter", lambda: next(now))
     monkeypatch.setattr(forwards, "write", lambda *arguments: ([[1, 2, 3], [4]], 8))
-    point = forwards.Point(4, "x", "y", None)
+    point = forwards.Point("x", 4, "y")
     forwards.add(point, lm, None, Remembering(), 2, 3, 0)  # type: ignore[arg-type]
     assert point.tokens_per_second == [8.0] and point.tokens_per_forward == [0.5]
 
@@ -139,11 +142,11 @@ def test_texts_of_samplers_are_those_of_their_seeds(lm: LanguageModel) -> None:
     results = numerics.text_results(subject, options(seeds=[0, 3], rows=2, steps=[5]))
     for name, sampler in SAMPLERS.items():
         texts = [step_by_step.generate(lm.model, sampler, 2, 10, 4, 5, seed) for seed in (0, 3)]
-        found = results[name][5]
-        assert found["entropy"] == pytest.approx([entropy(t.tokens.tolist()) for t in texts])
-        assert found["bound"] == pytest.approx([per_token(lm, t.tokens, 4, "bound", draws=8) for t in texts])
-        assert found["exact"] == pytest.approx([per_token(lm, t.tokens, 1, "exact") for t in texts])
-        assert found["forwards"] == [t.forwards / 10 for t in texts] and found["bound"][0] != found["bound"][1]
+        (found,) = (measured for measured in results if measured.sampler == name)
+        assert found.entropy == pytest.approx([entropy(t.tokens.tolist()) for t in texts])
+        assert found.bound == pytest.approx([per_token(lm, t.tokens, 4, "bound", draws=8) for t in texts])
+        assert found.exact == pytest.approx([per_token(lm, t.tokens, 1, "exact") for t in texts])
+        assert found.forwards == [t.forwards / 10 for t in texts] and found.bound[0] != found.bound[1]
 
 
 def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_for(
@@ -152,7 +155,7 @@ def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_f
     asked = []
 
     def score(engine: Any, split: Any, rows: int, batch_rows: int) -> Answers:
-        asked.append((engine.block_size, engine.sampling.temperature, engine.seed, rows, batch_rows))
+        asked.append((engine.block_size, engine.config.temperature, engine.config.seed, rows, batch_rows))
         return Answers(0.5, 0.1, 0.5, 10, 4, 100, 1.0)
 
     monkeypatch.setattr("hybrid.evaluation.answers.score", score)

@@ -18,7 +18,7 @@ def test_means_errors_and_paired_differences():
         return Outcome(name, seed, 100, 0.1 if name == "elbo" else 0.15, nelbo, 2.5, 3.0, None)
 
     outcomes = [run("elbo", 0, 2.0), run("elbo", 1, 2.2), run("bert", 0, 2.5), run("bert", 1, 2.9)]
-    rows = {row[0]: row for row in table(outcomes).rows}
+    rows = {row[0]: row for row in table(outcomes).cells}
     assert list(rows) == ["elbo", "bert"], "the best first"
     assert rows["elbo"][3] == f"2.1000 ± {0.1:.4f}"
     assert rows["bert"][4] == f"+0.6000 ± {math.sqrt(0.02 / 2):.4f}", "0.5 and 0.7: paired by seed"

@@ -10,16 +10,8 @@ import torch
 from hybrid.bench.baselines import causal_loss
 from hybrid.bench.cost import count_flops
 from hybrid.config import load_config
-from hybrid.experiments.scaling import (
-    Device,
-    Shape,
-    kept_per_row,
-    memory,
-    parameters_of,
-    serving,
-    shape_of,
-    training,
-)
+from hybrid.experiments.measuring.shape import Shape, kept_per_row, parameters_of, shape_of
+from hybrid.experiments.scaling import Device, memory, serving, training
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import Eager
 from hybrid.model.masks import TwoStream
@@ -102,9 +94,9 @@ def test_state_is_what_a_step_of_training_keeps() -> None:
     for ema, bytes_each in (("0", 16), ("0.99", 20)):
         config = load_config(None, [f"optim.ema_decay={ema}", "model.dim=32", "model.n_heads=4", "model.n_kv_heads=2"])
         shape = shape_of(config)
-        rows = memory({"x": (config, shape, 10**10)}, device, [8]).rows
+        rows = memory({"x": (config, shape, 10**10)}, device, [8]).cells
         whole = 4 * shape.layer_parameters + 16 * 257 * 32  # two layers in bf16; embedding, head and their gradients
-        assert [row[1:3] for row in rows] == [("ddp", "any"), ("fsdp", 8)]
+        assert [row[1:3] for row in rows] == [["ddp", "any"], ["fsdp", 8]]
         assert rows[0][3] == f"{bytes_each * 10:,.1f}" and rows[1][3] == f"{bytes_each * 10 / 8 + whole / 1e9:,.1f}"
 
 
@@ -119,8 +111,8 @@ def test_what_fits_beside_the_state() -> None:
         room = 2 * 64 * each + extra
         for mode, state in (("ddp", 16 * n), ("fsdp", 16 * n / 4 + whole)):
             device = Device(1e12, 1e12, (room + state) / 0.9, 1.0)
-            found = {row[1]: row[4] for row in memory({"x": (config, shape, n)}, device, [4]).rows}
-            assert found[mode] == f"{64 * rows:,}"
+            found = {row[1]: row[4] for row in memory({"x": (config, shape, n)}, device, [4]).cells}
+            assert found[mode] == 64 * rows
 
 
 def test_a_cache_holds_the_bytes_of_a_token() -> None:
@@ -143,16 +135,16 @@ def test_hours_speeds_and_texts_by_hand() -> None:
     config = load_config(None, ["model.dim=32", "model.n_layers=3", "model.n_heads=4", "model.n_kv_heads=2"])
     shape, n, device = shape_of(config), 10**8, Device(1e12, 1e12, 1e10, 0.5)
     models = {"x": (config, shape, n)}
-    plain, blocks = training(models, device).rows[:2]
+    plain, blocks = training(models, device).cells[:2]
     base, ours = shape.autoregressive_flops(), dataclasses.replace(shape, draws=1).training_flops()
     assert (plain[2], blocks[2]) == pytest.approx((base / 1e9, ours / 1e9))
     assert plain[3] == "1.00" and blocks[3] == f"{base / ours:.2f}" and base < ours
-    assert blocks[4:] == (f"{0.5e12 / ours:,.0f}", "2B", f"{20 * n * ours / 0.5e12 / 3600:,.0f}")
-    (row,) = serving(models, dataclasses.replace(device, peak=1e15)).rows
+    assert blocks[4:] == [f"{0.5e12 / ours:,.0f}", "2B", f"{20 * n * ours / 0.5e12 / 3600:,.0f}"]
+    (row,) = serving(models, dataclasses.replace(device, peak=1e15)).cells
     forwards = 1e12 / (2 * (n - 258 * 32))
     texts = (0.9 * 1e10 - 2 * n) / (shape.cache_bytes() * shape.seq_len)
-    assert row[1:4] == ("0.2", f"{forwards:,.0f}", f"{4 * forwards:,.0f}")
-    assert row[5:] == (f"{texts:,.0f}", "1,000", "125"), "1,000 products in the time of a byte, in blocks of 8"
+    assert row[1:4] == ["0.2", f"{forwards:,.0f}", f"{4 * forwards:,.0f}"]
+    assert row[5:] == [f"{texts:,.0f}", 1000, 125], "1,000 products in the time of a byte, in blocks of 8"
 
 
 def test_the_table(command, tmp_path) -> None:

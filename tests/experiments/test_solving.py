@@ -22,7 +22,7 @@ def runs(tmp_path_factory) -> list[Path]:
                 *("eval.sample_prompts=[]", f"run.seed={seed}", f"run.name=s{seed}", f"run.folder={folder}"),
             ],
         )
-        run = Run(config)
+        run = Run.of(config)
         run.open()
         run.train()
         found.append(run.folder)

@@ -11,7 +11,7 @@ import torch
 from conftest import Command
 
 import hybrid
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.two_stream import two_stream_hidden

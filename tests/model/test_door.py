@@ -34,7 +34,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backend_of_ones_own_trains_generates_and_is_listed(configure: Configure, tmp_path, command: Command) -> None:
     losses, texts = {}, {}
     for name in ("eager", "float64"):
-        run = Run(configure(tmp_path, f"run.name={name}", f"model.attention={name}"))
+        run = Run.of(configure(tmp_path, f"run.name={name}", f"model.attention={name}"))
         assert type(run.model.attend) is BACKENDS[name]
         run.open()
         run.train()

@@ -14,7 +14,7 @@ import torch
 from decoding_toy import engine
 from toy import random_tokens, toy_model
 
-from hybrid.checkpoints.states import module_tensors
+from hybrid.checkpoints.module_state import module_tensors
 from hybrid.model import fused
 from hybrid.model.attention import Eager
 from hybrid.model.fused import for_inference, fuse, is_fused

@@ -59,7 +59,7 @@ def test_recomputing_keeps_less_and_gives_the_same_gradient(prediction: str) -> 
 def test_compiled_layers_give_the_same_gradient(configure, tmp_path) -> None:
     gradients = []
     for choice in ("off", "on"):
-        run = Run(configure(tmp_path, f"trainer.compile={choice}"))
+        run = Run.of(configure(tmp_path, f"trainer.compile={choice}"))
         stepper = run.stepper()
         stepper.accumulate(0)
         gradients.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]))
@@ -68,12 +68,12 @@ def test_compiled_layers_give_the_same_gradient(configure, tmp_path) -> None:
 
 
 def test_compilation_is_for_gpus_unless_it_is_asked_for(configure, tmp_path) -> None:
-    assert "keys" not in vars(Run(configure(tmp_path)).model.layers[0])
+    assert "keys" not in vars(Run.of(configure(tmp_path)).model.layers[0])
 
 
 def test_tf32_is_a_format_of_gpus(configure, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"trainer.precision: 'tf32' .* the device is cpu; use fp32"):
-        Run(configure(tmp_path, "trainer.precision=tf32"))
+        Run.of(configure(tmp_path, "trainer.precision=tf32"))
     precision_context("tf32", torch.device("cuda"))
     assert torch.get_float32_matmul_precision() == "high"
     precision_context("fp32", torch.device("cuda"))

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from estimates import keys
+from estimates import noise_of
 
 from hybrid.objectives.noise import NoiseKeys, block_uniforms, position_uniforms
 
 
 def test_strata_cover_the_range_once_per_batch():
-    u = block_uniforms(keys(6), 5, 2, True)
+    u = block_uniforms(noise_of(6), 5, 2, True)
     assert sorted((u.flatten() * 60).long().tolist()) == list(range(60))
 
 

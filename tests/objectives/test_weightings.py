@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from estimates import assert_mean, expected_weighted_loss, keys, values_of
+from estimates import assert_mean, expected_weighted_loss, noise_of, values_of
 from toy import random_tokens, toy_model
 
-from hybrid.data.dataset import Batch
-from hybrid.objectives import Objective, ObjectiveConfig
+from hybrid.data.batches import Batch
+from hybrid.objectives import ObjectiveConfig, build_objective
+from hybrid.objectives.build import build_estimator
 from hybrid.objectives.estimators import Count, Time
-from hybrid.objectives.objective import build_estimator
 from hybrid.objectives.weightings import WEIGHTINGS, Bert, Cart, MaskGIT, PlainCrossEntropy
 
 
@@ -70,10 +70,10 @@ def test_cart_weighs_by_the_distance_to_what_is_known():
 def test_what_is_trained_has_the_weights(name):
     """Two draws of blocks of four, n from the weighting's own proposal: omega_n / pi(n) times the mean loss of the n
     masked tokens of a block; of CART each token by itself."""
-    objective = Objective.of(ObjectiveConfig(weighting=name, draws=2))
+    objective = build_objective(ObjectiveConfig(weighting=name, draws=2))
     model, tokens = toy_model(), random_tokens(3, 8)
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    got = objective.loss(model, Batch(tokens, everything), keys(3), 4)
+    got = objective.loss(model, Batch(tokens, everything), noise_of(3), 4)
     masked = got.masking.masked
     factors = torch.zeros(masked.shape, dtype=torch.float64)
     omega, pi = WEIGHTINGS[name]().of_counts(4), objective.estimator.source.probabilities(4, 4)

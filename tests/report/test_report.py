@@ -130,7 +130,7 @@ def test_the_front_of_quality_and_speed(make: Make, tmp_path: Path) -> None:
     assert [w.decoder for w in texts if w.is_repetitive] == ["loop"]
     section = next(s for s in sections.sections(groups_in(tmp_path / "runs")) if s.title == "Quality against speed")
     assert section.table is not None
-    marks = {(row[0], row[2]): row[-1] for row in section.table.rows}
+    marks = {(row[0], row[2]): row[-1] for row in section.table.cells}
     assert plots.trade([w for w in texts if w.is_repetitive], {"a": "red"}) is not None  # a front of none
     assert marks["a", "loop"] == "repeats itself" and marks["a", "beaten"] == "" and marks["b", "fast"] == "front"
 
@@ -175,7 +175,7 @@ def test_the_entropy_of_the_source_is_a_line_and_what_is_below_it_is_told(make: 
     assert "entropy of the source is 3.8000 bits per byte" in first.text
     assert "Every likelihood lies above that" in first.text
     assert "evaluated on a part of that text only" in first.text  # 4 rows
-    assert first.table is not None and [row[-2] for row in first.table.rows] == ["+0.1000", "+0.3000"]
+    assert first.table is not None and [row[-2] for row in first.table.cells] == ["+0.1000", "+0.3000"]
     make("c", "objective.block_size=8", nats=1.8, data=known)
     assert "BELOW that" in sections.sections(groups_in(tmp_path / "runs"))[0].text
     make("d", "objective.block_size=16", nats=1.8)  # another source, or none that is known

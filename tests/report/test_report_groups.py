@@ -81,7 +81,7 @@ def test_minutes_and_tokens_are_means_over_seeds(make: Make, tmp_path: Path) -> 
             file.write(json.dumps({"step": step, "time": seconds}) + "\n")
     section = sections.sections(groups_in(tmp_path / "runs"))[-1]
     assert section.title == "Models" and section.table is not None
-    (row,) = (dict(zip(section.table.columns, values, strict=True)) for values in section.table.rows)
+    (row,) = (dict(zip(section.table.columns, values, strict=True)) for values in section.table.cells)
     assert (row["minutes"], row["tokens"], row["seeds"]) == ("2.0", "853", 3)  # 360 s / 3, and 20 steps / 3
 
 
@@ -132,11 +132,11 @@ def test_a_group_is_compared_where_all_of_its_seeds_were_evaluated(make: Make, t
     assert {g.label: (g.evaluated, g.own) for g in groups} == {"b8": ([2, 8, 16], 8), "mixed": ([2, 8], None)}
     first, *_, last = sections.sections(groups)
     assert first.table is not None and last.table is not None
-    assert {(row[0], row[1]): row[2] for row in first.table.rows} == {
+    assert {(row[0], row[1]): row[2] for row in first.table.cells} == {
         ("b8", 2): "no", ("b8", 8): "alone", ("b8", 16): "no",
         ("mixed", 2): "among others", ("mixed", 8): "among others",
     }  # fmt: skip
-    shown = {row[0]: row[list(last.table.columns).index("bits per byte")] for row in last.table.rows}
+    shown = {row[0]: row[list(last.table.columns).index("bits per byte")] for row in last.table.cells}
     assert shown == {"b8": "4.5000 ± 0.5000 (bound)", "mixed": "6.0000 ± 0.0400 (bound)"}
     by_count = lines_of(plots.by_count(groups, plots.colours(groups)))
     assert by_count["b8"] == [(n, 2.25 + n) for n in range(1, 9)]

@@ -17,18 +17,18 @@ import torch
 from conftest import ROOT
 
 import hybrid
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.tensors import load_group
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.rows import row_batches
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
 
 MODES = ("ddp", "fsdp")
-# Everything that ranks have to agree on: a proposal that learns from all blocks, several forwards per step, averaged
-# weights, an uneven number of validation rows and of prompts.
+# Everything that ranks have to agree on: noise of the whole batch, several forwards per step, averaged weights, an
+# uneven number of validation rows and of prompts.
 SETTINGS = (
-    "objective.block_size=4", "objective.proposal=adaptive", "objective.draws=2", "trainer.micro_batch_tokens=32",
+    "objective.block_size=4", "objective.draws=2", "trainer.micro_batch_tokens=32",
     "model.n_layers=2", "eval.rows=5", "eval.sample_prompts=['','the ','by ']", "trainer.log_every=1",
 )  # fmt: skip
 TOLERANCE = 2e-5
@@ -69,7 +69,7 @@ def trained_by(folder: Path, overrides) -> Trained:
         if not path.exists():
             words = [*overrides(folder), *SETTINGS, f"run.name={mode}"]
             if mode == "one":
-                run = Run(hybrid.load_config(None, words))
+                run = Run.of(hybrid.load_config(None, words))
                 run.open()
                 run.train()
             else:
@@ -113,18 +113,18 @@ def test_what_two_ranks_saved_is_a_model_like_any_other(mode: str, trained_by: T
 
 
 def test_each_rank_writes_its_part(trained_by: Trained) -> None:
-    step = checkpoint.find_checkpoint(trained_by("fsdp"))
+    step = finding.find_checkpoint(trained_by("fsdp"))
     parts = sorted(step.glob("model.*"))
     assert [p.name for p in parts] == [f"model.0000{i}-of-00002.safetensors" for i in (0, 1)]
-    whole = sum(p.stat().st_size for p in checkpoint.find_checkpoint(trained_by("one")).glob("model.*"))
+    whole = sum(p.stat().st_size for p in finding.find_checkpoint(trained_by("one")).glob("model.*"))
     assert all(0.3 * whole < part.stat().st_size < 0.75 * whole for part in parts)
 
 
 def test_a_missing_part_is_no_checkpoint(trained_by: Trained, tmp_path: Path) -> None:
-    step = shutil.copytree(checkpoint.find_checkpoint(trained_by("fsdp")), tmp_path / "step-00000008")
+    step = shutil.copytree(finding.find_checkpoint(trained_by("fsdp")), tmp_path / "step-00000008")
     (step / "model.00001-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"00001-of-00002\.safetensors: is missing"):
-        checkpoint.find_checkpoint(step)
+        finding.find_checkpoint(step)
     with pytest.raises(ValueError, match="1 of the 2 files of model are there"):
         load_group(step, "model")
 
@@ -140,7 +140,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     (run / "checkpoints" / "latest").write_text("step-00000004\n")
     words = [*overrides(tmp_path), *SETTINGS, "run.name=moved", "trainer.resume=auto"]
     if after == "one":
-        again = Run(hybrid.load_config(None, words))
+        again = Run.of(hybrid.load_config(None, words))
         again.open()
         again.train()
     else:
@@ -178,7 +178,7 @@ def test_a_rank_that_is_killed(restarts: int, overrides, tmp_path: Path) -> None
     _, err = job.communicate(timeout=120)
     assert "error: rank 0 of 2: lost contact with the others" in err and "trainer.resume=auto" in err
     assert "Error" not in err[: err.index("error: rank 0 of 2")], "one line, no traceback of ours"
-    last = checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny"))
+    last = finding.step_of(finding.find_checkpoint(tmp_path / "tiny"))
     assert last % 10 == 0 and last >= 10
     if restarts:
         assert job.returncode == 0 and "resumed at step" in err and last == 150
@@ -222,7 +222,7 @@ def test_evaluation_and_generation_are_shared(trained_by: Trained, tmp_path: Pat
 
 def test_a_batch_that_cannot_be_shared(configure, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.batch_tokens: 128 are 4 rows .* 3 ranks .* try 96"):
-        Run(configure(tmp_path), Ranks(0, 3))
+        Run.of(configure(tmp_path), Ranks(0, 3))
 
 
 @pytest.mark.parametrize("n_rows, world", [(5, 2), (4, 2), (1, 3), (7, 1)])

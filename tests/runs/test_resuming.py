@@ -20,8 +20,8 @@ from conftest import ROOT, Configure
 from training_toy import assert_same_tensors, before_step, tensors_of, train
 
 import hybrid
-from hybrid.checkpoints import checkpoint
-from hybrid.checkpoints.tensors import load_tensors
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
 
@@ -49,7 +49,7 @@ def signals_that_nobody_catches_fail() -> Iterator[None]:
     [
         ("adamw", []),
         ("muon", []),
-        ("muon", ["objective.proposal=adaptive", "objective.complementary=true", "objective.draws=2"]),
+        ("muon", ["objective.complementary=true", "objective.draws=2"]),
     ],
 )
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
@@ -66,17 +66,17 @@ def test_resuming_is_bit_identical_with_never_having_stopped(
         parts = train(configure(tmp_path / "parts", *options))
     assert f"stopped by {kind.name} at step 6, saved; go on with trainer.resume=auto" in caplog.text
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert checkpoint.step_of(checkpoint.find_checkpoint(parts)) == 6
+    assert finding.step_of(finding.find_checkpoint(parts)) == 6
     train(configure(tmp_path / "parts", *options, "trainer.resume=auto"))
     assert "resumed at step 6" in caplog.text
 
-    last = [checkpoint.find_checkpoint(folder) for folder in (whole, parts)]
+    last = [finding.find_checkpoint(folder) for folder in (whole, parts)]
     assert [path.name for path in last] == ["step-00000008"] * 2
     a, b = map(tensors_of, last)
-    assert {name.split("/")[0] for name in a} == {"model", "optimizer", "ema"} | ({"proposal"} if others else set())
+    assert {name.split("/")[0] for name in a} == {"model", "optimizer", "ema"}
     assert any(not torch.equal(t, a[f"model/{name[4:]}"]) for name, t in a.items() if name.startswith("ema/"))
     assert_same_tensors(a, b)
-    assert checkpoint.read_state(last[0]) == checkpoint.read_state(last[1])
+    assert finding.read_state(last[0]) == finding.read_state(last[1])
     ends = [read_metrics(folder)[-1] for folder in (whole, parts)]
     assert ends[0]["val/nelbo"] == ends[1]["val/nelbo"]
     assert ends[0]["val_by_count/b4/n001"] == ends[1]["val_by_count/b4/n001"]
@@ -96,14 +96,14 @@ def test_a_checkpoint_of_another_run_does_not_get_mixed_into_a_full_folder(
 ) -> None:
     other = trained / "checkpoints" / "step-00000004"
     with pytest.raises(ValueError, match=r"run\.folder: .* is not empty; choose another run\.name"):
-        Run(configure(copy_of_trained.parent, f"trainer.resume={other}")).open()
+        Run.of(configure(copy_of_trained.parent, f"trainer.resume={other}")).open()
 
 
 def test_a_run_that_was_killed_before_its_first_save_starts_over(configure: Configure, copy_of_trained: Path) -> None:
     shutil.rmtree(copy_of_trained / "checkpoints")
     lines = (copy_of_trained / "metrics.jsonl").read_text()
     train(configure(copy_of_trained.parent, "trainer.resume=auto"))
-    assert checkpoint.step_of(checkpoint.find_checkpoint(copy_of_trained)) == 8
+    assert finding.step_of(finding.find_checkpoint(copy_of_trained)) == 8
     steps = [record["step"] for record in read_metrics(copy_of_trained)]
     assert steps == sorted(steps) and steps.count(2) == 1
     assert (copy_of_trained / "metrics.jsonl.superseded").read_text() == lines
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_before_its_first_save_starts_over(configure: Conf
 def test_a_folder_that_holds_something_is_not_overwritten(configure: Configure, copy_of_trained: Path) -> None:
     before = {path: path.read_bytes() for path in copy_of_trained.rglob("*") if path.is_file()}
     with pytest.raises(ValueError) as caught:
-        Run(configure(copy_of_trained.parent)).open()
+        Run.of(configure(copy_of_trained.parent)).open()
     for way_out in ("trainer.resume=auto", "run.name", "remove the folder", str(copy_of_trained)):
         assert way_out in str(caught.value)
     assert {path: path.read_bytes() for path in copy_of_trained.rglob("*") if path.is_file()} == before
@@ -122,7 +122,7 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(configure: Configure, t
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty; choose another"):
-        Run(configure(tmp_path, "trainer.resume=auto")).open()
+        Run.of(configure(tmp_path, "trainer.resume=auto")).open()
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_a_folder_of_other_things_is_not_taken_for_a_run(configure: Configure, t
 def test_a_resumed_run_is_the_same_run(changed: str, configure: Configure, copy_of_trained: Path) -> None:
     key = changed.split("=")[0]
     with pytest.raises(ValueError, match=rf"^{key}: .*, but the run to resume has .*init_from$"):
-        Run(configure(copy_of_trained.parent, "trainer.resume=auto", changed))
+        Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", changed))
 
 
 def test_what_belongs_to_the_machine_may_change(
     configure: Configure, copy_of_trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     harmless = ["eval.rows=2", f"data.cache_dir={tmp_path / 'cache'}", "decoder=confidence", "trainer.log_every=3"]
-    run = Run(configure(copy_of_trained.parent, "trainer.resume=auto", *harmless))
-    assert run.resume_from == copy_of_trained / "checkpoints" / "step-00000008"
+    run = Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", *harmless))
+    assert run.plan.checkpoint == copy_of_trained / "checkpoints" / "step-00000008"
     assert "not as if it had never stopped" not in caplog.text
-    Run(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
+    Run.of(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
     assert "trainer.steps: 9 instead of 8: the run goes on, but not as if it had never stopped" in caplog.text
 
 
@@ -188,10 +188,10 @@ def test_a_signal_saves_and_exits_cleanly(
     assert script.returncode == 0, err
     assert f"stopped by {kind.name} at step" in err and "Traceback" not in err
     assert out == ""
-    step = checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny"))
+    step = finding.step_of(finding.find_checkpoint(tmp_path / "tiny"))
     assert step >= 4
     train(configure(tmp_path, *endless, f"trainer.steps={step + 2}", "trainer.resume=auto"))
-    assert checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny")) == step + 2
+    assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == step + 2
 
 
 def test_a_killed_run_resumes(
@@ -204,10 +204,10 @@ def test_a_killed_run_resumes(
         script.send_signal(signal.SIGKILL)
         script.communicate()
     assert script.returncode == -signal.SIGKILL
-    step = checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny"))
+    step = finding.step_of(finding.find_checkpoint(tmp_path / "tiny"))
     assert step >= 3
     train(configure(tmp_path, *always, f"trainer.steps={step + 2}", "trainer.resume=auto"))
-    assert checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny")) == step + 2
+    assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == step + 2
     steps = [record["step"] for record in read_metrics(tmp_path / "tiny") if "optim/lr" in record]
     assert steps == list(range(1, step + 3))
     assert not [path for path in (tmp_path / "tiny" / "checkpoints").iterdir() if path.name.startswith(".")]
@@ -220,14 +220,14 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
     config = configure(tmp_path, "trainer.eval_every=0", "trainer.save_every=0", "trainer.steps=2")
 
     def interrupted(self) -> dict[str, float]:
-        assert checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny")) == 2
+        assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == 2
         os.kill(os.getpid(), signal.SIGTERM)
         raise KeyboardInterrupt  # what a second signal does
 
     monkeypatch.setattr("hybrid.runs.run.Validator.__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(config)
-    assert checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "tiny")) == 2
+    assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -238,9 +238,9 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
     "other", ["objective.block_size=8", "model.context=causal", "objective.estimator=time", "data.seq_len=64"]
 )
 def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
-    run = Run(configure(tmp_path, f"trainer.init_from={trained}", other))
+    run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
-    averaged = load_tensors(checkpoint.find_checkpoint(trained) / "ema.safetensors")
+    averaged = load_tensors(finding.find_checkpoint(trained) / "ema.safetensors")
     assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
 
 
@@ -252,12 +252,12 @@ def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_pat
         "objective.block_size=seq_len",
     ]
     folder = train(configure(tmp_path, *options))
-    assert checkpoint.step_of(checkpoint.find_checkpoint(folder)) == 2
+    assert finding.step_of(finding.find_checkpoint(folder)) == 2
     after = hybrid.load(folder).model.embedding.weight
     assert not torch.equal(after, hybrid.load(trained).model.embedding.weight)
     # Resuming goes on from the run's own weights, not from those it was started with.
-    resumed = Run(configure(tmp_path, *options, "trainer.resume=auto"))
-    assert resumed.resume_from is not None
+    resumed = Run.of(configure(tmp_path, *options, "trainer.resume=auto"))
+    assert resumed.plan.checkpoint is not None
     assert not torch.equal(resumed.model.embedding.weight, hybrid.load(trained).model.embedding.weight)
 
 
@@ -276,6 +276,6 @@ def test_weights_that_do_not_fit_are_refused(
     other: str, message: str, configure: Configure, trained: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        Run(configure(tmp_path, f"trainer.init_from={trained}", other))
+        Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "tiny").exists()

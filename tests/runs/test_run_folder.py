@@ -14,7 +14,7 @@ from conftest import Command, Configure
 from event_files import events_of
 from training_toy import before_step, train
 
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding, saving
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.runs import run_folder
 from hybrid.runs.run import Run
@@ -37,7 +37,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_configuration_starts_over(
     (tmp_path / "tiny").mkdir()
     for name in left:
         (tmp_path / "tiny" / name).write_text("run:\n  na")
-    Run(configure(tmp_path, f"trainer.resume={resume}")).open()
+    Run.of(configure(tmp_path, f"trainer.resume={resume}")).open()
     assert entries(tmp_path / "tiny") == ["config.yaml", "environment.json", "samples", "tokenizer"]
 
 
@@ -47,7 +47,7 @@ def test_anything_else_beside_it_is_somebody_elses(name: str, configure: Configu
     for one in (".config.yaml.1.tmp", name):
         (tmp_path / "tiny" / one).write_text("half")
     with pytest.raises(ValueError, match="is not empty"):
-        Run(configure(tmp_path, "trainer.resume=auto")).open()
+        Run.of(configure(tmp_path, "trainer.resume=auto")).open()
     assert name in entries(tmp_path / "tiny")
 
 
@@ -63,13 +63,13 @@ def test_what_a_killed_run_left_anywhere_in_its_folder_is_gone_after_resuming(
         (copy_of_trained / name).write_text("half")
     train(configure(copy_of_trained.parent, "trainer.resume=auto", "trainer.steps=9"))
     assert [path for path in copy_of_trained.rglob("*") if path.name.startswith(".")] == []
-    assert checkpoint.step_of(checkpoint.find_checkpoint(copy_of_trained)) == 9
+    assert finding.step_of(finding.find_checkpoint(copy_of_trained)) == 9
 
 
 def test_where_there_is_no_place_for_a_run_is_said_before_any_work(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hybrid.runs.run.prepare", lambda config: pytest.fail("data was prepared"))
+    monkeypatch.setattr("hybrid.runs.preparation.prepare", lambda config: pytest.fail("data was prepared"))
     (tmp_path / "file").write_text("x")
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     for folder, override, words in (
@@ -81,11 +81,11 @@ def test_where_there_is_no_place_for_a_run_is_said_before_any_work(
         (tmp_path, f"run.name={'ü' * 200}", "a name has at most 255 bytes"),
     ):
         with pytest.raises(ValueError, match=words) as caught:
-            Run(configure(folder, override))
+            Run.of(configure(folder, override))
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
     monkeypatch.setattr(run_folder.os, "access", lambda path, mode: False)
     with pytest.raises(ValueError, match=r"^run\.folder: .* is read-only for this user"):
-        Run(configure(tmp_path))
+        Run.of(configure(tmp_path))
     assert entries(tmp_path) == ["file", "nowhere"]
 
 
@@ -99,7 +99,11 @@ def test_a_fact_that_cannot_be_written_leaves_no_folder_behind(tmp_path: Path) -
 def test_a_folder_that_vanishes_while_the_run_trains_is_one_line(
     command: Command, overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before_step(monkeypatch, lambda step: shutil.rmtree(tmp_path / "tiny") if step == 3 else None)
+    def vanish(step: int) -> None:
+        while step == 3 and (tmp_path / "tiny").exists():  # TensorBoard's thread may write a file while it is emptied
+            shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
+
+    before_step(monkeypatch, vanish)
     done = command("train.py", *overrides(tmp_path))
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: ") and "is gone" in done.err.splitlines()[-1]
@@ -147,7 +151,7 @@ def test_going_back_to_an_earlier_checkpoint_as_the_end_saves_it_as_the_latest(
 ) -> None:
     earlier = copy_of_trained / "checkpoints" / "step-00000004"
     train(configure(copy_of_trained.parent, f"trainer.resume={earlier}", "trainer.steps=4"))
-    assert checkpoint.find_checkpoint(copy_of_trained) == earlier
+    assert finding.find_checkpoint(copy_of_trained) == earlier
     records = read_metrics(copy_of_trained)
     assert [r["step"] for r in records if "val/nelbo" in r] == [4] and records[-1]["step"] == 4
 
@@ -186,11 +190,11 @@ def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resumi
     monkeypatch.setattr(Validator, "__call__", lambda self: {**validate(self), "val/nelbo": next(rising)})
     options = ["trainer.save_every=2", "trainer.eval_every=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "mark_best", die)
+        patch.setattr(saving, "mark_best", die)
         with pytest.raises(SystemExit):
             train(configure(tmp_path, *options))
     checkpoints = train(configure(tmp_path, *options, "trainer.resume=auto")) / "checkpoints"
-    assert checkpoint.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
+    assert finding.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
 
 
 def test_what_is_shown_at_the_end_is_there_before_the_run_counts_as_finished(

@@ -28,7 +28,7 @@ def test_another_vocabulary_of_the_same_name_and_size_is_told_apart(configure: C
         own = start / "tokenizer" / "tokenizer.json"
         way_out = f"set data.tokenizer={own}" if tokenizer else "train with its tokenizer"
         with pytest.raises(ValueError) as caught:
-            Run(
+            Run.of(
                 configure(
                     tmp_path / "runs",
                     f"data.corpus={tmp_path / 'b'}",
@@ -51,11 +51,11 @@ def test_a_run_that_is_refused_is_not_said_to_go_on(
     few = ["trainer.steps=1", "eval.sample_tokens=0", f"data.corpus={tmp_path / 'c'}"]
     train(configure(tmp_path / "runs", *few))
     longer = configure(tmp_path / "runs", *few, "trainer.resume=auto", "trainer.steps=2")
-    Run(longer)
+    Run.of(longer)
     goes_on = "trainer.steps: 2 instead of 1: the run goes on, but not as if it had never stopped"
     assert caplog.messages.count(goes_on) == 1
     caplog.clear()
     (tmp_path / "c" / "0.txt").write_text("another text")
     with pytest.raises(ValueError, match="is not the text that"):
-        Run(longer)
+        Run.of(longer)
     assert "the run goes on" not in caplog.text

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, Command
 from safetensors import SafetensorError
 
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding
 from hybrid.config import load_config
 from hybrid.config.schema import keys
 from hybrid.decoding import DECODERS
@@ -70,7 +70,7 @@ def test_a_run_from_a_file_with_overrides(command: Command, overrides: Overrides
     done = command("train.py", "--config", config, *words, "trainer.steps=2")
     assert done.code == 0, done.err
     assert done.out == ""
-    assert checkpoint.step_of(checkpoint.find_checkpoint(tmp_path / "small")) == 2
+    assert finding.step_of(finding.find_checkpoint(tmp_path / "small")) == 2
     assert load_config(tmp_path / "small" / "config.yaml").run.seed == 3
     for text in ("2 steps of 128 tokens", "block size 4:", "block size 1:", "nats per token", "parameters"):
         assert text in done.err
@@ -230,7 +230,7 @@ def test_when_all_checkpoints_are_damaged(command: Command, overrides: Overrides
 
 def test_a_checkpoint_without_optimizer(command: Command, overrides: Overrides, copy_of_trained: Path) -> None:
     """As if it had been saved without: complete by its manifest, and of no use for resuming."""
-    from hybrid.storage.atomic import new_folder
+    from hybrid.storage.folders import new_folder
 
     step = copy_of_trained / "checkpoints" / "step-00000008"
     with new_folder(step, overwrite=True) as folder:
@@ -255,14 +255,14 @@ def test_a_full_disk_loses_nothing(
         file.write_bytes(b"half of it")
         raise full
 
-    before = checkpoint.find_checkpoint(copy_of_trained)
+    before = finding.find_checkpoint(copy_of_trained)
     with monkeypatch.context() as patch:
-        patch.setattr("hybrid.checkpoints.tensors.save_file", save_file)
+        patch.setattr("hybrid.checkpoints.tensor_files.save_file", save_file)
         done = go_on(command, overrides, copy_of_trained)
     assert done.code == 2 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith("error: ")
     assert "No space left on device; what was saved before is unchanged; free some space and resume" in done.err
-    assert checkpoint.find_checkpoint(copy_of_trained) == before
+    assert finding.find_checkpoint(copy_of_trained) == before
     assert not [path for path in (copy_of_trained / "checkpoints").iterdir() if path.name.startswith(".")]
     assert go_on(command, overrides, copy_of_trained).code == 0
 

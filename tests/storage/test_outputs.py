@@ -11,8 +11,9 @@ import pytest
 from conftest import Command
 from run_folders import Make, make_run  # noqa: F401 (a fixture)
 
-from hybrid.results.table import Table, write_result
-from hybrid.storage import atomic
+from hybrid.results.publish import write_result
+from hybrid.results.table import Table
+from hybrid.storage import folders, overwriting
 
 WORDS = {
     "evaluate": "--checkpoint {run} --rows 2 --draws 1 --output {output}",
@@ -106,7 +107,7 @@ def test_what_is_ours_is_replaced_and_folders_are_made(
 def test_a_place_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"^--output: .*file is not a folder; choose another place"):
-        atomic.refuse_foreign(tmp_path / "file" / "a" / "b", lambda _: True, "")
+        overwriting.refuse_overwriting(tmp_path / "file" / "a" / "b", lambda _: True, "")
 
 
 def test_what_appears_during_the_work_is_not_replaced_either(
@@ -154,14 +155,14 @@ def test_a_folder_with_a_manifest_that_is_not_ours_is_not_replaced(tmp_path: Pat
     for content in ("{}", '{"files": {}}', '{"files": 3}', "["):
         (site / "manifest.json").write_text(content)
         (site / "index.html").write_text("mine")
-        with pytest.raises(ValueError, match="exists and was not written by hybrid"), atomic.new_folder(site):
+        with pytest.raises(ValueError, match="exists and was not written by hybrid"), folders.new_folder(site):
             pass
     assert (site / "index.html").read_text() == "mine"
     for text in ("a", "b"):
-        with atomic.new_folder(tmp_path / "ours") as folder:
+        with folders.new_folder(tmp_path / "ours") as folder:
             (folder / "file").write_text(text)
     (tmp_path / "ours" / "notes").write_text("mine")
-    with pytest.raises(ValueError, match="was not written by hybrid"), atomic.new_folder(tmp_path / "ours"):
+    with pytest.raises(ValueError, match="was not written by hybrid"), folders.new_folder(tmp_path / "ours"):
         pass
     assert (tmp_path / "ours" / "notes").read_text() == "mine" and (tmp_path / "ours" / "file").read_text() == "b"
 
@@ -178,9 +179,10 @@ def test_a_sweep_does_not_replace_a_configuration(command: Command, overrides: C
 def test_marks_and_keys(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("a mark, and more")
-    assert atomic.has_mark(path, "mark") and not atomic.has_mark(path, "Mark") and not atomic.has_mark(tmp_path, "mark")
+    assert overwriting.has_mark(path, "mark") and not overwriting.has_mark(path, "Mark")
+    assert not overwriting.has_mark(tmp_path, "mark")
     path.write_text(json.dumps({"a": 1, "b": 2}))
-    assert atomic.has_keys(path, ("a",)) and not atomic.has_keys(path, ("a", "c"))
+    assert overwriting.has_keys(path, ("a",)) and not overwriting.has_keys(path, ("a", "c"))
     for text in ("[]", "{", "[" * 100_000, ""):
         path.write_text(text)
-        assert not atomic.has_keys(path, ())
+        assert not overwriting.has_keys(path, ())

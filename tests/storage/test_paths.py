@@ -11,7 +11,8 @@ from conftest import Command
 
 import hybrid
 from hybrid.config import load_config
-from hybrid.data.dataset import DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.preparing import prepare
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.options import path_of
 from hybrid.sweep.jobs import Job

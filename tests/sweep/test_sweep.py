@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Command, Configure
 
-from hybrid.checkpoints.checkpoint import list_checkpoints
+from hybrid.checkpoints.finding import list_checkpoints
 from hybrid.config import load_config, to_yaml
 from hybrid.sweep.plan import Plan, axis, plan, run_name
 from hybrid.sweep.state import state_of

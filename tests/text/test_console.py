@@ -10,7 +10,7 @@ from conftest import Configure
 from terminals import MASK, Terminal, progress_of
 
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer
-from hybrid.decoding.results import Progress
+from hybrid.decoding.results import GenerationState
 from hybrid.text.console import UNKNOWN, Console, Texts
 from hybrid.text.terminal import printable, wrapped
 
@@ -130,7 +130,7 @@ def test_what_is_joined_counts_once_and_stays_together() -> None:
 
 def test_tokens_behind_a_stop_are_not_counted_and_each_end_has_its_reason() -> None:
     text = torch.tensor([[*b"abENDx"], [*b"abcdef"], [*b"ab", 256, 0, 0, 0]])
-    done = Progress(6, True, text, [(0, 6), (0, 6), (0, 3)], ["length", "length", "end_of_text"])
+    done = GenerationState(6, True, text, [(0, 6), (0, 6), (0, 3)], ["length", "length", "end_of_text"])
     texts = Console(ByteTokenizer(), MASK, "", ["END"]).follow(iter([done]), 3)
     assert texts.texts == ["ab", "abcdef", "ab"] and texts.finish_reasons == ["stop", "length", "end_of_text"]
     assert texts.n_tokens == texts.statistics()["tokens"] == 2 + 6 + 3

@@ -95,7 +95,7 @@ class _Echo:
     def __init__(self, new: list[int]):
         self.new = new
 
-    def generate(self, prompts, max_new_tokens, keys=None) -> Generation:
+    def generate(self, prompts, max_new_tokens, row_keys=None) -> Generation:
         n = len(prompts)
         return Generation([self.new] * n, 1, 1.0, ["length"] * n, [[*prompt, *self.new] for prompt in prompts])
 

@@ -73,7 +73,9 @@ def test_what_a_decoder_sees_of_a_gap() -> None:
     M = toy_model().mask_token_id
     whole = engine(toy_model(), 6, All()).generate([[1, M, 3, M, 5]], 0).sequences[0]
     assert [view.is_fixed[0].tolist() for view in seen] == [[True, False, True, False, True, False]] * 2
-    assert [view.is_masked[0].tolist() for view in seen] == [[False, True, False, True, False, True]] * 2
+    assert [view.is_masked[0].tolist() for view in seen] == [[False, True, False, True, False, False]] * 2, (
+        "nothing is asked for behind the prompt"
+    )
     assert (whole[0], whole[2], whole[4]) == (1, 3, 5) and M not in whole
 
 

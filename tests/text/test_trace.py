@@ -17,7 +17,7 @@ from foreign_tokenizers import foreign
 from toy import random_tokens, toy_model
 
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding import DECODERS
 from hybrid.decoding.results import Change
 from hybrid.runs.plots import plot_unmasking_order
 from hybrid.text.trace import Trace, TracedText, check_path, write_page
@@ -74,7 +74,7 @@ def test_confidence_is_the_probability_at_temperature_1(spec: Any) -> None:
     """By enumeration, whatever the sampling settings."""
     model, prompt, n = toy_model(vocab=4), (1, 2), 4
     conditionals = Conditionals(model, 4, n, prompt)
-    trace = Trace(engine(model, 8, spec, seq_len=6, stop_at_end=False, sampling=Sampling(0.5, top_k=3)))
+    trace = Trace(engine(model, 8, spec, seq_len=6, stop_at_end=False, temperature=0.5, top_k=3))
     for _ in trace.stream([prompt] * 3, n):
         pass
     for text in trace.texts:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import nll_of
 
-from hybrid.data.dataset import PackedTokens
+from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
 from hybrid.evaluation.scores import Scores
@@ -19,21 +19,22 @@ from hybrid.likelihoods import rows
 from hybrid.likelihoods.enumerated import Enumerate
 from hybrid.likelihoods.rows import RowLikelihoods, SplitLikelihood, bound, by_row
 from hybrid.lm import LanguageModel
-from hybrid.training import trainer, validation
+from hybrid.training import step_results, validation
 from hybrid.training.step import StepResult
-from hybrid.training.trainer import Window
+from hybrid.training.step_results import Window
 from hybrid.training.validation import EvalConfig, SampleWriter, Validator
 
 
 def step(number: int, loss: float, ar: float | None, norm: float, size: int) -> StepResult:
-    numbers = torch.tensor([loss, 0.0 if ar is None else ar, norm], dtype=torch.float64)
-    return StepResult(number, numbers, ar is not None, size, {"lr": number / 10})
+    numbers = torch.tensor([loss, norm] if ar is None else [loss, ar, norm], dtype=torch.float64)
+    names = ("nelbo",) if ar is None else ("loss", "ar_nll")
+    return StepResult(number, numbers, names, size, {"lr": number / 10})
 
 
 def test_a_record_of_training_is_a_mean_over_its_finite_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 12.0])
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(now))
-    window = Window("train/loss")
+    monkeypatch.setattr(step_results.time, "perf_counter", lambda: next(now))
+    window = Window()
     window.results = [step(1, 2.0, 5.0, 1.0, 4), step(2, math.inf, 5.0, 3.0, 4), step(3, 4.0, 6.0, 2.0, 8)]
     window.results += [step(4, 3.0, 7.0, 6.0, 4)]
     assert window.metrics(100) == {
@@ -42,7 +43,7 @@ def test_a_record_of_training_is_a_mean_over_its_finite_steps(monkeypatch: pytes
         "train/loss/b4": 2.5, "train/loss/b8": 4.0,
     }  # fmt: skip
     now = iter([0.0, 1.0])
-    window = Window("train/nelbo")
+    window = Window()
     window.results = [step(1, 2.0, None, 1.0, 1)]
     assert set(window.metrics(1)) == {"perf/tokens_per_second", "train/nelbo", "optim/grad_norm", "optim/lr"}
 
@@ -68,7 +69,7 @@ def test_a_record_of_validation_is_a_mean_over_block_sizes(monkeypatch: pytest.M
     }  # fmt: skip
 
 
-def test_figures_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def generate(engine: Any, ids: Any, new: int, ranks: Any) -> Generation:
@@ -76,8 +77,8 @@ def test_figures_of_samples(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) 
         return Generation([[1, 2, 3], [4]], nfe=2, seconds=0.5)
 
     monkeypatch.setattr(validation, "generate_shared", generate)
-    _, figures = SampleWriter(lm.engine(), lm.tokenizer, ["", "The"], 100)()
-    assert figures == {"gen/tokens_per_second": 8.0, "gen/tokens_per_forward": 2.0}
+    _, metrics = SampleWriter(lm.engine(), lm.tokenizer, ["", "The"], 100)()
+    assert metrics == {"gen/tokens_per_second": 8.0, "gen/tokens_per_forward": 2.0}
     assert asked == [([[], lm.tokenizer.encode("The")], 29)], "what fits into 32 tokens behind the longest prompt"
 
 

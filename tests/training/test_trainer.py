@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_toy import ALWAYS_SAVE, assert_same_tensors, before_step, break_steps, tensors_of, train
 
 import hybrid
-from hybrid.checkpoints import checkpoint
+from hybrid.checkpoints import finding
 from hybrid.config import load_config
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
@@ -29,7 +29,7 @@ from hybrid.training.optim import Optimizer, lr_factor
     [
         (["objective.weighting=maskgit"], "train/loss", set()),
         (["objective.estimator=clipped"], "train/loss", set()),
-        (["objective.proposal=adaptive"], "train/nelbo", set()),
+        (["objective.proposal={name: power, exponent: 0.5}"], "train/nelbo", set()),
         (["model.context=causal", "objective.ar_weight=0.5"], "train/nelbo", {"train/ar_nll"}),
     ],
 )
@@ -72,7 +72,7 @@ def test_several_in_a_row_stop_the_run_with_a_diagnosis(
     message = str(caught.value)
     for part in ("max_bad_steps: 3 steps in a row", "step 5", "learning rate", "weights are finite", "lower optim.lr"):
         assert part in message
-    last = checkpoint.find_checkpoint(tmp_path / "tiny")
+    last = finding.find_checkpoint(tmp_path / "tiny")
     assert_same_tensors(tensors_of(last), tensors_of(tmp_path / "tiny" / "checkpoints" / "step-00000003"))
 
 
@@ -90,7 +90,7 @@ def test_bad_steps_are_counted_when_the_run_logs_or_saves(
         train(config)
     assert steps == [0, 1, 2, 3]
     assert "step 1 skipped" in caplog.text and "step 2 skipped" in caplog.text
-    assert not checkpoint.list_checkpoints(tmp_path / "tiny" / "checkpoints")
+    assert not finding.list_checkpoints(tmp_path / "tiny" / "checkpoints")
 
 
 def test_the_count_of_bad_steps_in_a_row_survives_resuming(
@@ -120,7 +120,7 @@ def test_broken_weights_are_never_saved_over_good_ones(
         match=r"model head_weight.* not finite at step 5, which was not saved",
     ):
         train(configure(tmp_path, *ALWAYS_SAVE))
-    last = checkpoint.find_checkpoint(tmp_path / "tiny")
+    last = finding.find_checkpoint(tmp_path / "tiny")
     assert last.name == "step-00000004"
     assert all(bool(tensor.isfinite().all()) for tensor in tensors_of(last).values())
 
@@ -140,7 +140,7 @@ def test_minutes_are_a_cap_and_schedules_count_steps(
     config = configure(tmp_path, *options, "trainer.log_every=1")
     folder = train(config)
     assert "trainer.minutes: stopped at step 4 of 50" in caplog.text
-    assert checkpoint.step_of(checkpoint.find_checkpoint(folder)) == 4
+    assert finding.step_of(finding.find_checkpoint(folder)) == 4
     records = read_metrics(folder)
     assert "val/nelbo" in records[-1]
     rates = [record["optim/lr"] for record in records if "optim/lr" in record]
@@ -231,27 +231,27 @@ def test_only_the_last_and_the_best_checkpoint_are_kept(
     options = ["trainer.eval_every=2", "trainer.save_every=2", "trainer.keep_last=1", "eval.sample_tokens=0"]
     checkpoints = train(configure(tmp_path, *options)) / "checkpoints"
     assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000004", "step-00000008"}
-    assert checkpoint.read_best(checkpoints) == (checkpoints / "step-00000004", 1.0)
+    assert finding.read_best(checkpoints) == (checkpoints / "step-00000004", 1.0)
 
 
 def test_the_best_may_be_the_last(configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bounds = iter([3.0, 2.0])
     monkeypatch.setattr("hybrid.runs.run.Validator.__call__", lambda self: {"val/nelbo": next(bounds)})
     checkpoints = train(configure(tmp_path, "trainer.keep_last=1", "eval.sample_tokens=0")) / "checkpoints"
-    assert checkpoint.read_best(checkpoints) == (checkpoints / "step-00000008", 2.0)
+    assert finding.read_best(checkpoints) == (checkpoints / "step-00000008", 2.0)
     assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000008"}
 
 
 def test_evaluation_uses_the_averaged_weights_and_gives_the_others_back(configure: Configure, tmp_path: Path) -> None:
     looking = train(configure(tmp_path / "a", "trainer.eval_every=1", "trainer.sample_every=3"))
     blind = train(configure(tmp_path / "b", "trainer.eval_every=0"))
-    a, b = (tensors_of(checkpoint.find_checkpoint(folder)) for folder in (looking, blind))
+    a, b = (tensors_of(finding.find_checkpoint(folder)) for folder in (looking, blind))
     assert_same_tensors(a, b)
     last = read_metrics(blind)[-1]
     lm = hybrid.load(blind)
     from hybrid.likelihoods.rows import bound
 
-    data = Run(configure(tmp_path / "c")).data
+    data = Run.of(configure(tmp_path / "c")).data
     expected = bound(lm.model, data.validation, 4, rows=4, draws=2, precision=contextlib.nullcontext)
     assert last["val/nelbo/b4"] == pytest.approx(expected.nats_per_token, rel=1e-6)
 
@@ -275,6 +275,6 @@ def test_a_text_that_holds_its_mask_is_refused_before_anything_is_written(config
     for token in (3, 0):
         config = configure(tmp_path, f"model.mask_token_id={token}")
         with pytest.raises(ValueError, match=rf"model.mask_token_id: {token} stands [\d,]+ times in the text"):
-            Run(config)
-    Run(configure(tmp_path, "model.mask_token_id=3", "model.ban_mask=false"))  # there it counts as any token does
+            Run.of(config)
+    Run.of(configure(tmp_path, "model.mask_token_id=3", "model.ban_mask=false"))  # there it counts as any token does
     assert not (tmp_path / "tiny").exists()

@@ -5,68 +5,20 @@ A text file is one document, whole. A row of the others is one document. How tex
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from hybrid.data.corpora import rows
+from hybrid.data.corpora import tables
 from hybrid.data.corpora.reading import read_text
+from hybrid.data.corpora.source import Document, Documents, InMemory
 from hybrid.options import bare, shown
+from hybrid.storage.hashing import digest
 
 HASHED_BYTES = 64 * 2**20  # files up to this much in all are known by content, larger ones by path, size and time
-# Of documents that are generated, as measured; they are made in memory.
-BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
-
-
-class Document(NamedTuple):
-    """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target.
-
-    Documents of the same `group` fall into the same split; without one, only equal documents are sure to.
-    """
-
-    text: str
-    prompt: str | None = None
-    group: str | None = None
-
-
-class Documents(Protocol):
-    """Documents by index; reading many at once is what is fast."""
-
-    @property
-    def has_prompts(self) -> bool: ...
-    def __len__(self) -> int: ...
-    def read(self, indices: Sequence[int]) -> list[Document]: ...
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """Documents of a list."""
-
-    documents: Sequence[Document]
-
-    @property
-    def has_prompts(self) -> bool:
-        return any(document.prompt is not None for document in self.documents)
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-    def read(self, indices: Sequence[int]) -> list[Document]:
-        return [self.documents[i] for i in indices]
-
-
-def refuse_too_much(key: str, documents: int, characters: int) -> None:
-    """Raise ValueError if so many generated documents, of so many characters each, do not fit into memory."""
-    needed = documents * (characters * BYTES_PER_CHARACTER + BYTES_PER_DOCUMENT)
-    if needed > MOST_BYTES:
-        raise ValueError(
-            f"{key}: {shown(documents)} documents of {characters:,} characters take some {shown(needed >> 30)} GiB of "
-            f"memory to make, more than {MOST_BYTES >> 30}; lower it"
-        )
 
 
 @dataclass(frozen=True)
@@ -111,14 +63,14 @@ class TableFiles:
         # Written here rather than by the loaders of `datasets`, which take text that looks like a date for a time stamp
         # and say of a damaged file what they think of it in several lines.
         if self.format == "jsonl":
-            columns = rows.jsonl_columns(self.paths, self.column)
-            batches = rows.batches(rows.jsonl_texts(self.paths, columns), columns)
+            columns = tables.jsonl_columns(self.paths, self.column)
+            batches = tables.batches(tables.jsonl_texts(self.paths, columns), columns)
         else:
-            columns = rows.parquet_columns(self.paths, self.column)
-            batches = rows.parquet_texts(self.paths, columns)
-        rows.write_table(folder / "rows.arrow", batches, columns)
+            columns = tables.parquet_columns(self.paths, self.column)
+            batches = tables.parquet_texts(self.paths, columns)
+        tables.write_table(folder / "rows.arrow", batches, columns)
         table = quiet_datasets().Dataset.from_file(str(folder / "rows.arrow"))
-        return TableDocuments(table, self.column, rows.of_files(self.paths))
+        return TableDocuments(table, self.column, tables.of_files(self.paths))
 
 
 @dataclass(frozen=True)
@@ -162,9 +114,9 @@ class TableDocuments:
     """Rows of a `datasets.Dataset` (on disk, memory-mapped) as documents."""
 
     def __init__(self, table: Any, column: str, where: str) -> None:
-        self._columns = rows.text_columns(table.column_names, column, where)
+        self._columns = tables.text_columns(table.column_names, column, where)
         for name in self._columns:
-            rows.refuse_unless_text(name, table.features.arrow_schema.field(name).type, where)
+            tables.refuse_unless_text(name, table.features.arrow_schema.field(name).type, where)
         self._table = table.select_columns(list(self._columns)).with_format(None)
         self._where = where
         self.has_prompts = len(self._columns) == 2
@@ -207,15 +159,6 @@ def sections(text: str, smallest: int = 1024, most: int = 256) -> list[str]:
         pieces.append(text[start : start + size - 1 + cut])
         start += size - 1 + cut
     return [*pieces, text[start:]]
-
-
-def digest(*parts: str | bytes) -> str:
-    """A sha256 of parts that can't be confused with another way of cutting them."""
-    total = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        total.update(len(data).to_bytes(8, "little") + data)
-    return total.hexdigest()
 
 
 def identity(paths: Sequence[Path], *settings: str) -> str:

@@ -21,8 +21,9 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from hybrid.data.corpora.files import Document, Documents, InMemory, digest, refuse_too_much
+from hybrid.data.corpora.source import Document, Documents, InMemory, refuse_too_much
 from hybrid.options import at_least, at_most, option
+from hybrid.storage.hashing import digest
 
 VERSION = 1  # raise it when the same options give other documents, so that old caches are left alone
 MOST_CONTEXTS = 1024  # of a chain: its stationary law takes C^3 operations

@@ -14,9 +14,10 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from hybrid.data.corpora.files import Document, Documents, InMemory, digest, refuse_too_much
+from hybrid.data.corpora.source import Document, Documents, InMemory, refuse_too_much
 from hybrid.options import at_least, at_most, option
 from hybrid.progress import progress
+from hybrid.storage.hashing import digest
 
 VERSION = 1  # raise it when the same options give other documents, so that old caches are left alone
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns of a box

@@ -12,7 +12,7 @@ from hybrid.data.tokenizers.base import KIND_FILE, Tokenizer
 from hybrid.data.tokenizers.plain import ByteTokenizer, CharTokenizer
 from hybrid.data.tokenizers.subword import END_OF_TEXT, SUBWORD_FILE, SubwordTokenizer
 from hybrid.options import bare, pick
-from hybrid.storage.atomic import read_json
+from hybrid.storage.json_files import read_json
 
 __all__ = ["END_OF_TEXT", "KIND_FILE", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer",
            "SubwordTokenizer", "Tokenizer", "load_tokenizer"]  # fmt: skip

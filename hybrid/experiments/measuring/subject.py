@@ -11,7 +11,7 @@ from hybrid.options import title
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
 
 MAY_DIFFER = ("run.", "trainer.resume")
@@ -77,7 +77,7 @@ def validation_of(lm: LanguageModel) -> PackedTokens:
     Raises:
         ValueError: the corpus is gone, or holds another text now.
     """
-    from hybrid.checkpoints.origin import prepare_again
+    from hybrid.checkpoints.recorded_data import prepare_again
 
     return prepare_again(lm.config.data, lm.tokenizer, lm.origin.data).validation
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.config import Config
-    from hybrid.data.dataset import PackedTokens
+    from hybrid.data.batches import PackedTokens
     from hybrid.lm import LanguageModel
     from hybrid.training.step import Stepper
 
@@ -75,7 +75,7 @@ def train(config: Config, folder: Path, steps: int) -> int:
     config.trainer.steps = steps
     planned = Planned(folder.name, config, [])
     if not state_of(planned, "this experiment", strict=True).is_finished:
-        run = Run(config)
+        run = Run.of(config)
         run.open()
         run.train()
         if not state_of(planned, "this experiment", strict=True).is_finished:
@@ -94,7 +94,8 @@ def remembered(
     Raises:
         ValueError: those in the file were made from something else, or do not say from what.
     """
-    from hybrid.storage.atomic import read_json, to_json, write_json_atomic
+    from hybrid.storage.atomic import write_json_atomic
+    from hybrid.storage.json_files import read_json, to_json
 
     made_from = json.loads(to_json(made_from))
     kept: dict[str, float] = {}
@@ -128,7 +129,7 @@ def basis(config: Config) -> dict[str, Any]:
     """What figures that hold for several runs are made from: their settings but for names and seeds, the text and the
     tokenizer behind these, and the machine."""
     from hybrid.config import flatten
-    from hybrid.data.dataset import prepare
+    from hybrid.data.preparing import prepare
     from hybrid.device import resolve_device
     from hybrid.results.environment import environment
 
@@ -162,8 +163,9 @@ def _some_steps(stepper: Stepper) -> Callable[[], None]:
 
 def trained_at(folder: str) -> str:
     """The commits of the runs in a folder, which may be older than that of the table."""
-    from hybrid.results.table import commit_of, listed
-    from hybrid.storage.atomic import read_json
+    from hybrid.results.environment import commit_of
+    from hybrid.results.publish import listed
+    from hybrid.storage.json_files import read_json
 
     found = set()
     for path in sorted(Path(folder).glob("*/environment.json")):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid.decoding import DECODERS
+from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import any_order_nll, mask_table
@@ -107,11 +107,11 @@ class Toy:
 
     def simulate(self, decoder: Any, rows: int, seed: int) -> tuple[Tensor, Tensor]:
         """Counts of each text (x,), and the forwards of each row (rows,): the steps that revealed something in it."""
-        engine = Engine(self.model, LENGTH, LENGTH, build(DECODERS, decoder, "decoder"), seed=seed, stop_at_end=False)
+        engine = Engine(self.model, LENGTH, GenerationConfig(LENGTH, decoder, seed=seed, stop_at_end=False))
         known, forwards = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
         tokens = torch.empty(0)
-        for progress in engine.stream([[]] * rows, LENGTH):
-            tokens = torch.tensor(progress.tokens)
+        for state in engine.stream([[]] * rows, LENGTH):
+            tokens = torch.tensor(state.tokens)
             now = (tokens != self.model.mask_token_id).sum(1)
             forwards += now > known
             known = now

@@ -122,7 +122,7 @@ def inverse(log_probs: Tensor, law: Tensor, generator: torch.Generator) -> Tenso
     """A token for each entry of `law`, drawn from that row of `log_probs` as the decoders do it."""
     uniform = torch.rand(len(law), generator=generator, dtype=torch.float64)
     if len(log_probs) > 1:
-        return Sampling().propose(log_probs[law], uniform)
+        return Sampling().draw(log_probs[law], uniform)
     cumulative = log_probs[0].double().exp().cumsum(0)  # one law for millions of draws: do not copy it
     return torch.searchsorted(cumulative, uniform * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
 

@@ -1,9 +1,7 @@
-"""What results were made from: recorded beside them, and compared whenever they are used again.
+"""Record which data a model was trained on, compare it with what is there now, and prepare it again.
 
-environment.json    of a run: `data` (hashes of corpus and tokenizer, sizes of the splits, where the corpus lies) and
-                    `init_from` (step and hash of the checkpoint whose weights it started from)
+environment.json    of a run: `data` (hashes of corpus and tokenizer, sizes of the splits, where the corpus lies)
 model.json          of a saved model: `data`, as above
-eval.json           of an evaluation: `checkpoint` (step and hash of what was evaluated), `data`, and the judge's own
 """
 
 from __future__ import annotations
@@ -12,19 +10,16 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybrid.checkpoints import checkpoint
-from hybrid.data.corpora.files import digest
-from hybrid.data.corpora.named import is_embedded
-from hybrid.data.dataset import Data, DataConfig, prepare
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora.locating import is_embedded
+from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, load_tokenizer
 from hybrid.options import title
-from hybrid.storage.atomic import MANIFEST, read_json, sha256_of
+from hybrid.storage.json_files import read_json
 
 if TYPE_CHECKING:
     from hybrid.data.tokenizers import Tokenizer
@@ -33,75 +28,8 @@ log = logging.getLogger(__name__)
 
 SETTLED_BY_CONTENT = ("data.corpus", "data.format", "data.tokenizer")
 """Settings that may change where the text and the tokenizer behind them are the same."""
-
 _SIZES = ("documents", "tokens", "target_tokens")
 """Of a split: they tell another way of packing the same text."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints
-
-
-def identity_of(folder: Path) -> dict[str, Any] | None:
-    """Step (None: a saved model) and hash of the content of a checkpoint's folder; None if its manifest cannot tell.
-
-    The files themselves are not read: whoever loads a checkpoint verifies them.
-    """
-    try:
-        files = {str(name): str(entry["sha256"]) for name, entry in read_json(folder / MANIFEST)["files"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    try:
-        step = checkpoint.step_of(folder)
-    except ValueError:
-        step = None
-    return {"step": step, "sha256": digest(*(part for item in sorted(files.items()) for part in item))}
-
-
-def latest_identity(path: Path) -> dict[str, Any] | None:
-    """`identity_of` what `hybrid.load` takes of a run, or of a saved model; None if there is nothing that tells."""
-    folder = path / "checkpoints"
-    saved = checkpoint.list_checkpoints(folder if folder.is_dir() else path)
-    return identity_of(saved[-1] if saved else path)
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether a folder is a Hugging Face model's, and none of ours."""
-    return (path / "config.json").is_file() and not (path / "config.yaml").is_file()
-
-
-def foreign_identity(path: Path) -> dict[str, Any]:
-    """`identity_of` the folder of a Hugging Face model: the hash of its settings, tokenizer and weights."""
-    stats = {p: p.stat() for p in sorted(path.glob("*")) if p.suffix in (".json", ".safetensors") and p.is_file()}
-    return {"step": None, "sha256": _hash_of(tuple((p, s.st_size, s.st_mtime_ns) for p, s in stats.items()))}
-
-
-@cache  # gigabytes, perhaps, and the same for many runs
-def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
-    return digest(*(part for path, _, _ in files for part in (path.name, sha256_of(path))))
-
-
-def model_identity(path: Path) -> dict[str, Any] | None:
-    """Of the model, ours or not, that is in a folder now."""
-    return foreign_identity(path) if is_foreign(path) else latest_identity(path)
-
-
-def recorded_start(run: Path) -> Any:
-    """Which checkpoint's weights a run has started from, as it says itself; None if it does not."""
-    try:
-        return read_json(run / "environment.json").get("init_from")
-    except (ValueError, AttributeError):
-        return None
-
-
-def is_same_checkpoint(one: Any, other: Any) -> bool | None:
-    """Whether two identities are of the same weights; None if one is not known."""
-    hashes = [each.get("sha256") if isinstance(each, Mapping) else None for each in (one, other)]
-    return None if None in hashes else hashes[0] == hashes[1]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data
 
 
 def located(data: Data) -> Data:
@@ -221,22 +149,3 @@ def _hashes(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _sizes(description: Mapping[str, Any]) -> list[Any]:
     splits = [description.get(name) for name in ("train", "validation")]
     return [split.get(key) if isinstance(split, Mapping) else None for split in splits for key in _SIZES]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Models
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model was loaded from: which checkpoint, and what its folder says of the data of its training."""
-
-    checkpoint: dict[str, Any] | None = None  # step and sha256; None: not known
-    data: dict[str, Any] | None = None
-    folder: Path | None = None  # of the checkpoint
-    weights: str = "model"  # the group of its tensors
-
-    @classmethod
-    def read(cls, folder: Path, home: Path, weights: str) -> Origin:
-        """Of a checkpoint's `folder`, and the one that has the configuration of its model."""
-        return cls(identity_of(folder), recorded_data(home), folder, weights)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hybrid.storage import leftovers
-from hybrid.storage.atomic import clean_up, new_folder, write_text_atomic
-from hybrid.storage.leftovers import remove_leftovers
+from hybrid.storage import temporaries
+from hybrid.storage.atomic import write_text_atomic
+from hybrid.storage.folders import clean_up, new_folder
+from hybrid.storage.temporaries import remove_leftovers
 
 
 def write_folder(path: Path, text: str = "new") -> None:
@@ -121,7 +122,7 @@ def test_writers_with_the_same_number_wait_for_each_other(tmp_path: Path) -> Non
 def test_where_nothing_can_be_locked_only_the_sole_writer_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftovers, "fcntl", None)
+    monkeypatch.setattr(temporaries, "fcntl", None)
     (tmp_path / ".latest.1.tmp").write_text("half")
     write_text_atomic(tmp_path / "latest", "new")
     write_folder(tmp_path / "step")
@@ -146,9 +147,9 @@ def test_a_file_that_reached_its_place_while_it_was_looked_at_does_not_cost_anot
 ) -> None:
     """Between opening a temporary and locking it, its writer ends and the next one begins under the same name."""
     path = tmp_path / "latest"
-    temporary = leftovers.temporary_of(path)
+    temporary = temporaries.temporary_of(path)
     temporary.write_text("first")
-    original = leftovers.lock
+    original = temporaries.lock
 
     def late(descriptor: int, wait: bool) -> bool | None:
         if not wait:
@@ -156,6 +157,6 @@ def test_a_file_that_reached_its_place_while_it_was_looked_at_does_not_cost_anot
             temporary.write_text("second")
         return original(descriptor, wait)
 
-    monkeypatch.setattr(leftovers, "lock", late)
-    leftovers.remove_leftovers(tmp_path, "latest")
+    monkeypatch.setattr(temporaries, "lock", late)
+    temporaries.remove_leftovers(tmp_path, "latest")
     assert temporary.read_text() == "second" and path.read_text() == "first"

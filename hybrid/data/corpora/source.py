@@ -1,0 +1,75 @@
+"""What a corpus is: a source says cheaply who it is, and gives its documents on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from hybrid.options import shown
+
+# Of documents that are generated, as measured; they are made in memory.
+BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
+
+
+class Document(NamedTuple):
+    """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target.
+
+    Documents of the same `group` fall into the same split; without one, only equal documents are sure to.
+    """
+
+    text: str
+    prompt: str | None = None
+    group: str | None = None
+
+
+class Documents(Protocol):
+    """Documents by index; reading many at once is what is fast."""
+
+    @property
+    def has_prompts(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def read(self, indices: Sequence[int]) -> list[Document]: ...
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Documents of a list."""
+
+    documents: Sequence[Document]
+
+    @property
+    def has_prompts(self) -> bool:
+        return any(document.prompt is not None for document in self.documents)
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def read(self, indices: Sequence[int]) -> list[Document]:
+        return [self.documents[i] for i in indices]
+
+
+class Source(Protocol):
+    def identity(self) -> str: ...
+    def load(self, folder: Path) -> Documents: ...
+
+
+@runtime_checkable
+class KnownEntropy(Protocol):
+    """A source whose documents, without prompts, are independent draws from one known law."""
+
+    def entropy(self) -> float: ...  # nats of a document, in expectation
+    def log_prob(self, texts: Sequence[str]) -> np.ndarray: ...  # nats of each
+
+
+def refuse_too_much(key: str, documents: int, characters: int) -> None:
+    """Raise ValueError if so many generated documents, of so many characters each, do not fit into memory."""
+    needed = documents * (characters * BYTES_PER_CHARACTER + BYTES_PER_DOCUMENT)
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"{key}: {shown(documents)} documents of {characters:,} characters take some {shown(needed >> 30)} GiB of "
+            f"memory to make, more than {MOST_BYTES >> 30}; lower it"
+        )

@@ -1,0 +1,172 @@
+"""Prepare data: a corpus becomes two arrays of tokens, which are cut into rows.
+
+    corpus -> documents -> train | validation -> tokens, each document closed by end-of-text -> rows of seq_len
+
+The arrays are cached on disk and memory-mapped. Shapes: L = seq_len.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hybrid.data.batches import PackedTokens
+from hybrid.data.config import DataConfig
+from hybrid.data.corpora.locating import locate
+from hybrid.data.corpora.source import KnownEntropy, Source
+from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
+from hybrid.data.splitting import SPLITS
+from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
+from hybrid.options import path_of, shown
+from hybrid.storage.hashing import digest
+from hybrid.storage.temporaries import remove_leftovers
+
+LEAST_OF_TRAINING = 0.75  # of the share of the tokens that training should have: a warning if there is less
+
+
+@dataclass(frozen=True)
+class Data:
+    """What training needs.
+
+    Attributes:
+        description: JSON values that record which data it was, and whether its tokens give the text back
+            (`is_lossless`). If the corpus knows the law of its documents and a row is one document, they have
+            `entropy_per_token` (nats per target token), which no model's expected bound is below, and
+            `validation.source_nats_per_token`, what the source itself gives the validation split: the entropy, and the
+            chance of these rows.
+    """
+
+    tokenizer: Tokenizer
+    train: PackedTokens
+    validation: PackedTokens
+    description: dict[str, Any]
+
+    def everything(self) -> PackedTokens:
+        """Both splits in one, in memory: to evaluate a corpus that was not trained on."""
+        a, b = self.train, self.validation
+        masks = None
+        if a.is_target is not None or b.is_target is not None:
+            masks = np.concatenate(
+                [np.ones(len(s.tokens), np.uint8) if s.is_target is None else s.is_target for s in (a, b)]
+            )
+        counts = Counts(*(x + y for x, y in zip(a.counts, b.counts, strict=True)))
+        tokens = np.concatenate([a.tokens, b.tokens])
+        return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask, a.is_lossless)
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
+    """Load the packed tokens from the cache, or build them.
+
+    Two processes may do so at once. A damaged cache is built again. With `tokenizer`, that of a trained model, no other
+    is made.
+
+    Raises:
+        ValueError: names the key, its value and the way out: bad settings, a corpus that is missing, empty, unreadable
+            or too small for both splits, a cache folder that can't be written.
+    """
+    if tokenizer is None:
+        config.check()
+    cache = cache_folder(config.cache_dir)
+    remove_leftovers(cache)
+
+    with_hub = config.revision, config.subset, config.split, str(cache / "hub")
+
+    def find() -> tuple[Source, str]:
+        source = locate(config.corpus, config.format, config.column, *with_hub)
+        return source, _fingerprint(config, source, tokenizer)
+
+    def is_current() -> bool:
+        with warnings.catch_warnings(action="ignore"):  # said already
+            return find()[1] == fingerprint
+
+    source, fingerprint = find()
+    recipe = Recipe(config.corpus, config.tokenizer, config.vocab_size, config.validation_fraction)
+    packed = open_packed(cache / fingerprint)
+    for _ in range(3):  # another process may be replacing a damaged folder at the same moment
+        if packed is None:
+            build(cache / fingerprint, source.load, recipe, tokenizer, is_current)
+            packed = open_packed(cache / fingerprint)
+    assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
+    _warn_of_losses(packed, config.tokenizer)
+    _warn_of_little_training(packed, config.validation_fraction)
+    splits = {name: _rows(split, packed, config) for name, split in packed.splits.items()}
+    for name, split in splits.items():
+        if split.n_rows == 0:
+            raise ValueError(
+                f"data.seq_len: {config.seq_len} is more than the {split.n_tokens} tokens of the {name} split of "
+                f"{shown(config.corpus)}; lower data.seq_len, change data.validation_fraction or use a larger corpus"
+            )
+    return Data(
+        packed.tokenizer, splits["train"], splits["validation"], _describe(config, packed, fingerprint, splits, source)
+    )
+
+
+def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) -> str:
+    """Of everything that decides the arrays; rows are cut later, so `seq_len` is no part of it."""
+    if given is not None:
+        tokenizer = ["given", given.fingerprint]
+    elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
+        tokenizer = ["file", digest(path_of("data.tokenizer", config.tokenizer).read_bytes())]
+    else:
+        tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
+    made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]
+    return digest(json.dumps(made_by))[:20]
+
+
+def _rows(split: Split, packed: Packed, config: DataConfig) -> PackedTokens:
+    row = config.seq_len, packed.tokenizer.end_of_text, config.document_mask
+    return PackedTokens(split.tokens, split.is_target, split.counts, *row, packed.is_lossless)
+
+
+def _describe(
+    config: DataConfig, packed: Packed, fingerprint: str, splits: dict[str, PackedTokens], source: Source
+) -> dict[str, Any]:
+    tokenizer = packed.tokenizer
+    description = {
+        "corpus": config.corpus,
+        "corpus_sha256": packed.corpus_sha256,
+        "revision": config.revision,
+        "fingerprint": fingerprint,
+        "tokenizer": tokenizer.name,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "is_lossless": packed.is_lossless,
+        "vocab_size": tokenizer.vocab_size,
+        **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
+    }
+    by_document = all(split.has_a_document_per_row for split in splits.values())
+    if isinstance(source, KnownEntropy) and by_document and packed.is_lossless:
+        # The end of text is certain.
+        description["entropy_per_token"] = source.entropy() / config.seq_len
+        texts = [tokenizer.decode(row[:-1]) for row in splits["validation"].tokens.reshape(-1, config.seq_len).tolist()]
+        description["validation"]["source_nats_per_token"] = -float(source.log_prob(texts).mean()) / config.seq_len
+    return description
+
+
+def _warn_of_losses(packed: Packed, tokenizer: str) -> None:
+    """Bits of tokens are bits of text only if the text can be told from the tokens."""
+    if packed.is_lossless:
+        return
+    given_back = [split.given_back for split in packed.splits.values()]
+    checked, lost = (sum(entry[name] for entry in given_back) for name in ("checked", "lost"))
+    example = next(entry["example"] for entry in given_back if entry["example"])
+    warnings.warn(
+        f"data.tokenizer: {shown(tokenizer)} does not give the text back: {lost:,} of {checked:,} documents looked at "
+        f"come back changed ({example}); there are no bits per byte, and nats per token are those of the changed text",
+        stacklevel=3,
+    )
+
+
+def _warn_of_little_training(packed: Packed, validation_fraction: float) -> None:
+    """Documents are split by number: a few of unequal length may leave the wrong split with most of the text."""
+    train, validation = (packed.splits[name].counts.tokens for name in SPLITS)
+    if train < LEAST_OF_TRAINING * (1 - validation_fraction) * (train + validation):
+        warnings.warn(
+            f"data.validation_fraction: {validation_fraction} leaves {train:,} tokens to train on and {validation:,} "
+            "to validate, because whole documents are split and these are few or of unequal length; cut long documents "
+            "into several, add some, or try another data.validation_fraction",
+            stacklevel=3,
+        )

@@ -1,0 +1,86 @@
+"""From the group `objective` of a configuration to what is minimised."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.model import Transformer
+from hybrid.objectives.cross_entropy import MaskedCrossEntropy
+from hybrid.objectives.estimators import ESTIMATORS, Estimator
+from hybrid.objectives.objective import Objective
+from hybrid.objectives.proposals import PROPOSALS, Published
+from hybrid.objectives.weightings import WEIGHTINGS
+from hybrid.options import build, option, shown
+
+OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy}
+
+
+@dataclass
+class ObjectiveConfig:
+    name: Any = option("masked", "what is minimised: an entry of OBJECTIVES; validation is always the ELBO")
+    block_size: Any = option(8, "an integer, a list of them (one is drawn per batch), or seq_len")
+    estimator: Any = option("count", "how the ELBO is estimated: an entry of ESTIMATORS")
+    weighting: Any = option("elbo", "what is trained: an entry of WEIGHTINGS; validation is always the ELBO")
+    proposal: Any = option("published", "count form, how many tokens to mask: an entry of PROPOSALS")
+    complementary: bool = option(False, "count form: draws come in pairs that mask a set and the rest of its block")
+    schedule: Any = option("linear", "time form: an entry of SCHEDULES")
+    stratified: bool = option(True, "spread counts (or times) evenly over the global batch")
+    draws: int = option(1, "noise draws that share one clean pass")
+    ar_weight: float = option(0.0, "of an autoregressive loss on the same clean pass (needs model.context=causal)")
+    teacher: str | None = option(None, "run or checkpoint of the model that the objective learns from, if it takes one")
+
+
+def build_estimator(config: ObjectiveConfig) -> Estimator:
+    """Build the estimator of a configuration; it is handed those of the group's keys that it has fields for."""
+    spec = {"name": config.estimator} if isinstance(config.estimator, str) else config.estimator
+    entry = ESTIMATORS.get(spec.get("name", "")) if isinstance(spec, dict) else None
+    if entry is not None:
+        fields = {f.name for f in dataclasses.fields(entry)}
+        given = {"schedule": config.schedule, "complementary": config.complementary, "proposal": config.proposal}
+        if isinstance(build(PROPOSALS, config.proposal, "objective.proposal"), Published):
+            given["proposal"] = build(WEIGHTINGS, config.weighting, "objective.weighting")
+        spec = {**{name: value for name, value in given.items() if name in fields}, **spec}
+    return build(ESTIMATORS, spec, "objective.estimator")
+
+
+def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None) -> Objective:
+    """Build the objective of a configuration; `teacher` is the loaded model of `objective.teacher`."""
+    check_teacher(config)
+    provided = {
+        "estimator": build_estimator(config),
+        "weighting": build(WEIGHTINGS, config.weighting, "objective.weighting"),
+        "draws": config.draws,
+        "stratified": config.stratified,
+        "ar_weight": config.ar_weight,
+        "teacher": teacher,
+    }
+    return build(OBJECTIVES, config.name, "objective.name", provided)
+
+
+def fields_of(config: ObjectiveConfig) -> Mapping[str, dataclasses.Field[Any]]:
+    """The fields of the objective's entry by name: what it reads."""
+    entry = type(build(OBJECTIVES, config.name, "objective.name"))
+    return {f.name: f for f in dataclasses.fields(entry)}
+
+
+def check_teacher(config: ObjectiveConfig) -> None:
+    """Refuse a teacher that nobody reads, and an objective that misses its own.
+
+    Raises:
+        ValueError: names objective.teacher, the objective, and the way out.
+    """
+    name = config.name if isinstance(config.name, str) else config.name["name"]
+    wanted = fields_of(config).get("teacher")
+    if wanted is None and config.teacher is not None:
+        raise ValueError(
+            f"objective.teacher: {shown(config.teacher)}, but objective.name = {name} takes no teacher; leave it out, "
+            "or choose an objective that learns from one"
+        )
+    if wanted is not None and wanted.default is dataclasses.MISSING and config.teacher is None:
+        raise ValueError(
+            f"objective.teacher: null, but objective.name = {name} needs a teacher; give a run or a checkpoint, e.g. "
+            "objective.teacher=runs/quickstart"
+        )

@@ -1,0 +1,149 @@
+"""The stages of a run before it trains: a machine, then data, then a model; each refuses what does not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from hybrid.checkpoints import finding
+from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.recorded_data import located
+from hybrid.config import Config
+from hybrid.data.preparing import Data, prepare
+from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
+from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
+from hybrid.distributed import ALONE, Ranks
+from hybrid.lm import load
+from hybrid.model import Transformer
+from hybrid.model.build import build_model, check_batch
+from hybrid.model.layers import Layer
+from hybrid.options import path_of
+from hybrid.runs.resuming import ResumePlan
+from hybrid.training.parallel import shard_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on: a device, a precision, and the ranks of its job."""
+
+    device: torch.device
+    precision: str
+    autocast: Callable[[], AbstractContextManager]
+    ranks: Ranks = ALONE
+
+    @classmethod
+    def of(cls, config: Config, ranks: Ranks = ALONE) -> Machine:
+        """Raises a ValueError for a device or a precision that this machine does not have."""
+        device = resolve_device(config.run.device, ranks)
+        if device.type == "cpu":
+            keep_freed_memory()
+        precision = resolve_precision(config.trainer.precision, device)
+        return cls(device, precision, precision_context(precision, device), ranks)
+
+
+def prepare_data(config: Config, plan: ResumePlan, ranks: Ranks = ALONE) -> Data:
+    """Turn the corpus into rows of tokens; one process of each machine does so, the others find it done.
+
+    Raises:
+        ValueError: the batch cannot be shared by the ranks, the corpus cannot be read, or the run that is continued was
+            trained on another text.
+    """
+    _check_ranks(config, ranks)
+    with ranks.first_on_each_machine():
+        data = located(prepare(config.data))
+    plan.check_data(data.description, config.data)
+    return data
+
+
+def prepare_model(config: Config, data: Data, machine: Machine) -> Transformer:
+    """Build the model as it is initialised, compiled and sharded as the trainer's options say.
+
+    Raises:
+        ValueError: the device cannot hold the model or a batch, or the text holds a MASK that has no probability.
+    """
+    c, tokenizer = config, data.tokenizer
+    is_sharded = machine.ranks.world > 1 and c.trainer.parallel == "fsdp"
+    shard = partial(shard_model, device=machine.device, half=machine.precision == "bf16") if is_sharded else None
+    model = build_model(
+        c.model, tokenizer.vocab_size, tokenizer.end_of_text, machine.device, seed=c.run.seed,
+        copies=c.optim.copies, shard=shard, ranks=machine.ranks.world,
+    )  # fmt: skip
+    _check_memory(config, data.validation.n_rows, machine)
+    model.recompute = c.trainer.recompute
+    if c.trainer.compile == "on" or (c.trainer.compile == "auto" and machine.device.type == "cuda"):
+        for layer in model.layers:
+            cast(Layer, layer).compile_parts()
+    _check_mask(model.banned_token_id, data)
+    return model
+
+
+def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """Take the weights of `trainer.init_from`, whatever its block size, context or objective.
+
+    Returns:
+        step and hash of the checkpoint; None: there is none, or it does not tell.
+
+    Raises:
+        ValueError: they are of another architecture or another vocabulary.
+    """
+    path = config.trainer.init_from
+    if path is None:
+        return None
+    other = load(path_of("trainer.init_from", path), device="cpu")
+    if tokenizer.fingerprint != other.tokenizer.fingerprint:
+        folder = path_of("trainer.init_from", path)
+        places = (folder / "tokenizer" / SUBWORD_FILE, folder / SUBWORD_FILE)  # ours, and that of an imported model
+        own = next((place for place in places if place.is_file()), None)
+        way_out = "train with its tokenizer" if own is None else f"set data.tokenizer={own}"
+        raise ValueError(
+            f"trainer.init_from: {path!r} has another vocabulary ({_described(other.tokenizer)}) than data.tokenizer = "
+            f"{config.data.tokenizer!r} ({_described(tokenizer)}); {way_out}"
+        )
+    with finding.reading(cast(Path, other.origin.folder)):
+        load_state(model, module_tensors(other.model))
+    log.info("weights of %s (%s)", path, other.config.run.name)
+    return other.origin.checkpoint
+
+
+def _described(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.name}, {tokenizer.vocab_size} ids, fingerprint {tokenizer.fingerprint}"
+
+
+def _check_ranks(config: Config, ranks: Ranks) -> None:
+    """Raise a ValueError if the batch cannot be shared equally."""
+    c, world = config, ranks.world
+    rows = c.trainer.batch_tokens // c.data.seq_len
+    if rows % world:
+        near = max(rows // world, 1) * world * c.data.seq_len
+        raise ValueError(
+            f"trainer.batch_tokens: {c.trainer.batch_tokens} are {rows} rows of data.seq_len = {c.data.seq_len}, "
+            f"which {world} ranks can't share equally; try {near}"
+        )
+
+
+def _check_memory(config: Config, n_validation_rows: int, machine: Machine) -> None:
+    """Raise a ValueError if a batch of training or of validation cannot fit."""
+    c, trainer = config, config.trainer
+    key = "trainer.batch_tokens" if trainer.micro_batch_tokens is None else "trainer.micro_batch_tokens"
+    tokens = min(trainer.micro_batch_tokens or trainer.batch_tokens, trainer.batch_tokens // machine.ranks.world)
+    check_batch(c.model, tokens, c.objective.draws, key, machine.device, c.model.n_layers)
+    rows = min(c.eval.batch_rows, c.eval.rows or n_validation_rows, n_validation_rows)
+    check_batch(c.model, rows * c.data.seq_len, c.eval.draws, "eval.batch_rows", machine.device, 1)
+
+
+def _check_mask(mask: int | None, data: Data) -> None:
+    """Raise a ValueError if the text holds a MASK that has no probability."""
+    if mask is not None and (n := data.train.count(mask) + data.validation.count(mask)):
+        raise ValueError(
+            f"model.mask_token_id: {mask} stands {n:,} times in the text, where MASK can't be predicted; take an "
+            "id that no text has, or null for one behind the vocabulary"
+        )

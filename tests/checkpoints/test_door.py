@@ -1,0 +1,124 @@
+"""The door for the checkpoints of others: one class in IMPORTERS, and whatever loads a model takes such a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command, Configure
+from safetensors.torch import save_file
+
+import hybrid
+from hybrid.checkpoints import IMPORTERS, StoredModel
+from hybrid.checkpoints.identity import identity_at
+from hybrid.checkpoints.module_state import module_tensors
+from hybrid.checkpoints.tensor_files import load_group
+from hybrid.data.tokenizers import load_tokenizer
+from hybrid.lm import LanguageModel
+from hybrid.runs.run import Run
+from hybrid.storage.json_files import read_object
+
+KEYS = {"width": "model.dim", "depth": "model.n_layers", "heads": "model.n_heads", "inner": "model.hidden_dim",
+        "context": "data.seq_len", "block": "objective.block_size"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Toy:
+    """config.json with sizes of other names, model.safetensors with `toy.` before each of ours, and a tokenizer."""
+
+    def recognises(self, folder: Path) -> bool:
+        return (folder / "config.json").is_file() and "toy_version" in read_object(folder / "config.json")
+
+    def read(self, folder: Path) -> StoredModel:
+        sizes = read_object(folder / "config.json")
+        if sizes["toy_version"] != 1:
+            raise ValueError(f"toy_version: {sizes['toy_version']} is not 1, the one that is known")
+        tensors = {name.removeprefix("toy."): tensor for name, tensor in load_group(folder, "model").items()}
+        return StoredModel({KEYS[key]: sizes[key] for key in KEYS}, load_tokenizer(folder / "tokenizer"), tensors)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    IMPORTERS["toy"] = Toy
+    yield
+    del IMPORTERS["toy"]
+
+
+@pytest.fixture
+def foreign(lm: LanguageModel, tmp_path: Path) -> Path:
+    """The model of `lm` as somebody else has written it."""
+    model, folder = lm.config.model, tmp_path / "foreign"
+    lm.tokenizer.save(folder / "tokenizer")
+    sizes = (model.dim, model.n_layers, model.n_heads, model.hidden_dim, lm.config.data.seq_len, [4, 1])
+    (folder / "config.json").write_text(json.dumps({"toy_version": 1, **dict(zip(KEYS, sizes, strict=True))}))
+    save_file({f"toy.{name}": tensor for name, tensor in lm._weights().items()}, folder / "model.safetensors")
+    return folder
+
+
+def assert_same(one: LanguageModel, other: LanguageModel) -> None:
+    tokens = torch.tensor([one.tokenizer.encode("The value of a list")])
+    assert torch.equal(one.logits(tokens), other.logits(tokens))
+    assert one.generate(["The ", ""], 16).tokens == other.generate(["The ", ""], 16).tokens
+    assert one.block_sizes == other.block_sizes == [4, 1]
+
+
+def test_a_model_of_another_format_is_loaded_saved_and_generates(
+    lm: LanguageModel, foreign: Path, tmp_path: Path, command: Command
+) -> None:
+    imported = hybrid.load(foreign)
+    assert_same(imported, lm)
+    assert (imported.origin.importer, imported.config.run.name) == ("toy", "foreign")
+    assert_same(hybrid.load(imported.save(tmp_path / "ours")), lm)  # it has generated, so the weights are read again
+    texts = command("generate.py", "--checkpoint", foreign, "--prompt", "The ", "--max-new-tokens", 8)
+    assert texts.code == 0 and texts.out == command(
+        "generate.py", "--checkpoint", tmp_path / "ours", "--prompt", "The ", "--max-new-tokens", 8
+    ).out  # fmt: skip
+
+
+def test_training_starts_from_it_and_says_from_which(
+    foreign: Path, lm: LanguageModel, configure: Configure, tmp_path: Path
+) -> None:
+    run = Run(configure(tmp_path, f"trainer.init_from={foreign}", "trainer.steps=2"))
+    assert all(torch.equal(tensor, lm._weights()[name]) for name, tensor in module_tensors(run.model).items())
+    run.open()
+    run.train()
+    start = json.loads((run.folder / "environment.json").read_text())["init_from"]
+    assert start == identity_at(foreign) and start["step"] is None and len(start["sha256"]) == 64
+
+
+def test_it_is_evaluated_on_a_text_that_is_named(foreign: Path, corpus: Path, command: Command) -> None:
+    words = ("--checkpoint", foreign, "--rows", 2, "--draws", 1)
+    error = command("evaluate", *words).error
+    assert "was read by the importer toy, which knows nothing of its training data" in error and "--data" in error
+    before = identity_at(foreign)
+    assert command("evaluate", *words, "--data", corpus).code == 0
+    assert json.loads((foreign / "eval.json").read_text())["checkpoint"] == before == identity_at(foreign)
+
+
+def test_what_an_importer_refuses_is_one_line_with_the_folder(foreign: Path) -> None:
+    sizes = json.loads((foreign / "config.json").read_text())
+    for change, message in (
+        ({"toy_version": 2}, "toy_version: 2 is not 1"),
+        ({"heads": 3}, "model.n_heads: 3 does not divide model.dim 16"),
+        ({"width": "wide"}, "model.dim: 'wide' is a str; it must be int"),
+        ({"width": 32}, r"checkpoint is of another architecture: .*embedding.weight"),
+    ):
+        (foreign / "config.json").write_text(json.dumps(sizes | change))
+        with pytest.raises(ValueError, match=rf"^{foreign}: .*{message}") as caught:
+            hybrid.load(foreign)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_no_importer_knows_is_refused_as_ever_and_ours_is_never_asked_about(
+    foreign: Path, copy_of_trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (foreign / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"^checkpoint: .*foreign has no config\.yaml beside it; give the run folder"):
+        hybrid.load(foreign)
+    monkeypatch.setattr(Toy, "recognises", lambda self, folder: pytest.fail("asked"))
+    for folder in (copy_of_trained, copy_of_trained / "checkpoints", copy_of_trained / "checkpoints/step-00000008"):
+        assert hybrid.load(folder).origin.importer is None
