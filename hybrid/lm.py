@@ -31,17 +31,19 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
-from hybrid.likelihoods.orders import Policy
+from hybrid.likelihoods import Likelihood, Rows
+from hybrid.likelihoods.arguments import (
+    checked_targets,
+    checked_tokens,
+    chosen_likelihood,
+    number_of_draws,
+    with_decoder,
+)
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, path_of, pick, shown, title
-
-MAX_DRAWS = 1 << 16
-"""Of `nll`: all of them are held at once."""
-
+from hybrid.options import path_of, pick, title
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
@@ -87,23 +89,21 @@ class LanguageModel:
         Raises:
             ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
-        chosen = _likelihood(method)
+        chosen = chosen_likelihood(method)
         seed = integer("seed", seed, *SEEDS)
-        draws = _number_of_draws(draws, chosen, method)
+        draws = number_of_draws(draws, chosen, method)
         if decoder is not None:
-            if not isinstance(chosen, Policy):
-                raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-            chosen = Policy(decoder)
-        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
+            chosen = with_decoder(chosen, decoder, method)
+        rows = Rows.of(tokens, checked_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
@@ -255,55 +255,10 @@ class LanguageModel:
             warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
         return planner.model
 
-    def _check_tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
-            got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
-        if tokens.shape[1] > self.config.data.seq_len:
-            raise ValueError(
-                f"tokens: rows of {tokens.shape[1]} exceed the context of {self.config.data.seq_len} (data.seq_len); "
-                "cut them"
-            )
-        bad = (tokens < 0) | (tokens >= self.model.vocab_size)
-        if bad.any():
-            raise ValueError(
-                f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
-            )
-        banned = self.model.banned_token_id
-        if banned is not None and (tokens == banned).any():
-            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
-        return tokens.to(self.device)
-
-    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
-        if is_target is None:
-            return None
-        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
-            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
-            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
-        return is_target.to(self.device)
-
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
             return None
         return document_numbers(tokens, self.tokenizer.end_of_text)
-
-
-def _likelihood(method: Any) -> LikelihoodMethod:
-    """The entry of LIKELIHOODS that is meant, or an instance of one."""
-    if not isinstance(method, (Mapping, LikelihoodMethod)):
-        pick("method", method, LIKELIHOODS)
-    return build(LIKELIHOODS, method, "method")
-
-
-def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any) -> int | str:
-    """Raise a ValueError for what is no number of draws, nor "all" where that is possible."""
-    if draws == "all" and likelihood.takes_all_draws:
-        return draws
-    allowed = ", or 'all'" if likelihood.takes_all_draws else f" for method={method!r}"
-    number = integer("draws", draws, 1, also=allowed)
-    if number > MAX_DRAWS:
-        raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
-    return number
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
