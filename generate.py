@@ -22,7 +22,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,16 +113,16 @@ def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) ->
 
 
 def config_of(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) -> GenerationConfig:
-    """The options that were given, the decoder of the run and the defaults of `GenerationConfig`."""
+    """The options that were given, else the decoder of the run and the defaults of `GenerationConfig`."""
     from dataclasses import fields
 
     from hybrid.config import parse_options
     from hybrid.decoding import GenerationConfig
 
-    given = {f.name: getattr(arguments, f.name) for f in fields(GenerationConfig) if f.name in arguments}
-    name, *options = given.get("decoder", [None])
-    given["decoder"] = {"name": name, **parse_options(options)} if name else lm.config.decoder
-    given["block_size"] = lm.infilling_size([ids], given.get("block_size"))
+    given = {f.name: value for f in fields(GenerationConfig) if (value := getattr(arguments, f.name)) is not None}
+    name, *options = arguments.decoder or [""]
+    given["decoder"] = {"name": name, **parse_options(options)} if arguments.decoder else lm.config.decoder
+    given["block_size"] = lm.infilling_size([ids], arguments.block_size)
     return GenerationConfig(**given)
 
 
@@ -134,7 +133,7 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
         return arguments.max_new_tokens
     if arguments.infill:
         return 0
-    if "slide" in arguments:
+    if arguments.slide:
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
         raise ValueError(
@@ -185,11 +184,10 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """What was typed. Options of `GenerationConfig` are there only if they were given: it declares the defaults."""
+    """What was typed. Options of `GenerationConfig` that were not given are None: it declares the defaults."""
     parser = cli.Parser(description=__doc__)
-    option = partial(parser.add_argument, default=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    option("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
+    parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
     source.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
@@ -200,13 +198,13 @@ def parse() -> argparse.Namespace:
         "they do, and that of --max-new-tokens is 0",
     )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: until the context is full")
-    option(
+    parser.add_argument(
         "--decoder", nargs="+", metavar=("NAME", "key=value"),
         help="which positions are revealed when, with options; default: that of the run's config. The names and "
         "options are in `train.py --help`",
     )  # fmt: skip
-    option("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
-    option(
+    parser.add_argument("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
+    parser.add_argument(
         "--guidance", type=float, metavar="W",
         help="move away from what would be written without the prompt, at a second forward (default: 0, off)",
     )  # fmt: skip
@@ -215,15 +213,26 @@ def parse() -> argparse.Namespace:
         "--batch-size", type=int, default=64, metavar="N",
         help="texts written at a time, which bounds the memory and changes no text (default: 64)",
     )  # fmt: skip
-    option("--temperature", type=float, metavar="T", help="0: most probable (default: 1)")
-    option("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
-    option("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: most probable (default: 1)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
-    option("--ignore-end-of-text", action="store_false", dest="stop_at_end", help="go on behind an end-of-text token")
-    option("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
-    option("--slide", action="store_true", help="go on beyond the context, with the last tokens in view")
-    option("--no-cache", action="store_false", dest="cache", help="recompute everything: the same text, slowly")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
+    parser.add_argument(
+        "--ignore-end-of-text", action="store_false", default=None, dest="stop_at_end",
+        help="go on behind an end-of-text token",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
+    parser.add_argument(
+        "--slide", action="store_true", default=None,
+        help="go on beyond the context, with the last tokens in view",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-cache", action="store_false", default=None, dest="cache",
+        help="recompute everything: the same text, slowly",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true",
+        help="print one JSON object: texts and statistics",
+    )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from hybrid.checkpoints.finding import read_state, step_of
 from hybrid.checkpoints.saving import save_checkpoint
-from hybrid.checkpoints.tensor_files import load_tensors
 
 
 def save(folder: Path, step: int, size: int = 64) -> Path:
@@ -20,8 +20,8 @@ def assert_whole(found: Path) -> int:
     """All parts of a checkpoint are of one step; return it."""
     step = read_state(found)["step"]
     assert step == step_of(found)
-    assert load_tensors(found / "model.safetensors")["weight"].eq(step).all()
-    assert load_tensors(found / "ema.safetensors")["weight"].eq(-step).all()
+    assert load_file(found / "model.safetensors")["weight"].eq(step).all()
+    assert load_file(found / "ema.safetensors")["weight"].eq(-step).all()
     return step
 
 

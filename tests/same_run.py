@@ -54,7 +54,7 @@ def _names(place: Path) -> set[str]:
 
 
 def _state(run: Path, other: Path) -> list[str]:
-    """Weights, optimizer, averages, proposal and samples, bit by bit; the checkpoints are whole."""
+    """Weights, optimizer, averages and samples, bit by bit; the checkpoints are whole."""
     found = []
     for folder in finding.list_checkpoints(other / "checkpoints"):
         verify_folder(folder)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import torch
+from conftest import Command
 
 from hybrid.decoding.results import GenerationState
 
@@ -43,3 +45,10 @@ def progress_of(rows: list[list[int]], nfe: int, done: bool, n_prompt: int = 0) 
     width = max(map(len, rows))
     text = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
     return GenerationState(nfe, done, text, [(n_prompt, len(row)) for row in rows])
+
+
+def text_of(command: Command, trained: Path, *words: object, **options) -> str:
+    """What generate.py writes to stdout."""
+    done = command("generate.py", "--checkpoint", trained, *words, **options)
+    assert done.code == 0, done.err
+    return done.out

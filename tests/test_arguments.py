@@ -88,10 +88,10 @@ def test_what_load_is_not(path: Any) -> None:
         hybrid.load(path)
 
 
-@pytest.mark.parametrize("keys", [[], [1], [1, 2, 3], [1, None], [1, 1 << 63], [1, True], [1, 2.0]], ids=str)
-def test_keys_are_one_for_each_prompt(keys: Any) -> None:
-    with pytest.raises(ValueError, match=r"^keys: "):
-        engine(toy_model(), 4).generate([[1], [2]], 3, keys)
+@pytest.mark.parametrize("row_keys", [[], [1], [1, 2, 3], [1, None], [1, 1 << 63], [1, True], [1, 2.0]], ids=str)
+def test_row_keys_are_one_for_each_prompt(row_keys: Any) -> None:
+    with pytest.raises(ValueError, match=r"^row_keys: "):
+        engine(toy_model(), 4).generate([[1], [2]], 3, row_keys)
 
 
 @pytest.mark.usefixtures("any_size_may_be_asked_for")

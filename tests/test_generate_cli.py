@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, Command, Configure, _module
+from conftest import ROOT, Command, _module
+from terminals import text_of
 
 import hybrid
 from hybrid import rng
-from hybrid.data.tokenizers import ByteTokenizer
-from hybrid.decoding import DECODERS
 from hybrid.distributed import Ranks
 from hybrid.text.console import Console
-
-
-def text_of(command: Command, trained: Path, *words: object, **options) -> str:
-    done = command("generate.py", "--checkpoint", trained, *words, **options)
-    assert done.code == 0, done.err
-    return done.out
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What it prints
 
 
 def test_text_goes_to_stdout_and_figures_to_stderr(command: Command, trained: Path) -> None:
@@ -64,12 +50,6 @@ def test_samples_differ_and_the_first_does_not_depend_on_their_number(command: C
 def test_the_seed_decides(command: Command, trained: Path) -> None:
     a, b, c = (text_of(command, trained, "--prompt", "The", "--seed", seed) for seed in (5, 5, 6))
     assert a == b != c
-
-
-def test_without_the_cache_the_text_is_the_same(command: Command, trained: Path) -> None:
-    for size in ("1", "4"):
-        words = ["--prompt", "The value", "--block-size", size, "--seed", "2"]
-        assert text_of(command, trained, *words) == text_of(command, trained, *words, "--no-cache")
 
 
 def test_prompts_from_a_file_and_from_standard_input(command: Command, trained: Path, tmp_path: Path) -> None:
@@ -187,47 +167,6 @@ def test_generation_ends_when_every_text_has_met_its_stop(command: Command, trai
     assert cut["texts"] == [""] and cut["forwards"] < whole["forwards"] / 3
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
-def test_every_decoder_and_its_options(name: str, command: Command, trained: Path) -> None:
-    words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json", "--decoder", name]
-    at_once = {"entropy_bounded": "gamma=1000"}.get(name, "steps=1")
-    result = json.loads(text_of(command, trained, *words, at_once))
-    assert result["tokens"] == 9 and result["forwards"] == 3  # blocks of 4: 3..3, 4..7, 8..11
-
-
-def test_the_decoder_of_the_run_is_the_default(command: Command, copy_of_trained: Path) -> None:
-    config = copy_of_trained / "config.yaml"
-    assert "name: first_hitting" in config.read_text()
-    config.write_text(config.read_text().replace("name: first_hitting", "name: first_hitting\n  steps: 2"))
-    words = ["--max-new-tokens", "8", "--ignore-end-of-text", "--json"]
-    assert json.loads(text_of(command, copy_of_trained, *words))["forwards"] == 4
-    words += ["--decoder", "first_hitting"]
-    assert json.loads(text_of(command, copy_of_trained, *words))["forwards"] == 8
-
-
-def test_greedy_text_does_not_depend_on_the_seed(command: Command, trained: Path) -> None:
-    words = ["--temperature", "0", "--decoder", "left_to_right", "--max-new-tokens", "8"]
-    assert text_of(command, trained, *words, "--seed", "1") == text_of(command, trained, *words, "--seed", "2")
-    assert text_of(command, trained, *words, "--seed", "1") == text_of(
-        command, trained, "--top-k", "1", *words[2:], "--seed", "3"
-    )
-
-
-def test_guidance_and_a_planner(command: Command, trained: Path, tmp_path: Path) -> None:
-    """Both cost forwards of their own; a model as its own planner is given the finished text, not the masked one."""
-    words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json"]
-    plain, guided = (json.loads(text_of(command, trained, *words, "--guidance", w)) for w in ("0", "2.5"))
-    assert (plain["forwards"], guided["forwards"]) == (9, 18)
-    lm = hybrid.load(trained)
-    ids = lm.generate([lm.tokenizer.encode("The")], 9, stop_at_end=False, guidance=2.5).tokens[0]
-    assert guided["texts"] == [lm.tokenizer.decode(ids)]
-    words += ["--decoder", "p2", "steps=2"]
-    saved = lm.save(tmp_path / "planner")
-    planned = json.loads(text_of(command, trained, *words, "--planner", saved))
-    alone = json.loads(text_of(command, trained, *words))
-    assert planned["forwards"] == 2 * alone["forwards"]
-
-
 def test_a_trace_beside_the_same_text(command: Command, trained: Path, tmp_path: Path) -> None:
     words = ["--prompt", "The", "--num-samples", 2, "--max-new-tokens", 9, "--decoder", "mask_predict", "steps=2"]
     plain = text_of(command, trained, *words)
@@ -247,103 +186,6 @@ def test_a_trace_beside_the_same_text(command: Command, trained: Path, tmp_path:
     assert before["texts"] == now["texts"] and before["forwards"] == now["forwards"]
 
 
-def test_a_planner_of_another_tokenizer_is_refused(
-    command: Command, trained: Path, configure: Configure, tmp_path: Path
-) -> None:
-    from hybrid.lm import LanguageModel
-    from hybrid.model.build import build_model
-
-    config = configure(tmp_path)
-    tokenizer = ByteTokenizer()
-    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0)
-    other = LanguageModel(config, tokenizer, model).save(tmp_path / "bytes")
-    error = command("generate.py", "--checkpoint", trained, "--planner", other).error
-    assert re.search(r"planner: its tokenizer \(byte \w+\) is not that of the model \(char \w+\)", error), error
-
-
-def test_a_size_that_was_not_trained_is_a_warning(command: Command, trained: Path) -> None:
-    done = command("generate.py", "--checkpoint", trained, "--block-size", "8")
-    assert done.code == 0
-    assert "warning: block_size: 8 was not trained (trained: 4, 1)" in done.err.splitlines()
-
-
-@pytest.mark.parametrize("which", ["run", "checkpoints", "step", "best", "saved", "from inside"])
-def test_what_a_checkpoint_may_be(which: str, command: Command, trained: Path, tmp_path: Path) -> None:
-    words = ["--prompt", "The", "--seed", "4"]
-    expected = text_of(command, trained, *words)
-    step = trained / "checkpoints" / "step-00000008"
-    if which == "saved":
-        hybrid.load(trained).save(tmp_path / "saved")
-    assert (step.parent / "best").read_text().startswith(step.name)
-    path = {"run": trained, "checkpoints": step.parent, "step": step, "best": step.parent / "best"}.get(which)
-    path = tmp_path / "saved" if which == "saved" else path
-    with contextlib.chdir(step.parent if which == "from inside" else tmp_path):
-        assert text_of(command, path or Path("step-00000008"), *words) == expected
-
-
-def test_a_damaged_latest_falls_back(command: Command, copy_of_trained: Path) -> None:
-    step = copy_of_trained / "checkpoints" / "step-00000008"
-    (step / "model.safetensors").write_bytes(b"")
-    done = command("generate.py", "--checkpoint", copy_of_trained)
-    assert done.code == 0
-    assert "using step 4" in done.err and "(truncated?)" in done.err
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Bad input
-
-
-BAD = [
-    ("--block-size 0", "block_size: 0 is too small; a block has from 1 to 32"),
-    ("--block-size -3", "block_size: -3 is too small"),
-    ("--block-size 33", "block_size: 33 is larger than data.seq_len = 32"),
-    ("--decoder first_hiting", "decoder: 'first_hiting' is not one of .*did you mean 'first_hitting'"),
-    ("--decoder confidence stepz=2", "decoder.*stepz"),
-    ("--decoder confidence steps", "option 'steps' is not name=value"),
-    ("--decoder confidence steps=0", "steps: 0 is too small"),
-    ("--decoder confidence steps=many", "decoder.*steps.*'many'"),
-    ("--decoder confidence steps=2 threshold=0.5", "give either steps or threshold"),
-    ("--temperature -1", "temperature: -1.0 must be a finite number of at least 0"),
-    ("--temperature nan", "temperature: nan must be"),
-    ("--temperature inf", "temperature: inf must be"),
-    ("--top-k 0", "top_k: 0 must be an integer of at least 1"),
-    ("--top-p 0", r"top_p: 0.0 must be in \(0, 1\]"),
-    ("--top-p 1.5", r"top_p: 1.5 must be in \(0, 1\]"),
-    ("--guidance -1", "guidance: -1.0 must be a finite number of at least 0"),
-    ("--planner no/such/run", "^error: planner: no/such/run does not exist"),
-    ("--temperature 1e-320", "temperature: 1e-320 must be a finite number of at least 0"),
-    ("--guidance 1e300", "guidance: 1e[+]300 must be"),
-    ("--seed 9223372036854775808", "seed: 9223372036854775808 must be an integer of 64 bits"),
-    ("--decoder margin name=p2", "decoder: 'name=p2' is no option; the name stands before the options"),
-    ("--decoder margin threshold=.nan", "decoder.threshold: nan must be from 0 to 1"),
-    ("--decoder margin threshold=-1", "decoder.threshold: -1.0 must be from 0 to 1"),
-    ("--decoder confidence threshold=2", "decoder.threshold: 2.0 must be from 0 to 1"),
-    ("--num-samples 100000000000", "--num-samples: 100000000000 are too many for one command; ask for at most 1000000"),
-    ("--num-samples 1e11", "--num-samples: invalid int value: '1e11'"),
-    ("--batch-size 0", "--batch-size: 0 must be at least 1"),
-    ("--slide --max-new-tokens 100000000000", "max_new_tokens: 100000000000 new tokens .* exceed 1048576"),
-    ("--infill --prompt the", "--infill: the prompt has no gap"),
-    ("--infill --prompt the<gap:0>", "--infill: '<gap:0>' is no gap of 1 to 32 tokens"),
-    ("--infill --prompt the<gap:2>the", r"gap at token 3 of prompt 0 .* block_size=8 would do \(it was not trained\)"),
-    ("--num-samples 0", "--num-samples: 0 must be at least 1"),
-    ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
-    ("--max-new-tokens 33", "exceed the context of 32"),
-    ("--prompt thethethethethethethethethethethethe", "--prompt: 36 tokens fill the context of 32"),
-    ("--max-new-tokens 1 --prompt thethethethethethethethethethethethe", "prompt 0 of 36 tokens exceed the context"),
-    ("--prompt th\u00e9", "character '\u00e9' .* at position 2 is not among the"),
-    ("--prompt-file no/such/file", "no/such/file: No such file"),
-    ("--device toaster", "'toaster' is not a device"),
-    ("--block-size eight", "--block-size: invalid int value: 'eight'"),
-    ("--blok-size 8", "unrecognized arguments: --blok-size 8"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("words, message", BAD, ids=[words for words, _ in BAD])
-def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, trained: Path) -> None:
-    error = command("generate.py", "--checkpoint", trained, *words.split()).error
-    assert re.search(message, error), error
-
-
 def test_a_stop_beside_gaps_cuts_what_is_behind_the_prompt(command: Command, trained: Path) -> None:
     words = ["--infill", "--prompt", "the <gap:2> list", "--block-size", 16, "--max-new-tokens", 8, "--json"]
     whole = json.loads(text_of(command, trained, *words))
@@ -353,61 +195,8 @@ def test_a_stop_beside_gaps_cuts_what_is_behind_the_prompt(command: Command, tra
     assert cut["texts"] == [head + new[: new.index(new[2])]] and cut["finish_reasons"] == ["stop"]
     assert cut["filled"] == whole["filled"]
     held = json.loads(text_of(command, trained, *words[:-2], 0, "--json", "--stop", "list"))
-    assert held["texts"] == [head] and held["finish_reasons"] == ["length"]
-
-
-def test_an_empty_stop_is_refused(command: Command, trained: Path) -> None:
-    assert "--stop: ''" in command("generate.py", "--checkpoint", trained, "--stop", "").error
-
-
-def test_a_trace_that_cannot_be_written_is_refused_before_anything_is_done(command: Command, tmp_path: Path) -> None:
-    """Before the model is looked for."""
-    (tmp_path / "notes.html").write_text("mine")
-    for path, message in (
-        ("no/page.html", "no is not a folder"),
-        ("notes.html", "exists and is not the page of a trace"),
-    ):
-        error = command("generate.py", "--checkpoint", "no/such/run", "--trace", tmp_path / path).error
-        assert "--trace: " in error and message in error
-    assert (tmp_path / "notes.html").read_text() == "mine"
-
-
-def test_a_trace_is_of_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = _module("generate.py")
-    monkeypatch.setattr(
-        sys, "argv", ["generate.py", "--checkpoint", "no/such/run", "--trace", str(tmp_path / "page.html")]
-    )
-    with pytest.raises(ValueError, match="--trace: a page is written by one process, not by 2; start without torchrun"):
-        module.generate(module.parse(), "", torch.device("cpu"), Ranks(1, 2))
-
-
-def test_prompts_that_are_not_utf8(command: Command, trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    done = command("generate.py", "--checkpoint", trained, "--prompt-file", tmp_path / "latin.txt")
-    assert "latin.txt is not UTF-8 (byte 3)" in done.error
-    assert "not UTF-8" in command("generate.py", "--checkpoint", trained, "--prompt", "-", stdin=b"caf\xe9").error
-
-
-def test_checkpoints_that_cannot_be_used(command: Command, copy_of_trained: Path, tmp_path: Path) -> None:
-    def error(path: Path) -> str:
-        return command("generate.py", "--checkpoint", path).error
-
-    assert "does not exist" in error(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    assert "holds no checkpoint" in error(tmp_path / "empty")
-    assert "is a file" in error(copy_of_trained / "config.yaml")
-    config = copy_of_trained / "config.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("dim: 16", "dim: 32"))
-    assert "another architecture" in error(copy_of_trained)
-    config.unlink()
-    assert "no config.yaml" in error(copy_of_trained)
-    config.write_text(text)
-    shutil.rmtree(copy_of_trained / "tokenizer")
-    assert "tokenizer" in error(copy_of_trained)
-    for step in (copy_of_trained / "checkpoints").glob("step-*"):
-        (step / "ema.safetensors").write_bytes(b"rubbish")
-    assert "none in" in error(copy_of_trained)
+    assert re.fullmatch("the .. list", held["texts"][0], re.S) and held["finish_reasons"] == ["length"]
+    assert held["forwards"] == 2, "nothing is asked for behind the prompt, so nothing is written there"
 
 
 def test_in_a_process_of_its_own(trained: Path, environment_of_a_child: dict[str, str]) -> None:

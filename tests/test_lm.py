@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Configure
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hybrid
 from hybrid.checkpoints.finding import find_checkpoint
 from hybrid.checkpoints.module_state import module_tensors
-from hybrid.checkpoints.tensor_files import load_group, load_tensors
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.lm import load
 from hybrid.model.fused import is_fused
 from hybrid.runs.run import Run
@@ -63,7 +64,7 @@ def test_what_a_saved_folder_holds(lm: hybrid.LanguageModel, tmp_path: Path) -> 
     for part in ("# tiny", "hybrid.load", "| block_sizes | [4, 1] |", "| seq_len | 32 |", "| context | block_causal |"):
         assert part in card
     facts = json.loads((folder / "model.json").read_text())
-    weights = load_tensors(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
     assert facts["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert facts["mask_token_id"] == facts["vocab_size"] == facts["end_of_text"] + 1
     assert [path for path in tmp_path.iterdir() if path != folder] == []
@@ -86,7 +87,7 @@ def test_averaged_weights_are_taken_where_there_are_any(
     lm: hybrid.LanguageModel, trained: Path, configure: Configure, tmp_path: Path
 ) -> None:
     step = find_checkpoint(trained)
-    averaged, own = load_tensors(step / "ema.safetensors"), load_tensors(step / "model.safetensors")
+    averaged, own = load_file(step / "ema.safetensors"), load_file(step / "model.safetensors")
     assert torch.equal(lm.model.embedding.weight, averaged["embedding.weight"])
     assert not torch.equal(lm.model.embedding.weight, own["embedding.weight"])
     run = Run.of(configure(tmp_path, "optim.ema_decay=0", "trainer.steps=1", "eval.sample_tokens=0"))

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from hybrid.data.dataset import Batch
 from toy import random_tokens, toy_model
 
 from hybrid.config import check, load_config, parse_options
@@ -21,10 +22,10 @@ from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.masks import TwoStream
-from hybrid.objectives import ESTIMATORS, ObjectiveConfig
+from hybrid.model.two_stream import two_stream_hidden
+from hybrid.objectives import ESTIMATORS, OBJECTIVES, SCHEDULES, ObjectiveConfig, build_objective
 from hybrid.objectives.build import build_estimator
 from hybrid.objectives.noise import NoiseKeys
-from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 from hybrid.sweep.plan import plan
 
@@ -32,7 +33,7 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, ESTIMATORS, SCHEDULES)
+TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, ESTIMATORS, OBJECTIVES, SCHEDULES)
 
 
 def commands() -> list[list[str]]:
@@ -148,7 +149,7 @@ def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, exa
 
 
 def test_every_table_has_an_example() -> None:
-    assert sorted(EXAMPLES) == ["my_attention", "my_decoder", "my_objective", "my_schedule"]
+    assert sorted(EXAMPLES) == ["my_attention", "my_decoder", "my_estimator", "my_objective", "my_schedule"]
 
 
 def test_the_decoder_of_the_example_decodes(examples: None) -> None:
@@ -165,9 +166,24 @@ def test_the_decoder_of_the_example_decodes(examples: None) -> None:
         build(DECODERS, {"name": "strided", "stride": 0}, "decoder")
 
 
+def test_the_objective_of_the_example_is_the_divergence_from_its_teacher(examples: None) -> None:
+    importlib.import_module("my_objective")
+    student, teacher = toy_model(), toy_model(seed=1)
+    tokens = random_tokens(2, 4)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    config = ObjectiveConfig(name="distil", teacher="somewhere", weighting="bert", draws=2)
+    noise = NoiseKeys(0, 1, torch.arange(2), 0, 2)
+    masked = build_objective(config, teacher).draw(batch, noise, 4).masked  # one token each
+    with torch.no_grad():
+        p, q = (m.head(two_stream_hidden(m, tokens, masked, 4)).log_softmax(-1) for m in (teacher, student))
+        taught, alike = (build_objective(config, of).loss(student, batch, noise, 4).total for of in (teacher, student))
+    expected = float((p.exp() * (p - q)).sum() / 2)
+    assert float(taught) == pytest.approx(expected) and expected > 0.01 and float(alike) == 0
+
+
 def test_the_estimator_of_the_example_is_unbiased(examples: None) -> None:
     """By the law of its counts: P(n) times its weight must be 1/n for each number n of masked tokens."""
-    importlib.import_module("my_objective")
+    importlib.import_module("my_estimator")
     estimator = build_estimator(ObjectiveConfig(estimator="many_masks"))
     rows, block_size = 4000, 4
     is_target = torch.ones(rows, 7, dtype=torch.bool)  # blocks of 4 and 3

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import hybrid
-from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.runs.run import Run
 from hybrid.training.step import Share, Stepper, StepResult
 
@@ -26,7 +26,7 @@ def tensors_of(step_folder: Path) -> dict[str, Tensor]:
     return {
         f"{file.stem}/{name}": tensor
         for file in sorted(step_folder.glob("*.safetensors"))
-        for name, tensor in load_tensors(file).items()
+        for name, tensor in load_file(file).items()
     }
 
 

@@ -7,7 +7,7 @@ schedule, AdamW. It gets the configured number of steps, and every arm is traine
 quarter and an eighth of it, each a run of its own whose learning rate falls to its end. What counts is when the others
 reach the ELBO at which the first one ends.
 
-The two passes have equal gradients (tests/test_time_to_quality.py), so every run trains with the fast one and is
+The two passes have equal gradients (tests/bench/test_time_to_quality.py), so every run trains with the fast one and is
 charged for the steps of its own, which are timed in turn beforehand: other work on the machine while the runs train
 spoils nothing. The peak learning rate of every arm is the best of a few in a pilot run of another seed. Runs and
 timings that are there already are not repeated; those of other settings, of another text or machine are refused.
@@ -85,7 +85,7 @@ class Point:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.measuring.trained import basis, remembered
+    from hybrid.experiments.measuring.remembered import basis, remembered
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output, plots=1)

@@ -49,16 +49,6 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name.
-
-    Raises:
-        ValueError: it is missing, truncated or no safetensors file; one line.
-    """
-    opened = _open(file)
-    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-
-
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, "pt")

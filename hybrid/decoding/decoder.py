@@ -47,8 +47,8 @@ class View:
     A decoder that writes tokens of its own draws them with `read` and `sample`:
 
         read(canvas, places) -> log_probs
-            Runs the network on any canvas (r, B) of ids, MASK where unknown: (m, V) at temperature 1, guidance
-            included, at the m positions where `places` (r, B) is True. Counted as a forward.
+            Runs the network on any canvas (r, B) of ids, `mask_token_id` where unknown. Returns (m, V) at temperature
+            1, guidance included, at the m positions where `places` (r, B) is True. Counted as a forward.
         sample(log_probs, places, number=0) -> tokens
             Draws (m,) tokens with the sampling settings. The draw is keyed by row, position, step and `number`: a
             position drawn again in the same step needs another number, or it gets the same uniform.
@@ -67,6 +67,7 @@ class View:
     planner: Callable[[Tensor], Tensor] | None = None  # `candidates` (r, B) -> `planned` (r, B)
     read: Callable[[Tensor, Tensor], Tensor] = _nobody
     sample: Callable[..., Tensor] = _nobody
+    mask_token_id: int = -1  # what a canvas has where nothing is known
 
     @cached_property
     def uniform(self) -> Tensor:

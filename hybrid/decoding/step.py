@@ -53,7 +53,7 @@ class Step:
         return View(
             self.step, self.tokens, self.is_masked, live.is_fixed, live.is_valid,
             draw=lambda: self.uniform(rng.DECIDE), forward=lambda: self.prediction, planner=self.weigh,
-            read=self.read, sample=self.sample,
+            read=self.read, sample=self.sample, mask_token_id=self.networks.denoiser.model.mask_token_id,
         )  # fmt: skip
 
     def uniform(self, purpose: int) -> Tensor:
@@ -112,10 +112,10 @@ class Step:
     def _hidden(self, canvas: Tensor) -> tuple[Tensor, Tensor | None]:
         """Hidden states (r, B, dim) of `canvas` (r, B) with the prompts and, where it changes something, without."""
         networks, live = self.networks, self.live
-        given = networks.denoiser.read(self.text, live, canvas)
-        if networks.without_prompt is None or not any(row.prompt for row in live.rows):
-            return given, None
-        return given, networks.without_prompt.read(self.text, live, canvas)
+        free = None
+        if networks.without_prompt is not None and any(row.prompt for row in live.rows):
+            free = networks.without_prompt.read(self.text, live, canvas)
+        return networks.denoiser.read(self.text, live, canvas), free
 
     def _log_probs(self, given: Tensor, free: Tensor | None, places: Tensor) -> Tensor:
         """(m, V) of hidden states with and without the prompts, where `places` (r, B) is True.

@@ -66,7 +66,7 @@ class Outcome:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.experiments.measuring.trained import basis, remembered
+    from hybrid.experiments.measuring.remembered import basis, remembered
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output)

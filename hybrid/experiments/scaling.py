@@ -177,8 +177,8 @@ def _explanation(device: Device) -> str:
     return f"""\
 Computed, not measured: no GPU took part. A device has {device.peak / 1e12:,.0f} TFLOP/s, {device.bandwidth / 1e12:.2f}
 TB/s and {device.memory / 1e9:,.0f} GB. Training FLOPs and parameters are compared with those that torch counts, and
-pairs of attention with the mask itself (`tests/test_scaling.py`). Activations are what autograd keeps of a layer under
-bf16 autocast; a tenth of the memory is left for everything else."""
+pairs of attention with the mask itself (`tests/experiments/test_scaling.py`). Activations are what autograd keeps of a
+layer under bf16 autocast; a tenth of the memory is left for everything else."""
 
 
 def _settings() -> str:

@@ -91,6 +91,6 @@ PROPOSALS: dict[str, Any] = {
 }
 
 REMOVED["proposal", "adaptive"] = Removed(
-    "it measured worse than the uniform one (docs/objectives.md), and made every step wait for its losses; take "
+    "it measured worse than the uniform one (docs/answers.md), and made every step wait for its losses; take "
     "'uniform', or 'explicit' with the weights that hybrid.experiments.estimators measures"
 )

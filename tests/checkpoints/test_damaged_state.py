@@ -1,4 +1,4 @@
-"""State that does not fit is refused in one line that names it: weights, averages, optimizer, proposal, counts."""
+"""State that does not fit is refused in one line that names it: weights, averages, optimizer, counts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command, Configure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from training_toy import train
 
 import hybrid
-from hybrid.checkpoints.tensor_files import load_group, load_tensors
+from hybrid.checkpoints.tensor_files import load_group
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.runs.run import Run
 from hybrid.storage.folders import new_folder
@@ -36,7 +36,7 @@ def reseal(step: Path, change: Callable[[Path], None]) -> None:
 
 def damage_tensors(step: Path, group: str, damage: Damage) -> None:
     def change(folder: Path) -> None:
-        tensors = load_tensors(folder / f"{group}.safetensors")
+        tensors = load_file(folder / f"{group}.safetensors")
         damage(tensors)
         save_file(tensors, folder / f"{group}.safetensors")
 

@@ -82,7 +82,7 @@ def test_a_model_of_another_format_is_loaded_saved_and_generates(
 def test_training_starts_from_it_and_says_from_which(
     foreign: Path, lm: LanguageModel, configure: Configure, tmp_path: Path
 ) -> None:
-    run = Run(configure(tmp_path, f"trainer.init_from={foreign}", "trainer.steps=2"))
+    run = Run.of(configure(tmp_path, f"trainer.init_from={foreign}", "trainer.steps=2"))
     assert all(torch.equal(tensor, lm._weights()[name]) for name, tensor in module_tensors(run.model).items())
     run.open()
     run.train()

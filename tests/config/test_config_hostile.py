@@ -151,12 +151,14 @@ def test_a_device_that_this_machine_does_not_have(configure: Configure, tmp_path
         assert "is not a device to run on" in refusal(lambda value=value: resolve_device(value))
 
 
-@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume", "data.revision", "data.subset"])
+@pytest.mark.parametrize(
+    "key", ["trainer.init_from", "objective.teacher", "trainer.resume", "data.revision", "data.subset"]
+)
 def test_a_variable_that_is_not_set_starts_nothing_from_scratch(key: str) -> None:
     assert refusal(lambda: load_config(None, [f"{key}="])).startswith(f"{key}: '' is empty")
 
 
-@pytest.mark.parametrize("key", ["trainer.init_from", "trainer.resume"])
+@pytest.mark.parametrize("key", ["trainer.init_from", "objective.teacher", "trainer.resume"])
 def test_an_empty_place_to_start_from_in_a_file(key: str, tmp_path: Path) -> None:
     group, name = key.split(".")
     (tmp_path / "c.yaml").write_text(f"{group}: {{{name}: ''}}")

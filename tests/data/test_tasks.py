@@ -1,6 +1,7 @@
 """Tasks with right answers: rules, uniqueness by another solver, splits without overlap, determinism."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
@@ -12,7 +13,7 @@ from hybrid.data.config import DataConfig
 from hybrid.data.corpora import CORPORA
 from hybrid.data.corpora.locating import is_embedded, locate
 from hybrid.data.corpora.source import Document
-from hybrid.data.corpora.tasks import BLANKS, BOXES, Sudoku, Sums, is_unique, remove_cells, solutions
+from hybrid.data.corpora.tasks import BLANKS, BOXES, Sudoku, Sums, remove_cells, solutions
 from hybrid.data.preparing import Data, prepare
 from hybrid.options import title
 from hybrid.progress import progress
@@ -35,6 +36,10 @@ def is_solved(grid: str, size: int) -> bool:
     array = np.array(list(map(int, grid))).reshape(size, size)
     boxes = [array[r : r + height, c : c + width] for r in range(0, size, height) for c in range(0, size, width)]
     return all(sorted(unit.ravel()) == list(range(1, size + 1)) for unit in (*array, *array.T, *boxes))
+
+
+def is_unique(cells: Sequence[int], size: int) -> bool:
+    return len(list(itertools.islice(solutions(cells, size), 2))) == 1
 
 
 @pytest.mark.parametrize("size, puzzles", [(4, 300), (6, 100), (9, 20)])

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Configure
+from safetensors.torch import load_file
 from training_toy import assert_same_tensors, before_step, tensors_of, train
 
 import hybrid
 from hybrid.checkpoints import finding
-from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
 
@@ -240,7 +240,7 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
 def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
     run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
     assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
-    averaged = load_tensors(finding.find_checkpoint(trained) / "ema.safetensors")
+    averaged = load_file(finding.find_checkpoint(trained) / "ema.safetensors")
     assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
 
 

@@ -43,7 +43,15 @@ def test_a_home_folder_is_written_out(home: Path) -> None:
             path_of("k", unknown)
 
 
-KEYS = ["run.folder", "trainer.init_from", "trainer.resume", "data.tokenizer", "data.cache_dir", "data.corpus"]
+KEYS = [
+    "run.folder",
+    "trainer.init_from",
+    "objective.teacher",
+    "trainer.resume",
+    "data.tokenizer",
+    "data.cache_dir",
+    "data.corpus",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)

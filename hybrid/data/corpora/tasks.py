@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -183,11 +182,6 @@ def solutions(cells: Sequence[int], size: int, random: Random | None = None) -> 
         blanks[best], blanks[-1] = blanks[-1], blanks[best]
 
     yield from search()
-
-
-def is_unique(cells: Sequence[int], size: int) -> bool:
-    """Whether exactly one full grid agrees with `cells`."""
-    return len(list(islice(solutions(cells, size), 2))) == 1
 
 
 def remove_cells(grid: Sequence[int], size: int, blanks: int, random: Random) -> list[int] | None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from hybrid.options import shown
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +23,7 @@ DRAWS = 8
 
 
 def settings(folder: str, name: str, seed: int) -> list[str]:
-    """Of a run of its own, which can be interrupted and is looked at when it is over."""
+    """Overrides for a run of its own, which can be interrupted and is evaluated when it is over."""
     own = [f"run.name={name}-s{seed}", f"run.folder={folder}", f"run.seed={seed}", "trainer.resume=auto"]
     return [*own, "eval.sample_tokens=0", "trainer.eval_every=0", "trainer.sample_every=0"]
 
@@ -58,7 +55,7 @@ def trained(config: Config, steps: int, rows: int) -> Trained:
 
 
 def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, draws: int) -> float:
-    """In nats per token and in float32; at block size 1 it is exact."""
+    """Bound the likelihood of `rows` rows in nats per token and in float32; at block size 1 it is exact."""
     from hybrid.device import precision_context
     from hybrid.likelihoods.rows import bound
 
@@ -67,7 +64,7 @@ def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, dra
 
 
 def train(config: Config, folder: Path, steps: int) -> int:
-    """Train to `steps`, or find that done under the same settings; the number of steps of the run."""
+    """Train to `steps`, or find that done under the same settings; return the number of steps of the run."""
     from hybrid.runs.run import Run
     from hybrid.sweep.plan import Planned
     from hybrid.sweep.state import state_of
@@ -83,67 +80,10 @@ def train(config: Config, folder: Path, steps: int) -> int:
     return steps
 
 
-def remembered(
-    file: Path, made_from: Mapping[str, Any], make: Callable[[dict[str, float]], dict[str, float]]
-) -> dict[str, float]:
-    """Figures that are kept in a file beside what they were made from.
-
-    Args:
-        make: those that are in the file -> all that are wanted, which are then kept there.
-
-    Raises:
-        ValueError: those in the file were made from something else, or do not say from what.
-    """
-    from hybrid.storage.atomic import write_json_atomic
-    from hybrid.storage.json_files import read_json, to_json
-
-    made_from = json.loads(to_json(made_from))
-    kept: dict[str, float] = {}
-    if file.is_file():
-        content = read_json(file)
-        if not isinstance(content, dict) or not isinstance(content.get("made_from"), dict):
-            raise ValueError(f"{file}: does not say from which settings it was made; choose another --folder")
-        was = content["made_from"]
-        changed = sorted(k for k in {*was, *made_from} if was.get(k) != made_from.get(k))
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"{file}: was made with {key} = {shown(was.get(key))}, and this experiment wants "
-                f"{shown(made_from.get(key))}; choose another --folder, or remove the file"
-            )
-        kept = _figures(file, content.get("values"))
-    values = make(kept)
-    if values != kept:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(file, {"made_from": made_from, "values": values}, strict=True)
-    return values
-
-
-def _figures(file: Path, values: Any) -> dict[str, float]:
-    if isinstance(values, dict) and all(type(v) in (int, float) and v > 0 for v in values.values()):
-        return values
-    raise ValueError(f"{file}: holds {shown(values)} instead of positive numbers by name; remove the file")
-
-
-def basis(config: Config) -> dict[str, Any]:
-    """What figures that hold for several runs are made from: their settings but for names and seeds, the text and the
-    tokenizer behind these, and the machine."""
-    from hybrid.config import flatten
-    from hybrid.data.preparing import prepare
-    from hybrid.device import resolve_device
-    from hybrid.results.environment import environment
-
-    facts, data = environment(resolve_device(config.run.device)), prepare(config.data).description
-    own = {key: value for key, value in flatten(config).items() if not key.startswith(("run.", "data.cache_dir"))}
-    machine = {name: facts[name] for name in ("processor", "device", "threads")}
-    text = {name: data[name] for name in ("corpus_sha256", "tokenizer_fingerprint")}
-    return {**own, **machine, **text, "torch": facts["libraries"]["torch"]}
-
-
 def step_seconds(
     steppers: Mapping[str, Stepper], rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of a training step of each, timed in turns, some steps at a time."""
+    """Time the training steps of each in turns, some steps at a time; return the median seconds of one."""
     from hybrid.results.timing import interleave
 
     timings = interleave({name: _some_steps(stepper) for name, stepper in steppers.items()}, rounds, device, clock)
@@ -162,7 +102,7 @@ def _some_steps(stepper: Stepper) -> Callable[[], None]:
 
 
 def trained_at(folder: str) -> str:
-    """The commits of the runs in a folder, which may be older than that of the table."""
+    """Name the commits of the runs in a folder, which may be older than that of the table."""
     from hybrid.results.environment import commit_of
     from hybrid.results.publish import listed
     from hybrid.storage.json_files import read_json

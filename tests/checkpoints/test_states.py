@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hybrid.checkpoints.finding import read_state
 from hybrid.checkpoints.module_state import load_state, module_tensors
 from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from hybrid.checkpoints.saving import save_checkpoint
-from hybrid.checkpoints.tensor_files import load_tensors
 from hybrid.storage.json_files import to_json
 
 
@@ -34,7 +34,7 @@ def test_tied_weights_are_saved_once_and_loaded(tmp_path):
     tensors = module_tensors(net)
     assert sorted(tensors) == ["embed.weight", "inner.bias", "inner.weight", "scale"]
     found = save_checkpoint(tmp_path, 1, {"model": tensors}, {})
-    load_state(other, load_tensors(found / "model.safetensors"))
+    load_state(other, load_file(found / "model.safetensors"))
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in net.state_dict().items())
     assert other.head.weight is other.embed.weight
 
@@ -101,8 +101,8 @@ def test_resuming_from_the_disk_is_bit_identical(tmp_path, kind):
     torch.manual_seed(1)
     resumed = Net()
     fresh = OPTIMIZERS[kind](resumed)
-    load_state(resumed, load_tensors(found / "model.safetensors"))
-    restored = load_tensors(found / "optimizer.safetensors")
+    load_state(resumed, load_file(found / "model.safetensors"))
+    restored = load_file(found / "optimizer.safetensors")
     restore_optimizer(fresh, names_of(resumed), restored, read_state(found)["optimizer"])
     train(resumed, fresh, range(5, 10))
     assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in net.state_dict().items())
