@@ -31,17 +31,19 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihoods import orders
-from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
+from hybrid.likelihoods import Likelihood, Rows
+from hybrid.likelihoods.arguments import (
+    checked_targets,
+    checked_tokens,
+    chosen_likelihood,
+    number_of_draws,
+    with_decoder,
+)
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference, is_fused
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import path_of, pick, shown, title
-
-MAX_DRAWS = 1 << 16
-"""Of `nll`: all of them are held at once."""
-
+from hybrid.options import path_of, pick, title
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
@@ -70,15 +72,15 @@ class LanguageModel:
         return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
 
     def nll(
-        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
+        self, tokens: Tensor, block_size: int | None = None, method: Any = "bound", draws: int | str = 1, seed: int = 0,
         is_target: Tensor | None = None, decoder: Any = None,
     ) -> Likelihood:  # fmt: skip
-        """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
-        enumerate) and hybrid/orders.py (policy, best_order, importance).
+        """Negative log-likelihood of each row, in nats.
 
         Args:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
+            method: a name of `hybrid.likelihoods.LIKELIHOODS`, a mapping with its options, or an instance.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
             is_target: bool (batch, length), the tokens that count: -log p(these | the others). Given tokens of an
                 earlier block, or of the same, are seen; those of later blocks are not. None: all count.
@@ -87,28 +89,21 @@ class LanguageModel:
         Raises:
             ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
-        pick("method", method, [*METHODS, *orders.METHODS])
+        chosen = chosen_likelihood(method)
         seed = integer("seed", seed, *SEEDS)
-        if draws != "all" or method in orders.METHODS:
-            allowed = f" for method={method!r}" if method in orders.METHODS else ", or 'all'"
-            draws = integer("draws", draws, 1, also=allowed)
-            if draws > MAX_DRAWS:
-                raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
-        if decoder is not None and method != "policy":
-            raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-        documents, is_target = self._documents(tokens), self._check_targets(is_target, tokens)
+        draws = number_of_draws(draws, chosen, method)
+        if decoder is not None:
+            chosen = with_decoder(chosen, decoder, method)
+        rows = Rows.of(tokens, checked_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
-            if method not in orders.METHODS:
-                return row_nll(self.model, tokens, size, method, draws, seed, documents, is_target)
-            assert isinstance(draws, int)
-            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents, is_target)
+            return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
@@ -259,33 +254,6 @@ class LanguageModel:
             known = ", ".join(map(str, planner.block_sizes))
             warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
         return planner.model
-
-    def _check_tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
-            got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
-        if tokens.shape[1] > self.config.data.seq_len:
-            raise ValueError(
-                f"tokens: rows of {tokens.shape[1]} exceed the context of {self.config.data.seq_len} (data.seq_len); "
-                "cut them"
-            )
-        bad = (tokens < 0) | (tokens >= self.model.vocab_size)
-        if bad.any():
-            raise ValueError(
-                f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
-            )
-        banned = self.model.banned_token_id
-        if banned is not None and (tokens == banned).any():
-            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
-        return tokens.to(self.device)
-
-    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
-        if is_target is None:
-            return None
-        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
-            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
-            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
-        return is_target.to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:

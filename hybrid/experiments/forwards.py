@@ -25,7 +25,7 @@ from hybrid.results.table import Table, column, plus_minus
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
     from hybrid.lm import LanguageModel
 
 log = logging.getLogger("hybrid.experiments.forwards")
@@ -73,10 +73,10 @@ def main() -> int:
     return 0
 
 
-def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
+def measure_all(lm: LanguageModel, evaluation_model: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
     from hybrid.device import precision_context
-    from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import choose_decoders
     from hybrid.experiments.measuring.subject import validation_of
 
     scores = Scores(lm, validation_of(lm), precision_context("fp32", lm.device), rows=arguments.rows)
@@ -88,16 +88,22 @@ def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.N
                 log.info("block size %d, %s", size, label)
                 point = Point(family, size, label, policy_nll=scores.policy(size, label, decoder))
                 for seed in arguments.seeds:
-                    add(point, lm, decoder, judge, arguments.samples, arguments.new_tokens, seed)
+                    add(point, lm, decoder, evaluation_model, arguments.samples, arguments.new_tokens, seed)
                 points.append(point)
     return points
 
 
 def add(
-    point: Point, lm: LanguageModel, decoder: Any, judge: EvaluationModel, samples: int, length: int, seed: int
+    point: Point,
+    lm: LanguageModel,
+    decoder: Any,
+    evaluation_model: EvaluationModel,
+    samples: int,
+    length: int,
+    seed: int,
 ) -> None:
     """Write the texts of one seed, one by one, and note what they cost and are."""
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
 
     started = time.perf_counter()
     rows, nfe = write(lm, point.block_size, decoder, samples, length, seed)
@@ -106,7 +112,7 @@ def add(
     point.tokens_per_forward.append(tokens / nfe)
     point.tokens_per_second.append(tokens / seconds)
     point.entropy.append(entropy(rows))
-    point.gen_ppl.append(judge.read([lm.tokenizer.decode(row) for row in rows]).gen_ppl)
+    point.gen_ppl.append(evaluation_model.read([lm.tokenizer.decode(row) for row in rows]).gen_ppl)
 
 
 def write(

@@ -26,7 +26,7 @@ from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -75,12 +75,12 @@ def main() -> int:
     firsts = {name: configs[0] for name, configs in plans.items()}
     made_from = {**basis(firsts[names[0]]), "first": names[0]}
     costs = remembered(Path(arguments.folder) / "costs.json", made_from, lambda kept: with_missing(kept, firsts))
-    judge = _judge(arguments)
+    evaluation_model = _evaluation_model(arguments)
     outcomes = []
     for i in range(len(arguments.seeds)):  # seed by seed, so that what there is can be compared early
         for name, configs in plans.items():
             steps = fitting_steps(configs[i], costs[name], costs[names[0]])
-            outcomes.append(outcome(configs[i], name, steps, costs[name], judge, arguments))
+            outcomes.append(outcome(configs[i], name, steps, costs[name], evaluation_model, arguments))
             log.info("%s, seed %d: %.4f", name, outcomes[-1].seed, outcomes[-1].nelbo)
     parts = [_explanation(plans[names[0]][0], arguments), table(outcomes)]
     module = "hybrid.experiments.objectives"
@@ -130,11 +130,16 @@ def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
 
 
 def outcome(
-    config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
+    config: Config,
+    name: str,
+    steps: int,
+    cost: float,
+    evaluation_model: EvaluationModel | None,
+    arguments: argparse.Namespace,
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.engine import generate_shared
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 
     run = trained(config, steps, arguments.rows)
@@ -142,7 +147,7 @@ def outcome(
     at_one = elbo(lm, run.split, 1, arguments.rows, draws=1)
     length = min(arguments.new_tokens, lm.config.data.seq_len)
     rows = generate_shared(lm.engine(size, stop_at_end=False), [[]] * arguments.samples, length).tokens
-    reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
+    reading = None if evaluation_model is None else evaluation_model.read([lm.tokenizer.decode(row) for row in rows])
     return Outcome(
         name, config.run.seed, steps, cost, run.nelbo, at_one, entropy(rows),
         None if reading is None else reading.gen_ppl,
@@ -200,7 +205,7 @@ loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_to
 temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
-def _judge(arguments: argparse.Namespace) -> EvaluationModel | None:
+def _evaluation_model(arguments: argparse.Namespace) -> EvaluationModel | None:
     if arguments.judge is None:
         return None
     from hybrid.evaluation.evaluation_model import load_evaluation_model

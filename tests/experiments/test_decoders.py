@@ -12,21 +12,23 @@ from hybrid.experiments import (
     decoders,
 )
 from hybrid.lm import LanguageModel
+from hybrid.results.table import Table
 
 
 def test_every_seed_writes_texts_of_its_own(lm: LanguageModel, split: PackedTokens) -> None:
     """The figures of each seed are those of the texts that the model writes with it."""
     arguments = options(decoders=["first_hitting", "margin"], block_size=4, new_tokens=16, samples=4, rows=2)
-    lines = decoders.compare(lm, None, split, options(**vars(arguments), seeds=[0, 3, 11]))
-    assert list(lines) == ["(real text)", "first_hitting", "margin"]
+    found = decoders.compare(lm, None, split, options(**vars(arguments), seeds=[0, 3, 11]))
+    rows_of = {row.decoder: row for row in found}
+    assert list(rows_of) == ["(real text)", "first_hitting", "margin"]
     for name in ("first_hitting", "margin"):
         texts = [lm.generate([[]] * 4, 16, 4, name, seed=seed, stop_at_end=False).tokens for seed in (0, 3, 11)]
-        assert [line["entropy"] for line in lines[name]] == pytest.approx([entropy(rows) for rows in texts])
+        assert rows_of[name].entropy == pytest.approx([entropy(rows) for rows in texts])
         pairs = [[pair for row in rows for pair in itertools.pairwise(row)] for rows in texts]
-        assert [line["distinct_2"] for line in lines[name]] == [len(set(p)) / len(p) for p in pairs]
-        assert len({line["entropy"] for line in lines[name]}) == 3
+        assert rows_of[name].distinct_2 == [len(set(p)) / len(p) for p in pairs]
+        assert len(set(rows_of[name].entropy)) == 3
     policy = per_token(lm, split.rows(range(2)).tokens, 4, "policy", decoder="margin")
-    assert [line["policy_nats_per_token"] for line in lines["margin"]] == pytest.approx([policy] * 3)
+    assert rows_of["margin"].policy_nats_per_token == pytest.approx([policy] * 3)
 
 
 def test_columns_of_decoders() -> None:
@@ -36,7 +38,7 @@ def test_columns_of_decoders() -> None:
         {**made, "tokens_per_second": 1000.0, "gen_ppl": 10.0},
         {**made, "tokens_per_second": 3000.0, "gen_ppl": 14.0},
     ]
-    table = decoders.table({"b": one, "a": [made]})
+    table = Table([decoders.Row.of("b", one), decoders.Row.of("a", [made])])
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.cells]
     assert [row["decoder"] for row in rows] == ["b", "a"], "as they were asked for"
     assert rows[0]["gen-ppl"] == "12.00 ± 2.00" and rows[0]["tokens/s"] == "2,000"

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy import nll_of
 
 from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
-from hybrid.evaluation.scores import Rows, Scores
+from hybrid.evaluation.scores import Scores
 from hybrid.likelihoods import rows
-from hybrid.likelihoods.likelihood import row_nll
-from hybrid.likelihoods.rows import Bound, any_order, bound
+from hybrid.likelihoods.enumerated import Enumerate
+from hybrid.likelihoods.rows import RowLikelihoods, SplitLikelihood, bound, by_row
 from hybrid.lm import LanguageModel
 from hybrid.training import step_results, validation
 from hybrid.training.step import StepResult
@@ -50,9 +51,10 @@ def test_a_record_of_training_is_a_mean_over_its_finite_steps(monkeypatch: pytes
 def test_a_record_of_validation_is_a_mean_over_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def bounded(model: Any, split: Any, size: int, **options: Any) -> Bound:
+    def bounded(model: Any, split: Any, size: int, **options: Any) -> SplitLikelihood:
         asked.append({name: options[name] for name in ("rows", "draws", "batch_rows")})
-        return Bound(size, float(size), size / 100, size / 2, 9, {1: 0.5, size: 1.5})
+        name = "exact" if size == 1 else "bound"
+        return SplitLikelihood(size, name, float(size), size / 100, size / 2, 9, {1: 0.5, size: 1.5})
 
     monkeypatch.setattr(validation, "bound", bounded)
     config = EvalConfig(rows=7, draws=3, batch_rows=5)
@@ -84,9 +86,9 @@ def test_a_bound_is_the_sum_over_rows_and_its_errors_add_in_quadrature(lm: Langu
     """The noise of a row of the split is keyed by its number."""
     tokens, n_rows = split.rows(range(5)).tokens, torch.arange(5)
     with torch.no_grad():
-        rows = row_nll(lm.model, tokens, 4, draws=3, seed=2, keys=n_rows)
+        rows = nll_of(lm.model, tokens, 4, draws=3, seed=2, keys=n_rows)
     got = bound(lm.model, split, 4, rows=5, draws=3, batch_rows=2, seed=2, precision=contextlib.nullcontext)
-    assert got.nelbo == pytest.approx(float(rows.nll.sum()) / 160, rel=1e-6)
+    assert got.nats_per_token == pytest.approx(float(rows.nll.sum()) / 160, rel=1e-6)
     assert got.stderr == pytest.approx(float((rows.stderr**2).sum().sqrt()) / 160, rel=1e-5)
     assert got.tokens == 160
     assert got.bits_per_byte == pytest.approx(
@@ -105,7 +107,8 @@ def test_losses_by_count_are_means_over_blocks_in_ranges_named_by_their_ends() -
 def test_a_line_over_rows_by_hand(lm: LanguageModel, split: PackedTokens) -> None:
     """Sums over rows; errors of independent noise add in quadrature; target tokens are counted."""
     columns = ([4.0, 6.0], [3.0, 4.0], [2, 3])
-    rows = Rows(*map(torch.tensor, columns), torch.zeros(2, 0))
-    line = Scores(lm, split, contextlib.nullcontext)._summary(4, "importance", rows)
-    assert (line["nats_per_token"], line["stderr"], line["tokens"]) == pytest.approx((2.0, 1.0, 5))
-    assert any_order(lm.model, split, 4, rows=2, precision=contextlib.nullcontext)[1] == 64
+    rows = RowLikelihoods(*map(torch.tensor, columns), torch.zeros(2, 0))
+    line = Scores(lm, split, contextlib.nullcontext)._line(4, "importance", rows)
+    assert (line.nats_per_token, line.stderr, line.tokens) == pytest.approx((2.0, 1.0, 5))
+    found = by_row(lm.model, split, 4, Enumerate(), rows=2, precision=contextlib.nullcontext)
+    assert found.tokens.tolist() == [32, 32]
