@@ -44,7 +44,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> RunRecord:
-        """Raises a ValueError if the folder is no run, one that is damaged, or that has not been validated yet."""
+        """Read a folder; a ValueError says that it is no run, a damaged one, or one that was not validated yet."""
         config = load_config(folder / "config.yaml", checked=False)
         content = Fields(read_json(folder / "environment.json"), str(folder / "environment.json"))
         data, environment = Facts.read(content.inner("data")), _environment(content)
@@ -66,7 +66,7 @@ class RunRecord:
         return run
 
     def _without_stale_evaluation(self) -> RunRecord:
-        """Figures of one checkpoint never stand beside the step of another."""
+        """Leave out numbers of one checkpoint that would stand beside the step of another."""
         e = self.evaluation
         if e is None:
             return self
@@ -204,7 +204,7 @@ def _check_sizes(folder: Path, config: Config, metrics: Sequence[dict[str, Any]]
 
 
 def _environment(content: Fields) -> dict[str, Any]:
-    """What a report tells of environment.json."""
+    """Read what a report tells of environment.json."""
     return {
         "commit": content.text("commit", None), "dirty": content.flag("dirty", False),
         "processor": content.text("processor"), "device": content.text("device"), "machine": machine_name(content),
@@ -214,7 +214,7 @@ def _environment(content: Fields) -> dict[str, Any]:
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
-    """The runs at, or below, some paths, named by what tells their folders apart; and why others there are left out.
+    """Find the runs at, or below, some paths, and why others there are left out. Names tell their folders apart.
 
     Raises:
         ValueError: a path at which there is none that can be read.
@@ -246,7 +246,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunRecord], list[str]]:
 
 
 def _without_copies(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
-    """Runs with the same weights are one, and no seeds of a model."""
+    """Leave out runs with the weights of another: they are one, and no seeds of a model."""
     kept: list[RunRecord] = []
     said = []
     for run in runs:
@@ -259,7 +259,7 @@ def _without_copies(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[st
 
 
 def _runs_below(path: Path, seen: set[Path]) -> Iterator[Path]:
-    """A run does not hold other runs."""
+    """Find the folders of runs; a run does not hold other runs."""
     if path.resolve() in seen:  # a link leads back
         return
     seen.add(path.resolve())
@@ -271,7 +271,7 @@ def _runs_below(path: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
-    """What must be said of runs that are not comparable.
+    """Say of runs why they are not comparable.
 
     Raises:
         ValueError: they were evaluated on other data or with other tokenizers, and it was not forced.
