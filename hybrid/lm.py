@@ -30,13 +30,13 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihoods import orders
-from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
+from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
+from hybrid.likelihoods.orders import Policy
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import path_of, pick, shown, title
+from hybrid.options import build, path_of, pick, shown, title
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -69,15 +69,15 @@ class LanguageModel:
         return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
 
     def nll(
-        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
+        self, tokens: Tensor, block_size: int | None = None, method: Any = "bound", draws: int | str = 1, seed: int = 0,
         is_target: Tensor | None = None, decoder: Any = None,
     ) -> Likelihood:  # fmt: skip
-        """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
-        enumerate) and hybrid/orders.py (policy, best_order, importance).
+        """Negative log-likelihood of each row, in nats.
 
         Args:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
+            method: a name of `hybrid.likelihoods.LIKELIHOODS`, a mapping with its options, or an instance.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
             is_target: bool (batch, length), the tokens that count: -log p(these | the others). Given tokens of an
                 earlier block, or of the same, are seen; those of later blocks are not. None: all count.
@@ -88,22 +88,17 @@ class LanguageModel:
         """
         tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
-        pick("method", method, [*METHODS, *orders.METHODS])
+        chosen = _likelihood(method)
         seed = integer("seed", seed, *SEEDS)
-        if draws != "all" or method in orders.METHODS:
-            allowed = f" for method={method!r}" if method in orders.METHODS else ", or 'all'"
-            draws = integer("draws", draws, 1, also=allowed)
-            if draws > MAX_DRAWS:
-                raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
-        if decoder is not None and method != "policy":
-            raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-        documents, is_target = self._documents(tokens), self._check_targets(is_target, tokens)
+        draws = _number_of_draws(draws, chosen, method)
+        if decoder is not None:
+            if not isinstance(chosen, Policy):
+                raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
+            chosen = Policy(decoder)
+        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
-            if method not in orders.METHODS:
-                return row_nll(self.model, tokens, size, method, draws, seed, documents, is_target)
-            assert isinstance(draws, int)
-            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents, is_target)
+            return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
@@ -243,6 +238,24 @@ class LanguageModel:
         if not self.config.data.document_mask:
             return None
         return document_numbers(tokens, self.tokenizer.end_of_text)
+
+
+def _likelihood(method: Any) -> LikelihoodMethod:
+    """The entry of LIKELIHOODS that is meant, or an instance of one."""
+    if not isinstance(method, (Mapping, LikelihoodMethod)):
+        pick("method", method, LIKELIHOODS)
+    return build(LIKELIHOODS, method, "method")
+
+
+def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any) -> int | str:
+    """Raise a ValueError for what is no number of draws, nor "all" where that is possible."""
+    if draws == "all" and likelihood.takes_all_draws:
+        return draws
+    allowed = ", or 'all'" if likelihood.takes_all_draws else f" for method={method!r}"
+    number = integer("draws", draws, 1, also=allowed)
+    if number > MAX_DRAWS:
+        raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
+    return number
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:

@@ -12,13 +12,12 @@ import tokenizers
 import torch
 from conftest import Command
 from decoding_toy import all_texts, chi_square_alarm, engine
-from toy import MODES, toy_model
+from toy import MODES, nll_of, toy_model
 
 import hybrid
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer
 from hybrid.decoding import DECODERS, denoiser
 from hybrid.decoding.prompts import infilling_size
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.text.infill import gaps_of, ids_with_gaps
 
 LAW = [("first_hitting", mode) for mode in MODES] + [("ancestral", MODES[0])]
@@ -33,8 +32,8 @@ def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str
     texts = torch.cat([torch.tensor(left).expand(9, 5), all_texts(3, 2), torch.tensor(right).expand(9, 1)], dim=1)
     is_target = torch.tensor([False] * 5 + [True] * 2 + [False]).expand(9, 8)
     with torch.no_grad():
-        law = (-row_nll(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
-        blind = (-row_nll(model, texts[:, :7], 4, "enumerate", is_target=is_target[:, :7]).nll).exp()
+        law = (-nll_of(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
+        blind = (-nll_of(model, texts[:, :7], 4, "enumerate", is_target=is_target[:, :7]).nll).exp()
     assert float(law.sum()) == pytest.approx(1)
     run = engine(model, 4, decoder if decoder != "ancestral" else {"name": "ancestral", "steps": 100_000}, seq_len=8)
     filled = torch.tensor(run.generate([[*left, M, M, *right]] * 6000, 0).sequences)
