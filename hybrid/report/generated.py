@@ -31,7 +31,7 @@ class Written:
 
     @property
     def is_repetitive(self) -> bool:
-        """Whether its entropy is far below that of real text: an evaluation model likes texts that repeat themselves."""
+        """Whether its entropy is below that of real text: an evaluation model likes texts that repeat themselves."""
         return self.entropy < REPETITIVE * self.real_entropy
 
 
