@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from hybrid.data.config import DataConfig
     from hybrid.data.preparing import Data
     from hybrid.distributed import Ranks
-    from hybrid.evaluation.comparison import Setting
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
+    from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import Setting
     from hybrid.lm import LanguageModel
 
 CONFIDENT = "confidence:token=best"
@@ -46,51 +47,75 @@ def main() -> int:
 
 
 def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
-    """Each rank evaluates a share; the first prints and writes."""
+    """Evaluate on each rank a share; the first prints and writes."""
     from hybrid.device import precision_context
-    from hybrid.evaluation import comparison, scores
+    from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import ALL, choose_decoders
     from hybrid.lm import load
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
     refuse_foreign_output(output)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     sizes = block_sizes(lm, arguments)
-    orders = comparison.choose_decoders(
-        [*arguments.orders, *([CONFIDENT] if comparison.ALL in arguments.orders else [])], "--orders"
-    )
-    decoders = comparison.choose_decoders(arguments.decoders, "--decoders")
+    orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
+    decoders = choose_decoders(arguments.decoders, "--decoders")
     generation = prepare_generation(lm, arguments) if decoders else None
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
-    scored = scores.Scores(
+    scores = Scores(
         lm, split, precision_context(arguments.precision, lm.device),
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
         ranks=ranks,
     )  # fmt: skip
-    lines = scored.lines(sizes, arguments.enumerate, orders, every=comparison.ALL in arguments.orders)
-    report = print if ranks.is_main else lambda text: None
-    report("\n".join([scores.table(lines), *scores.notes(lines)]))
-    results: dict[str, Any] = {"results": lines}
+    results = evaluate_likelihoods(scores, sizes, orders, arguments)
     if generation is not None:
-        setting, judge = generation
-
-        def policy(size: int, label: str, decoder: Any) -> float | None:
-            return scored.policy(size, label, decoder) if label in orders else None  # a forward per token: if asked
-
-        compared = comparison.Comparison(lm, split, setting, judge, policy, arguments.rows, arguments.batch_rows, ranks)
-        texts = compared.lines(sizes, decoders)
-        report("\n".join(["", comparison.table(texts), *comparison.notes(texts, setting, judge)]))
-        results["generation"] = texts
-        results["judge"] = None if judge is None else judge.about
+        results |= evaluate_texts(scores, sizes, decoders, orders, *generation)
     if ranks.is_main:
         results["checkpoint"] = lm.origin.checkpoint
         write(output, results, data.description, arguments, device)
         print(f"wrote {output}", file=sys.stderr)
 
 
+def evaluate_likelihoods(
+    scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Print the table of likelihoods; return it as eval.json has it."""
+    from hybrid.evaluation.scores import notes, table
+    from hybrid.evaluation.setting import ALL
+
+    lines = scores.lines(sizes, arguments.enumerate, orders, every=ALL in arguments.orders)
+    if scores.ranks.is_main:
+        print("\n".join([table(lines), *notes(lines)]))
+    return {"results": [line.as_json() for line in lines]}
+
+
+def evaluate_texts(
+    scores: Scores, sizes: Sequence[int], decoders: dict[str, Any], orders: Mapping[str, Any], setting: Setting,
+    model: EvaluationModel | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Print the table of decoders; return it as eval.json has it."""
+    from hybrid.evaluation.comparison import Comparison
+    from hybrid.evaluation.results import notes, table
+
+    def policy(size: int, label: str, decoder: Any) -> float | None:
+        return scores.policy(size, label, decoder) if label in orders else None  # a forward per token: if asked
+
+    compared = Comparison(
+        scores.lm, scores.split, setting, model, policy, scores.rows, scores.batch_rows, scores.ranks
+    )  # fmt: skip
+    lines = compared.lines(sizes, decoders)
+    if scores.ranks.is_main:
+        print("\n".join(["", table(lines), *notes(lines, setting, model)]))
+    return {"generation": [line.as_json() for line in lines], "judge": None if model is None else model.about}
+
+
 def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
-    """Those to evaluate. Raises a ValueError for one that is impossible; warns of one that was not trained."""
-    from hybrid.likelihoods.likelihood import MAX_ENUMERATED
+    """Find those to evaluate.
+
+    Raises:
+        ValueError: one that is impossible. One that was not trained is a warning.
+    """
+    from hybrid.likelihoods.enumerated import MAX_ENUMERATED
 
     sizes = arguments.block_size or lm.block_sizes
     for size in sizes:
@@ -127,7 +152,7 @@ def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfi
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, EvaluationModel | None]:
     """Refuse what cannot work before anything takes time."""
-    from hybrid.evaluation.comparison import setting_for
+    from hybrid.evaluation.setting import setting_for
 
     require_libraries(arguments)
     setting = setting_for(
@@ -138,18 +163,18 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
         return setting, None
     from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    return setting, load_evaluation_model(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
+    model = load_evaluation_model(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
+    return setting, model
 
 
 def require_libraries(arguments: argparse.Namespace) -> None:
     """Raise a ValueError if what the evaluation needs is not installed."""
-    from hybrid.evaluation.divergence import load_sklearn
-    from hybrid.evaluation.quality import load_bleu
+    from hybrid.evaluation import METRICS
 
     if arguments.decoders:
-        load_bleu()
-        if arguments.judge is not None:
-            load_sklearn()
+        for metric in METRICS.values():
+            if arguments.judge is not None or not metric.needs_evaluation_model:
+                metric().check()
 
 
 def default_output(checkpoint: str) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.arguments import SEEDS, integer, prompt_ids
+from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
-from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
-from hybrid.checkpoints.module_state import load_state, module_tensors
-from hybrid.checkpoints.saved_model import card_of, save_model
+from hybrid.checkpoints.module_state import load_state
+from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, weights_as_trained
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
@@ -31,13 +30,13 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihoods import orders
-from hybrid.likelihoods.likelihood import METHODS, Likelihood, row_nll
+from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
+from hybrid.likelihoods.orders import Policy
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
-from hybrid.model.fused import for_inference, is_fused
+from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import path_of, pick, shown, title
+from hybrid.options import build, path_of, pick, shown, title
 
 MAX_DRAWS = 1 << 16
 """Of `nll`: all of them are held at once."""
@@ -70,15 +69,15 @@ class LanguageModel:
         return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
 
     def nll(
-        self, tokens: Tensor, block_size: int | None = None, method: str = "bound", draws: int | str = 1, seed: int = 0,
+        self, tokens: Tensor, block_size: int | None = None, method: Any = "bound", draws: int | str = 1, seed: int = 0,
         is_target: Tensor | None = None, decoder: Any = None,
     ) -> Likelihood:  # fmt: skip
-        """Negative log-likelihood of each row, in nats. What each method is: hybrid/likelihood.py (bound, exact,
-        enumerate) and hybrid/orders.py (policy, best_order, importance).
+        """Negative log-likelihood of each row, in nats.
 
         Args:
             tokens: int64 (batch, length).
             block_size: None: the one it was trained with.
+            method: a name of `hybrid.likelihoods.LIKELIHOODS`, a mapping with its options, or an instance.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
             is_target: bool (batch, length), the tokens that count: -log p(these | the others). Given tokens of an
                 earlier block, or of the same, are seen; those of later blocks are not. None: all count.
@@ -89,22 +88,17 @@ class LanguageModel:
         """
         tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
-        pick("method", method, [*METHODS, *orders.METHODS])
+        chosen = _likelihood(method)
         seed = integer("seed", seed, *SEEDS)
-        if draws != "all" or method in orders.METHODS:
-            allowed = f" for method={method!r}" if method in orders.METHODS else ", or 'all'"
-            draws = integer("draws", draws, 1, also=allowed)
-            if draws > MAX_DRAWS:
-                raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
-        if decoder is not None and method != "policy":
-            raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-        documents, is_target = self._documents(tokens), self._check_targets(is_target, tokens)
+        draws = _number_of_draws(draws, chosen, method)
+        if decoder is not None:
+            if not isinstance(chosen, Policy):
+                raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
+            chosen = Policy(decoder)
+        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
-            if method not in orders.METHODS:
-                return row_nll(self.model, tokens, size, method, draws, seed, documents, is_target)
-            assert isinstance(draws, int)
-            return orders.order_nll(self.model, tokens, size, method, decoder, draws, seed, documents, is_target)
+            return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
@@ -117,10 +111,13 @@ class LanguageModel:
             return self.model.head(hidden).unflatten(0, tokens.shape)
 
     @takes_options
-    def engine(self, *values: Any, config: GenerationConfig | None = None, **options: Any) -> Engine:
-        """The engine that `generate` and `stream` run."""
+    def engine(
+        self, *values: Any, config: GenerationConfig | None = None, prompts: Sequence[Sequence[int]] = (),
+        **options: Any,
+    ) -> Engine:  # fmt: skip
+        """The engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
         config = GenerationConfig.of(config, *values, **options)
-        size = self._block_size(config.block_size, self.config.data.seq_len)
+        size = self._block_size(self._infilling_size(prompts, config.block_size), self.config.data.seq_len)
         planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
@@ -152,8 +149,8 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
                 behind it, or an option out of range.
         """
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.generate(rows, max_new_tokens)
+        rows = prompt_ids(prompts, self.tokenizer.encode)
+        return self.engine(*values, config=config, prompts=rows, **options).generate(rows, max_new_tokens)
 
     @takes_options
     def stream(
@@ -161,20 +158,11 @@ class LanguageModel:
         **options: Any,
     ) -> Iterator[GenerationState]:  # fmt: skip
         """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.stream(rows, max_new_tokens)
-
-    def _prepared(self, prompts: Prompts, config: GenerationConfig) -> tuple[Engine, list[list[int]]]:
-        """An engine with which all gaps of the prompts see what follows them, and the prompts as ids."""
         rows = prompt_ids(prompts, self.tokenizer.encode)
-        return self.engine(config=config, block_size=self.infilling_size(rows, config.block_size)), rows
+        return self.engine(*values, config=config, prompts=rows, **options).stream(rows, max_new_tokens)
 
-    def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
-        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.
-
-        Raises:
-            ValueError: there is none, or it is not `block_size`; the message says which would do.
-        """
+    def _infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
+        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them."""
         if not any(self.mask_token_id in prompt for prompt in prompts):
             return block_size
         trained = self.block_sizes
@@ -196,33 +184,12 @@ class LanguageModel:
             OSError: it could not be written.
         """
         target = path_of("folder", folder)
-        facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+        facts = facts_of(self.model, self.tokenizer, self.config.data.seq_len, self.block_sizes)
+        made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
         card = card_of(self.config.run.name, title(self.config.data.corpus), facts)
-        save_model(target, self._weights(), to_yaml(self.config), self.tokenizer, facts, made_from, card)
+        weights = weights_as_trained(self.model, self.origin)
+        save_model(target, weights, to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
-
-    def _facts(self) -> dict[str, Any]:
-        """What model.json says of the model."""
-        return {
-            "parameters": self.model.n_parameters(),
-            "vocab_size": self.model.vocab_size,
-            "mask_token_id": self.mask_token_id,
-            "end_of_text": self.tokenizer.end_of_text,
-            "seq_len": self.config.data.seq_len,
-            "block_sizes": self.block_sizes,
-            "context": self.config.model.context,
-            "prediction": self.config.model.prediction,
-        }
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        """As they were trained: a model that has generated has fused them, so they are read once more."""
-        if not is_fused(self.model):
-            return module_tensors(self.model)
-        folder = self.origin.folder
-        assert folder is not None, "a model that was not loaded is never fused in place"
-        if identity_at(folder) != self.origin.checkpoint:
-            raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
-        return open_model(folder)[0].tensors
 
     def _block_size(self, value: int | None, length: int) -> int:
         """The block size that is meant, with a warning if it was not trained."""
@@ -261,36 +228,34 @@ class LanguageModel:
         return planner.model
 
     def _check_tokens(self, tokens: Tensor) -> Tensor:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != torch.int64 or tokens.numel() == 0:
-            got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
-            raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
-        if tokens.shape[1] > self.config.data.seq_len:
-            raise ValueError(
-                f"tokens: rows of {tokens.shape[1]} exceed the context of {self.config.data.seq_len} (data.seq_len); "
-                "cut them"
-            )
-        bad = (tokens < 0) | (tokens >= self.model.vocab_size)
-        if bad.any():
-            raise ValueError(
-                f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {self.model.vocab_size - 1})"
-            )
-        banned = self.model.banned_token_id
-        if banned is not None and (tokens == banned).any():
-            raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
-        return tokens.to(self.device)
+        model = self.model
+        return text_rows(tokens, self.config.data.seq_len, model.vocab_size, model.banned_token_id).to(self.device)
 
     def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
-        if is_target is None:
-            return None
-        if not isinstance(is_target, Tensor) or is_target.dtype != torch.bool or is_target.shape != tokens.shape:
-            got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
-            raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
-        return is_target.to(self.device)
+        return None if is_target is None else target_flags(is_target, tokens).to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
             return None
         return document_numbers(tokens, self.tokenizer.end_of_text)
+
+
+def _likelihood(method: Any) -> LikelihoodMethod:
+    """The entry of LIKELIHOODS that is meant, or an instance of one."""
+    if not isinstance(method, (Mapping, LikelihoodMethod)):
+        pick("method", method, LIKELIHOODS)
+    return build(LIKELIHOODS, method, "method")
+
+
+def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any) -> int | str:
+    """Raise a ValueError for what is no number of draws, nor "all" where that is possible."""
+    if draws == "all" and likelihood.takes_all_draws:
+        return draws
+    allowed = ", or 'all'" if likelihood.takes_all_draws else f" for method={method!r}"
+    number = integer("draws", draws, 1, also=allowed)
+    if number > MAX_DRAWS:
+        raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
+    return number
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:

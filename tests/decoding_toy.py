@@ -13,7 +13,8 @@ from torch import Tensor
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.decoder import Prediction, View
 from hybrid.decoding.engine import Engine
-from hybrid.likelihoods.likelihood import mask_table
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import mask_table
 
 
 def engine(model, block_size: int, decoder: Any = "first_hitting", seq_len: int = 14, **options) -> Engine:
@@ -97,7 +98,7 @@ class Conditionals:
         rows = torch.tensor([[*prompt, *text] for text in self.texts])
         is_target = (torch.arange(rows.shape[1]) >= len(prompt)).expand(rows.shape)
         with torch.no_grad():
-            (table, _), *_ = mask_table(model, rows, rows.shape[1], None, is_target)
+            (table, _), *_ = mask_table(model, Rows.of(rows, is_target), rows.shape[1])
         self.table, self.number = table.exp(), {text: i for i, text in enumerate(self.texts)}
 
     def __call__(self, state: tuple[int | None, ...], position: int) -> list[float]:

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import torch
 
-from hybrid.likelihoods.likelihood import enumerated_bound, mask_table
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import enumerated_bound, mask_table
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.weightings import weigh
 
@@ -18,7 +19,7 @@ def noise_of(rows: int, step: int = 0, total: int | None = None) -> NoiseKeys:
 
 def expected_weighted_loss(model, tokens, block_size, mask_probability):
     """sum over all masks of one block of P(mask, weights) * loss, given {(mask) -> mean weight * probability}."""
-    (table, target), *_ = mask_table(model, tokens, block_size, None, torch.ones_like(tokens, dtype=torch.bool))
+    (table, target), *_ = mask_table(model, Rows.of(tokens), block_size)
     total = torch.zeros(len(tokens), dtype=torch.float64)
     for subset in range(1, 2**block_size):
         n = bin(subset).count("1")
@@ -41,7 +42,7 @@ def values_of(estimator, model, tokens, block_size: int, n: int, stratified: boo
         weights = weights * weigh(weighting, masking.masked, everything, block_size)
     values = torch.zeros(masking.masked.shape[:2], dtype=torch.float64)
     start = 0
-    for table, _ in mask_table(model, tokens, block_size, None, everything):
+    for table, _ in mask_table(model, Rows.of(tokens), block_size):
         size = table.shape[-1]
         masked, weight = (t[:, :, start : start + size] for t in (masking.masked, weights))
         subset = (masked.long() << torch.arange(size)).sum(-1)

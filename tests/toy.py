@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from hybrid.experiments.reverse_process.ancestral_law import spend_draws
+from hybrid.likelihoods import LIKELIHOODS, Likelihood, Rows
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA
+from hybrid.options import build
 
 CONTEXTS, PREDICTIONS = ("block_causal", "causal"), ("in_place", "next_token")
 MODES = list(itertools.product(CONTEXTS, PREDICTIONS))
@@ -36,3 +38,12 @@ def toy_model(
 
 def random_tokens(*shape: int, vocab: int = 7, seed: int = 0) -> Tensor:
     return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def nll_of(
+    model: Transformer, tokens: Tensor, block_size: int, method="bound", draws: int | str = 1, seed: int = 0,
+    documents: Tensor | None = None, is_target: Tensor | None = None, keys: Tensor | None = None,
+) -> Likelihood:  # fmt: skip
+    """The likelihood of rows under a network alone; `method` as `lm.nll` takes it."""
+    rows = Rows.of(tokens, is_target, documents, keys)
+    return build(LIKELIHOODS, method, "method").nll(model, rows, block_size, draws, seed)

@@ -11,9 +11,13 @@ a second sample of real text gets. With fewer than `LEAST` there is none.
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+
+from hybrid.evaluation.base import Column, Metric, Texts
+from hybrid.options import option
 
 SCALE = 5.0
 """c of exp(-c KL), as published."""
@@ -27,6 +31,25 @@ to compare: below, two texts that fall into one cluster would be a perfect 1, wh
 
 VARIANCE = 0.9
 """Share of the variance that the PCA keeps."""
+
+
+@dataclass(frozen=True)
+class MauveLike(Metric):
+    """`mauve_like` of the features that the evaluation model takes; needs scikit-learn."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("MAUVE*", "mauve_like", ".3f"),)
+    needs_evaluation_model: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = True
+    seed: int = option(0, "seed of k-means")
+    clusters: int | None = option(None, "cells of the histograms; null: a tenth of the smaller set")
+
+    def check(self) -> None:
+        load_sklearn()
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        assert texts.reading is not None and reference.reading is not None
+        value = mauve_like(texts.reading.features, reference.reading.features, self.seed, self.clusters)
+        return {"mauve_like": value}
 
 
 def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clusters: int | None = None) -> float:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from hybrid.checkpoints.identity import is_foreign
 from hybrid.device import resolve_device
+from hybrid.evaluation.base import EvaluationModel
 from hybrid.evaluation.foreign_model import ForeignModel
 from hybrid.evaluation.own_model import OwnModel
-from hybrid.evaluation.reading import EvaluationModel
 from hybrid.lm import load
 from hybrid.options import path_of
 

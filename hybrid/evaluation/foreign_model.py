@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from hybrid.checkpoints.identity import foreign_identity
 from hybrid.device import precision_context
-from hybrid.evaluation.reading import Reading
+from hybrid.evaluation.base import Reading
 
 LOGITS_PER_FORWARD = 1 << 27
 """Entries of the logits in one forward; bounds the memory (512 MB)."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hybrid.device import precision_context
-from hybrid.evaluation.reading import Reading
+from hybrid.evaluation.base import Reading
 from hybrid.lm import LanguageModel
 from hybrid.model.two_stream import two_stream_hidden
 

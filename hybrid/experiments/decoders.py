@@ -86,8 +86,9 @@ def main() -> int:
 def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> Lines:
     """Real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
     from hybrid.device import precision_context
-    from hybrid.evaluation.comparison import Comparison, choose_decoders, setting_for
+    from hybrid.evaluation.comparison import Comparison
     from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import choose_decoders, setting_for
 
     decoders = choose_decoders(arguments.decoders, "--decoders")
     size = arguments.block_size or lm.block_sizes[0]
@@ -97,7 +98,7 @@ def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> L
     for seed in arguments.seeds:
         comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), judge, scores.policy)
         for line in comparison.lines([size], decoders):
-            lines.setdefault(line["decoder"], []).append(line)
+            lines.setdefault(line.decoder, []).append(line.as_json())
     return lines
 
 
@@ -110,7 +111,7 @@ def table(lines: Lines) -> Table:
 
 def plot(lines: Lines) -> np.ndarray:
     """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
-    from hybrid.evaluation.comparison import REAL
+    from hybrid.evaluation.results import REAL
     from hybrid.results.plot import Panel, curves
 
     families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}

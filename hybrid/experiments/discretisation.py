@@ -144,7 +144,7 @@ def text_results(subject: Subject, a: argparse.Namespace) -> Results:
     """Write `a.rows` texts per seed, one by one, so that forwards and time are those of a single text."""
     import torch
 
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
 
     lm, length, block_size = subject.lm, subject.length, subject.block_size
     lm.generate([[]], min(length, block_size), block_size, stop_at_end=False)  # the first forwards are slower

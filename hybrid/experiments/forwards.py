@@ -25,7 +25,7 @@ from hybrid.results.table import Table, column, plus_minus
 if TYPE_CHECKING:
     import numpy as np
 
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
     from hybrid.lm import LanguageModel
 
 log = logging.getLogger("hybrid.experiments.forwards")
@@ -75,8 +75,8 @@ def main() -> int:
 
 def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
     from hybrid.device import precision_context
-    from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import choose_decoders
     from hybrid.experiments.measuring.subject import validation_of
 
     scores = Scores(lm, validation_of(lm), precision_context("fp32", lm.device), rows=arguments.rows)
@@ -97,7 +97,7 @@ def add(
     point: Point, lm: LanguageModel, decoder: Any, judge: EvaluationModel, samples: int, length: int, seed: int
 ) -> None:
     """Write the texts of one seed, one by one, and note what they cost and are."""
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
 
     started = time.perf_counter()
     rows, nfe = write(lm, point.block_size, decoder, samples, length, seed)

@@ -61,8 +61,8 @@ def main() -> int:
 def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
     """Every likelihood that each block size allows, on the first rows of the validation split."""
     from hybrid.device import precision_context
-    from hybrid.evaluation.comparison import choose_decoders
     from hybrid.evaluation.scores import Scores
+    from hybrid.evaluation.setting import choose_decoders
     from hybrid.experiments.measuring.subject import validation_of
 
     decoders = choose_decoders(arguments.orders, "--orders")
@@ -71,8 +71,7 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
         split = validation_of(lm)
         scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows, draws=arguments.draws)
         for line in scores.lines([1, *arguments.block_size], decoders=decoders, every=True):
-            name = line["decoder"] if line["likelihood"] == "policy" else line["likelihood"]
-            values.setdefault((name, line["block_size"]), []).append(line["nats_per_token"])
+            values.setdefault((line.decoder or line.likelihood, line.block_size), []).append(line.nats_per_token)
     return values
 
 

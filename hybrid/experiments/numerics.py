@@ -121,7 +121,7 @@ class Texts:
 
 def text_results(subject: Subject, a: argparse.Namespace) -> list[Texts]:
     """Generate and measure with every sampler, step count and seed."""
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.reverse_process.joint_sampler import SAMPLERS
     from hybrid.experiments.reverse_process.step_by_step import generate
 

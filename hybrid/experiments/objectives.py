@@ -26,7 +26,7 @@ from hybrid.results.table import Table, column, plus_minus
 
 if TYPE_CHECKING:
     from hybrid.config import Config
-    from hybrid.evaluation.reading import EvaluationModel
+    from hybrid.evaluation.base import EvaluationModel
 
 log = logging.getLogger("hybrid.experiments.objectives")
 COMMON = ["objective.draws=2"]
@@ -134,7 +134,7 @@ def outcome(
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.engine import generate_shared
-    from hybrid.evaluation.quality import entropy
+    from hybrid.evaluation.diversity import entropy
     from hybrid.experiments.measuring.trained import elbo, trained
 
     run = trained(config, steps, arguments.rows)

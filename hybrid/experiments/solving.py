@@ -47,7 +47,7 @@ class Group:
 
 def main() -> int:
     arguments = parse()
-    from hybrid.evaluation.comparison import choose_decoders
+    from hybrid.evaluation.setting import choose_decoders
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output)

@@ -1,1 +1,22 @@
-"""What a model assigns to a text."""
+"""What a model assigns to a text: one table of likelihoods, never confused with each other.
+
+A new likelihood is a frozen dataclass with `nll` (see `base.LikelihoodMethod`) and a line in `LIKELIHOODS`: then
+`lm.nll(method=...)` takes it, and `python -m hybrid.evaluate --orders all` lists it.
+"""
+
+from hybrid.likelihoods.base import Likelihood, LikelihoodMethod, Rows
+from hybrid.likelihoods.elbo import Bound
+from hybrid.likelihoods.enumerated import BestOrder, Enumerate
+from hybrid.likelihoods.exact import Exact
+from hybrid.likelihoods.orders import Importance, Policy
+
+LIKELIHOODS: dict[str, type[LikelihoodMethod]] = {
+    "bound": Bound,
+    "exact": Exact,
+    "enumerate": Enumerate,
+    "importance": Importance,
+    "policy": Policy,
+    "best_order": BestOrder,
+}
+
+__all__ = ["LIKELIHOODS", "Likelihood", "LikelihoodMethod", "Rows"]

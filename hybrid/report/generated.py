@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybrid.evaluation.comparison import REAL
+from hybrid.evaluation.results import REAL
 from hybrid.report.groups import Group
 
 REPETITIVE = 0.9  # of the entropy of real text

@@ -75,7 +75,7 @@ def log_end(
         tracker.image(f"loss_by_count/b{b.block_size}", figure, step)
         log.info(
             "block size %d: %.4f nats per token, %s bits per byte (%s, +- %.4f)",
-            b.block_size, b.nelbo, formatted(b.bits_per_byte, ".4f"), b.method, b.stderr,
+            b.block_size, b.nats_per_token, formatted(b.bits_per_byte, ".4f"), b.likelihood, b.stderr,
         )  # fmt: skip
 
 

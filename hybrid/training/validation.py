@@ -15,7 +15,7 @@ from hybrid.data.batches import PackedTokens
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.engine import Engine, generate_shared
 from hybrid.distributed import ALONE, Ranks
-from hybrid.likelihoods.rows import Bound, bound, perplexity
+from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity
 from hybrid.model import Transformer
 from hybrid.options import option
 from hybrid.text.continuation import continuation
@@ -43,7 +43,7 @@ class Validator:
     config: EvalConfig
     precision: Callable[[], AbstractContextManager]
     ranks: Ranks = ALONE
-    latest: list[Bound] = field(default_factory=list)
+    latest: list[SplitLikelihood] = field(default_factory=list)
 
     def __call__(self) -> dict[str, Any]:
         self.latest = [
@@ -55,16 +55,16 @@ class Validator:
         ]  # fmt: skip
         n = len(self.latest)
         metrics: dict[str, Any] = {
-            "val/nelbo": sum(b.nelbo for b in self.latest) / n,
-            "val/perplexity": perplexity(sum(b.nelbo for b in self.latest) / n),
+            "val/nelbo": sum(b.nats_per_token for b in self.latest) / n,
+            "val/perplexity": perplexity(sum(b.nats_per_token for b in self.latest) / n),
         }
         bits = self.split.bits_per_byte(metrics["val/nelbo"])
         if bits is not None:
             metrics["val/bits_per_byte"] = bits
         for b in self.latest:
-            metrics[f"val/nelbo/b{b.block_size}"] = b.nelbo
+            metrics[f"val/nelbo/b{b.block_size}"] = b.nats_per_token
             metrics[f"val/stderr/b{b.block_size}"] = b.stderr
-            metrics[f"val/likelihood/b{b.block_size}"] = b.method
+            metrics[f"val/likelihood/b{b.block_size}"] = b.likelihood
             for count, loss in b.by_count.items():
                 metrics[f"val_by_count/b{b.block_size}/n{count:03d}"] = loss
         return metrics

@@ -223,5 +223,5 @@ def test_a_trained_bound_lies_above_the_entropy(tmp_path: Path, block_size: int)
     split, entropy = run.data.validation, run.data.description["entropy_per_token"]
     rows = split.rows(range(split.n_rows)).tokens[:, :-1].tolist()
     error = Markov().log_prob([run.data.tokenizer.decode(row) for row in rows]).std() / 65 / math.sqrt(len(rows))
-    nats = bound(run.model, split, block_size, draws=2, precision=run.machine.autocast).nelbo
+    nats = bound(run.model, split, block_size, draws=2, precision=run.machine.autocast).nats_per_token
     assert entropy - 4 * error < nats < entropy + 0.2

@@ -7,11 +7,12 @@ import torch
 from decoding_toy import Conditionals, Spy, all_texts, as_name, chi_square_alarm, engine, sample_counts, view_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import MODES, toy_model
+from toy import MODES, nll_of, toy_model
 
 from hybrid.decoding import DECODERS, View
 from hybrid.decoding.fixed_order import Ancestral, LeftToRight, Random
-from hybrid.likelihoods.likelihood import mask_table, row_nll
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import mask_table
 from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 
@@ -25,7 +26,7 @@ def test_first_hitting_samples_the_any_order_distribution(spec, block_size, mode
     model = toy_model(*mode, vocab=3)
     texts = all_texts(3, 4)
     with torch.no_grad():
-        probabilities = (-row_nll(model, texts, block_size, "enumerate").nll).exp()
+        probabilities = (-nll_of(model, texts, block_size, "enumerate").nll).exp()
     alarm = chi_square_alarm(sample_counts(model, spec, block_size, 3, 4), probabilities)
     assert alarm > 1e-5
 
@@ -34,7 +35,7 @@ def test_the_chi_square_would_notice():
     """Left-to-right decoding follows another law than the random order; the same test must tell them apart."""
     model = toy_model(vocab=3, seed=1)
     with torch.no_grad():
-        probabilities = (-row_nll(model, all_texts(3, 4), 4, "enumerate").nll).exp()
+        probabilities = (-nll_of(model, all_texts(3, 4), 4, "enumerate").nll).exp()
     assert chi_square_alarm(sample_counts(model, "left_to_right", 4, 3, 4), probabilities) < 1e-9
 
 
@@ -43,7 +44,7 @@ def test_ancestral_with_a_coarse_grid_follows_its_own_law():
     model = toy_model(vocab=3)
     texts = all_texts(3, 2)
     with torch.no_grad():
-        (table, _), *_ = mask_table(model, texts, 2, None, torch.ones_like(texts, dtype=torch.bool))
+        (table, _), *_ = mask_table(model, Rows.of(texts), 2)
     both = table[:, 3].sum(1).exp()
     one_by_one = 0.5 * ((table[:, 3, 0] + table[:, 2, 1]).exp() + (table[:, 3, 1] + table[:, 1, 0]).exp())
     probabilities = 0.5 * both + 0.5 * one_by_one
@@ -59,7 +60,7 @@ def test_a_prompt_inside_a_block_conditions_on_its_tokens():
     texts = torch.cat([torch.tensor(prompt).expand(9, 2), all_texts(3, 2)], dim=1)
     is_target = torch.tensor([False, False, True, True]).expand(9, 4)
     with torch.no_grad():
-        probabilities = (-row_nll(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
+        probabilities = (-nll_of(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
     assert float(probabilities.sum()) == pytest.approx(1)
     counts = sample_counts(model, "first_hitting", 4, 3, 2, prompt=prompt)
     assert chi_square_alarm(counts, probabilities) > 1e-5

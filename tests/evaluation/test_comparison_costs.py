@@ -9,10 +9,12 @@ from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.decoding.engine import Generation, generate_shared, n_batches
 from hybrid.distributed import Ranks
-from hybrid.evaluation import comparison, quality
-from hybrid.evaluation.comparison import Comparison, Setting
+from hybrid.evaluation import comparison
+from hybrid.evaluation.comparison import Comparison
 from hybrid.evaluation.divergence import mauve_like
+from hybrid.evaluation.diversity import distinct, entropy
 from hybrid.evaluation.own_model import OwnModel
+from hybrid.evaluation.setting import Setting
 
 SETTING = Setting(samples=5, new_tokens=16, seed=1)
 
@@ -25,7 +27,7 @@ def test_costs_of_a_line_by_hand(
     made = Generation(rows, nfe=8, seconds=0.25)
     monkeypatch.setattr(comparison, "generate_shared", lambda *arguments: made)
     line = Comparison(lm, split, SETTING).line(4, "margin", DECODERS["margin"]())
-    assert line["nfe_per_token"] == 0.5 and line["tokens_per_second"] == 320.0 and line["distinct_1"] == 16 / 80
+    assert line.nfe_per_token == 0.5 and line.tokens_per_second == 320.0 and line.metrics["distinct_1"] == 16 / 80
 
 
 def test_texts_are_the_same_in_batches_and_so_are_the_forwards_of_one(lm: hybrid.LanguageModel) -> None:
@@ -44,7 +46,7 @@ def test_forwards_are_those_of_one_batch(
     made = Generation([list(range(16))] * 130, nfe=24, seconds=1.0)  # in three batches of 64 at most
     monkeypatch.setattr(comparison, "generate_shared", lambda *arguments: made)
     setting = Setting(samples=130, new_tokens=16)
-    assert Comparison(lm, split, setting).line(4, "x", DECODERS["margin"]())["nfe_per_token"] == 0.5
+    assert Comparison(lm, split, setting).line(4, "x", DECODERS["margin"]()).nfe_per_token == 0.5
 
 
 def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -54,7 +56,7 @@ def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedT
         c = Comparison(lm, split, Setting(samples=3, new_tokens=12, prompt_tokens=4, **options))
         texts = lm.generate(c.prompts, 12, 4, decoder, stop_at_end=False, **options).tokens
         line = c.line(4, "x", DECODERS["left_to_right"]())
-        assert line["entropy"] == quality.entropy(texts) and line["distinct_2"] == quality.distinct(texts, 2)
+        assert line.metrics["entropy"] == entropy(texts) and line.metrics["distinct_2"] == distinct(texts, 2)
 
 
 def test_texts_are_held_against_real_ones(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -64,5 +66,5 @@ def test_texts_are_held_against_real_ones(lm: hybrid.LanguageModel, split: Packe
     features = [
         OwnModel(lm).read([lm.tokenizer.decode(row) for row in rows]).features for rows in (c.pieces, c.others, written)
     ]
-    assert real["mauve_like"] == mauve_like(features[1], features[0])
-    assert line["mauve_like"] == mauve_like(features[2], features[0])
+    assert real.metrics["mauve_like"] == mauve_like(features[1], features[0])
+    assert line.metrics["mauve_like"] == mauve_like(features[2], features[0])

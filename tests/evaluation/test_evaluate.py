@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import re
@@ -17,14 +18,14 @@ import hybrid
 from hybrid.data.batches import PackedTokens
 from hybrid.evaluate import default_output
 from hybrid.evaluation.scores import Scores, table
-from hybrid.likelihoods.rows import bound, perplexity
+from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
 
 def rows_of(
     lm: hybrid.LanguageModel, split: PackedTokens, sizes: list[int], enumerate_orders: bool = False, **options: Any
-) -> list[dict[str, Any]]:
+) -> list[SplitLikelihood]:
     scores = Scores(lm, split, contextlib.nullcontext, **{"rows": 6, "draws": 3, "seed": 0, "batch_rows": 4, **options})
     return scores.lines(sizes, enumerate_orders)
 
@@ -38,49 +39,49 @@ def test_the_result_does_not_depend_on_the_batch(lm: hybrid.LanguageModel, split
     for batch_rows in (1, 4, 100):
         for expected, row in zip(whole, rows_of(lm, split, [1, 4, 32], batch_rows=batch_rows), strict=True):
             for key in ("nats_per_token", "stderr", "bits_per_byte"):
-                assert row[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), (batch_rows, key)
-            assert row["by_count"] == pytest.approx(expected["by_count"], rel=1e-5)
+                assert getattr(row, key) == pytest.approx(getattr(expected, key), rel=1e-5, abs=1e-9), (batch_rows, key)
+            assert row.by_count == pytest.approx(expected.by_count, rel=1e-5)
 
 
 def test_it_is_the_likelihood_that_lm_nll_gives(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     tokens = split.rows(range(6)).tokens
     exact, enumerated = rows_of(lm, split, [1], rows=6)[0], rows_of(lm, split, [4], enumerate_orders=True)[1]
-    assert exact["nats_per_token"] == pytest.approx(float(lm.nll(tokens, 1, "exact").nll.sum()) / 192, rel=1e-6)
-    assert enumerated["likelihood"] == "enumerate" and enumerated["stderr"] == 0
+    assert exact.nats_per_token == pytest.approx(float(lm.nll(tokens, 1, "exact").nll.sum()) / 192, rel=1e-6)
+    assert enumerated.likelihood == "enumerate" and enumerated.stderr == 0
     expected = float(lm.nll(tokens, 4, "enumerate").nll.sum()) / 192
-    assert enumerated["nats_per_token"] == pytest.approx(expected, rel=1e-6)
+    assert enumerated.nats_per_token == pytest.approx(expected, rel=1e-6)
 
 
 def test_block_size_1_is_exact_and_others_are_bounds(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     one, four = rows_of(lm, split, [1, 4])
-    assert (one["likelihood"], one["stderr"]) == ("exact", 0.0)
-    assert four["likelihood"] == "bound" and four["stderr"] > 0
-    assert one["nats_per_token"] == rows_of(lm, split, [1], draws=7, seed=3)[0]["nats_per_token"]
-    assert four["nats_per_token"] != rows_of(lm, split, [4], seed=3)[0]["nats_per_token"]
-    assert four["tokens"] == 6 * 32
-    assert four["perplexity"] == pytest.approx(math.exp(four["nats_per_token"]))
+    assert (one.likelihood, one.stderr) == ("exact", 0.0)
+    assert four.likelihood == "bound" and four.stderr > 0
+    assert one.nats_per_token == rows_of(lm, split, [1], draws=7, seed=3)[0].nats_per_token
+    assert four.nats_per_token != rows_of(lm, split, [4], seed=3)[0].nats_per_token
+    assert four.tokens == 6 * 32
+    assert four.perplexity == pytest.approx(math.exp(four.nats_per_token))
     bytes_per_token = split.counts.target_bytes / split.counts.target_tokens
-    assert four["bits_per_byte"] == pytest.approx(four["nats_per_token"] / math.log(2) / bytes_per_token)
+    assert four.bits_per_byte == pytest.approx(four.nats_per_token / math.log(2) / bytes_per_token)
 
 
 def test_the_standard_error_shrinks_with_draws_and_needs_two(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    assert math.isnan(rows_of(lm, split, [4], draws=1)[0]["stderr"])
-    few, many = (rows_of(lm, split, [4], draws=draws, rows=0)[0]["stderr"] for draws in (4, 64))
+    assert math.isnan(rows_of(lm, split, [4], draws=1)[0].stderr)
+    few, many = (rows_of(lm, split, [4], draws=draws, rows=0)[0].stderr for draws in (4, 64))
     assert 2 < few / many < 8  # 4 in expectation
 
 
 def test_the_standard_error_is_that_of_the_noise(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     """Between seeds the bound scatters by as much as each run says."""
     runs = [rows_of(lm, split, [8], draws=8, seed=seed)[0] for seed in range(24)]
-    scatter = torch.tensor([run["nats_per_token"] for run in runs], dtype=torch.float64).std().item()
-    claimed = math.sqrt(sum(run["stderr"] ** 2 for run in runs) / len(runs))
+    scatter = torch.tensor([run.nats_per_token for run in runs], dtype=torch.float64).std().item()
+    claimed = math.sqrt(sum(run.stderr**2 for run in runs) / len(runs))
     # The scatter of 24 values has a relative error of 15 %; a factor of 1.8 is more than five of these.
     assert 1 / 1.8 < scatter / claimed < 1.8
 
 
 def test_the_enumerated_likelihood_is_at_most_the_bound(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     bounded, enumerated = rows_of(lm, split, [4], draws=64, enumerate_orders=True)
-    assert enumerated["nats_per_token"] < bounded["nats_per_token"] + 4 * bounded["stderr"]
+    assert enumerated.nats_per_token < bounded.nats_per_token + 4 * bounded.stderr
     assert len(rows_of(lm, split, [1], enumerate_orders=True)) == 1  # nothing to enumerate
 
 
@@ -190,8 +191,6 @@ def test_a_text_of_another_vocabulary(command: Command, copy_of_trained: Path, t
 
 
 def test_the_table_lines_up() -> None:
-    row = {"block_size": 256, "likelihood": "bound", "nats_per_token": 12.3456, "stderr": 0.01, "perplexity": 23456.7}
-    text = table(
-        [{**row, "bits_per_byte": 1.0}, {**row, "likelihood": "enumerate", "stderr": 0.0, "bits_per_byte": 2.0}]
-    )
+    line = SplitLikelihood(256, "bound", 12.3456, 0.01, 1.0)
+    text = table([line, dataclasses.replace(line, likelihood="enumerate", stderr=0.0, bits_per_byte=2.0)])
     assert len({len(line) for line in text.splitlines()}) == 1

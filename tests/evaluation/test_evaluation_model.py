@@ -15,10 +15,10 @@ from foreign_tokenizers import wordpiece
 
 import hybrid
 from hybrid.data.tokenizers import SubwordTokenizer
+from hybrid.evaluation.base import Reading
 from hybrid.evaluation.evaluation_model import load_evaluation_model
 from hybrid.evaluation.foreign_model import ForeignModel
 from hybrid.evaluation.own_model import OwnModel
-from hybrid.evaluation.reading import Reading
 from hybrid.model.build import build_model
 from hybrid.model.two_stream import two_stream_hidden
 

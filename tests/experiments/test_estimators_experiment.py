@@ -17,7 +17,8 @@ from hybrid.experiments.measuring.gradient_noise import (
     measure_all,
     repeat,
 )
-from hybrid.likelihoods.likelihood import enumerated_bound, mask_table
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import enumerated_bound, mask_table
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, masked_loss
 from hybrid.objectives.estimators import Count, Masking
 from hybrid.objectives.noise import NoiseKeys
@@ -33,7 +34,7 @@ def test_mean_and_variance_are_the_enumerated_ones():
     4.5 standard errors (false alarm 7e-6), the variance within 25%."""
     model, batch = toy_model(), batch_of(1, 3)
     with torch.no_grad():
-        ((block, target),) = mask_table(model, batch.tokens, 3, None, batch.is_target)
+        ((block, target),) = mask_table(model, Rows.of(batch.tokens, batch.is_target), 3)
     bound = float(enumerated_bound(block, target)) / 3
     losses, squares, signal = repeat(model, batch, Count(), False, 3, 800, seed=0)
     assert abs(float(losses.mean()) - bound) < 4.5 * float(losses.std()) / 800**0.5

@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from toy import toy_model
+from toy import nll_of, toy_model
 
 from hybrid.data.corpora.markov import Markov
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
@@ -45,7 +44,7 @@ def test_the_bound_approaches_the_entropy_from_above(block_size, margin):
         optimizer.step()
     held_out = sample(512, seed=7)
     with torch.no_grad():
-        result = row_nll(model, held_out, block_size, draws=16)
+        result = nll_of(model, held_out, block_size, draws=16)
     excess = (result.nll + torch.from_numpy(SOURCE.chain.log_prob(held_out.numpy()))) / LENGTH
     error = math.sqrt(float(excess.var()) / len(excess))
     mean = float(excess.mean())

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, nll_of, random_tokens, toy_model
 
-from hybrid.likelihoods.likelihood import mask_table, mean_and_error, monte_carlo, row_nll
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.elbo import mean_and_error, monte_carlo
+from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.noise import NoiseKeys
@@ -35,7 +37,7 @@ def test_enumerate_is_the_mean_over_orders(mode):
                 path = [conditional(model, tokens, order[:i], order[i], 3) for i in range(len(order))]
                 likelihoods.append(math.exp(sum(path)))
             nats -= math.log(sum(likelihoods) / len(likelihoods))
-        got = row_nll(model, tokens, 3, "enumerate")
+        got = nll_of(model, tokens, 3, "enumerate")
     assert float(got.nll) == pytest.approx(nats, abs=1e-10)
     assert got.stderr == 0 and got.tokens == 5 and got.method == "enumerate"
 
@@ -45,11 +47,11 @@ def test_the_bound_is_above_the_any_order_likelihood(mode):
     model, tokens = toy_model(*mode), random_tokens(8, 9)
     with torch.no_grad():
         for block_size in (1, 2, 4, 9):
-            bound = row_nll(model, tokens, block_size, draws="all").nll
-            exact = row_nll(model, tokens, block_size, "enumerate").nll
+            bound = nll_of(model, tokens, block_size, draws="all").nll
+            exact = nll_of(model, tokens, block_size, "enumerate").nll
             if block_size == 1:
                 torch.testing.assert_close(bound, exact, rtol=0, atol=1e-12)
-                torch.testing.assert_close(row_nll(model, tokens, 1, "exact").nll, exact, rtol=0, atol=1e-12)
+                torch.testing.assert_close(nll_of(model, tokens, 1, "exact").nll, exact, rtol=0, atol=1e-12)
             else:
                 assert (bound > exact).all()
 
@@ -59,7 +61,7 @@ def test_any_order_probabilities_sum_to_one():
     model = toy_model(vocab=4)
     texts = torch.tensor(list(itertools.product(range(4), repeat=4)))
     with torch.no_grad():
-        total = torch.cat([(-row_nll(model, part, 4, "enumerate").nll).exp() for part in texts.split(64)]).sum()
+        total = torch.cat([(-nll_of(model, part, 4, "enumerate").nll).exp() for part in texts.split(64)]).sum()
     assert float(total) == pytest.approx(1, abs=1e-10)
 
 
@@ -67,8 +69,8 @@ def test_monte_carlo_agrees_with_all_masks_and_knows_its_error():
     """z-scores of 64 rows: none above 5 (false alarm 4e-5), and their spread is that of a unit normal."""
     model, tokens = toy_model(), random_tokens(64, 8)
     with torch.no_grad():
-        sampled = row_nll(model, tokens, 4, draws=64)
-        z = (sampled.nll - row_nll(model, tokens, 4, draws="all").nll) / sampled.stderr
+        sampled = nll_of(model, tokens, 4, draws=64)
+        z = (sampled.nll - nll_of(model, tokens, 4, draws="all").nll) / sampled.stderr
     assert z.abs().max() < 5
     assert 0.7 < z.std() < 1.4, "64 z-scores; beyond these ends with probability about 1e-4"
 
@@ -80,13 +82,13 @@ def test_a_draw_of_the_bound_is_its_masks_times_their_weights():
     masked = Count().draw(NoiseKeys.of_rows(9, keys), everything, 4, 6, True).masked  # (b, D, N)
     expected = torch.zeros(3, 6, dtype=torch.float64)
     with torch.no_grad():
-        for block, (table, _) in enumerate(mask_table(model, tokens, 4, None, everything)):
+        for block, (table, _) in enumerate(mask_table(model, Rows.of(tokens), 4)):
             here = masked[..., 4 * block : 4 * block + 4]
             subset = (here.long() << torch.arange(4)).sum(-1)
             losses = -table.gather(1, subset[..., None].expand(-1, -1, 4)).sum(-1)
             expected += 4 * losses / here.sum(-1)
-        values, _ = monte_carlo(model, tokens, 4, 6, 9, None, everything, keys)
-        got = row_nll(model, tokens, 4, draws=6, seed=9, keys=keys)
+        values, _ = monte_carlo(model, Rows.of(tokens, keys=keys), 4, 6, 9)
+        got = nll_of(model, tokens, 4, draws=6, seed=9, keys=keys)
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(got.nll, expected.mean(1))
     torch.testing.assert_close(got.stderr, expected.std(1) / math.sqrt(6))
@@ -103,13 +105,13 @@ def test_the_error_of_a_mean_of_draws_by_hand():
 def test_one_draw_has_no_error_and_rows_do_not_depend_on_their_company():
     model, tokens = toy_model(), random_tokens(6, 8)
     with torch.no_grad():
-        together = row_nll(model, tokens, 4, draws=3, seed=5)
-        alone = [row_nll(model, tokens[i : i + 1], 4, draws=3, seed=5).nll for i in range(6)]
-        other = row_nll(model, tokens, 4, draws=3, seed=6)
+        together = nll_of(model, tokens, 4, draws=3, seed=5)
+        alone = [nll_of(model, tokens[i : i + 1], 4, draws=3, seed=5).nll for i in range(6)]
+        other = nll_of(model, tokens, 4, draws=3, seed=6)
     torch.testing.assert_close(together.nll, torch.cat(alone), rtol=0, atol=1e-12)
     assert (together.nll != other.nll).all()
-    assert row_nll(model, tokens, 4).stderr.isnan().all()
-    repeated = row_nll(model, tokens[:1].repeat(5, 1), 4).nll
+    assert nll_of(model, tokens, 4).stderr.isnan().all()
+    repeated = nll_of(model, tokens[:1].repeat(5, 1), 4).nll
     assert len(set(repeated.tolist())) == 5, "copies of a row get noise of their own"
 
 
@@ -120,7 +122,7 @@ def test_given_tokens_are_context_and_do_not_count(block_size, method, draws):
     first = (torch.arange(10) < 4).expand(3, -1)
     with torch.no_grad():
         whole, head, rest = (
-            row_nll(model, tokens, block_size, method, draws, is_target=target) for target in (None, first, ~first)
+            nll_of(model, tokens, block_size, method, draws, is_target=target) for target in (None, first, ~first)
         )
     torch.testing.assert_close(head.nll + rest.nll, whole.nll)
     assert (whole.tokens.tolist(), head.tokens.tolist(), rest.tokens.tolist()) == ([10] * 3, [4] * 3, [6] * 3)
@@ -129,12 +131,10 @@ def test_given_tokens_are_context_and_do_not_count(block_size, method, draws):
 def test_methods_refuse_what_they_are_not():
     model, tokens = toy_model(), random_tokens(1, 14)
     with pytest.raises(ValueError, match=r"method: 'exact' is the likelihood at block size 1, not 2; .*'enumerate'"):
-        row_nll(model, tokens, 2, "exact")
+        nll_of(model, tokens, 2, "exact")
     with pytest.raises(ValueError, match=r"block_size: 13 is too long to enumerate .*at most 12"):
-        row_nll(model, tokens, 13, "enumerate")
+        nll_of(model, tokens, 13, "enumerate")
     with pytest.raises(ValueError, match=r"block_size: 13 is too long to enumerate"):
-        row_nll(model, tokens, 13, draws="all")
+        nll_of(model, tokens, 13, draws="all")
     with pytest.raises(ValueError, match=r"method: 'bond' is not one of .*did you mean 'bound'"):
-        row_nll(model, tokens, 2, "bond")
-    with pytest.raises(ValueError, match=r"draws: 0 must be an integer of at least 1, or 'all'"):
-        row_nll(model, tokens, 2, draws=0)
+        nll_of(model, tokens, 2, "bond")

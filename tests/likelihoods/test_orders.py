@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, nll_of, random_tokens, toy_model
 
 from hybrid.decoding import DECODERS
-from hybrid.likelihoods.likelihood import mask_table, row_nll
-from hybrid.likelihoods.orders import order_nll, policy_nll
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import mask_table
+from hybrid.likelihoods.orders import Policy
 
 POLICIES = [
     "left_to_right",
@@ -37,8 +38,8 @@ def test_a_policy_is_a_distribution_over_texts(spec, mode):
     """V = 3, N = 5 in blocks of 4: the probabilities of all 243 texts sum to one, and are not those of random order."""
     model, texts = toy_model(*mode, vocab=3), every_text(3, 5)
     with torch.no_grad():
-        got = policy_nll(model, texts, 4, spec)
-        any_order = row_nll(model, texts, 4, "enumerate").nll
+        got = nll_of(model, texts, 4, Policy(spec))
+        any_order = nll_of(model, texts, 4, "enumerate").nll
     assert float((-got.nll).exp().sum()) == pytest.approx(1, abs=1e-9)
     assert (got.nll - any_order).abs().max() > 0.01
     assert (got.stderr == 0).all() and (got.tokens == 5).all() and got.method == "policy"
@@ -46,7 +47,7 @@ def test_a_policy_is_a_distribution_over_texts(spec, mode):
 
 def orders_by_hand(model, tokens, choose):
     """The NLL of one row whose block is revealed one token at a time; `choose(log p at every position, masked set)`."""
-    (table, _), *_ = mask_table(model, tokens, tokens.shape[1], None, torch.ones_like(tokens, dtype=torch.bool))
+    (table, _), *_ = mask_table(model, Rows.of(tokens), tokens.shape[1])
     left = set(range(tokens.shape[1]))
     nll = 0.0
     while left:
@@ -59,14 +60,14 @@ def orders_by_hand(model, tokens, choose):
 def test_left_to_right_and_any_fixed_order_are_products_of_their_conditionals():
     model, tokens = toy_model(vocab=5), random_tokens(1, 5, vocab=5)
     with torch.no_grad():
-        assert float(policy_nll(model, tokens, 5, "left_to_right").nll) == pytest.approx(
+        assert float(nll_of(model, tokens, 5, Policy("left_to_right")).nll) == pytest.approx(
             orders_by_hand(model, tokens, min)
         )
         best = min(
             orders_by_hand(model, tokens, lambda left, order=order: next(i for i in order if i in left))
             for order in itertools.permutations(range(5))
         )
-        assert float(order_nll(model, tokens, 5, "best_order").nll) == pytest.approx(best)
+        assert float(nll_of(model, tokens, 5, "best_order").nll) == pytest.approx(best)
 
 
 def test_margin_is_followed_on_the_text_itself():
@@ -83,15 +84,15 @@ def test_margin_is_followed_on_the_text_itself():
 
     with torch.no_grad():
         expected = orders_by_hand(model, tokens, choose)
-        assert float(policy_nll(model, tokens, 4, "margin").nll) == pytest.approx(expected)
+        assert float(nll_of(model, tokens, 4, Policy("margin")).nll) == pytest.approx(expected)
 
 
 def test_at_block_size_one_every_order_is_exact():
     model, tokens = toy_model(), random_tokens(3, 6)
     with torch.no_grad():
-        exact = row_nll(model, tokens, 1, "exact").nll
-        for method, options in [("policy", {"decoder": "margin"}), ("best_order", {}), ("importance", {"draws": 3})]:
-            torch.testing.assert_close(order_nll(model, tokens, 1, method, **options).nll, exact)
+        exact = nll_of(model, tokens, 1, "exact").nll
+        for method, options in [(Policy("margin"), {}), ("best_order", {}), ("importance", {"draws": 3})]:
+            torch.testing.assert_close(nll_of(model, tokens, 1, method, **options).nll, exact)
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
@@ -99,13 +100,13 @@ def test_how_the_likelihoods_are_ordered(mode):
     """best order <= tightest of several <= each of them; best order <= any order <= importance, on average <= bound."""
     model, tokens = toy_model(*mode), random_tokens(4, 9)
     with torch.no_grad():
-        best = order_nll(model, tokens, 4, "best_order").nll
-        each = [policy_nll(model, tokens, 4, spec).nll for spec in POLICIES[:4]]
-        tightest = policy_nll(model, tokens, 4, POLICIES[:4]).nll
-        any_order = row_nll(model, tokens, 4, "enumerate").nll
-        bound = row_nll(model, tokens, 4, draws="all").nll
+        best = nll_of(model, tokens, 4, "best_order").nll
+        each = [nll_of(model, tokens, 4, Policy(spec)).nll for spec in POLICIES[:4]]
+        tightest = nll_of(model, tokens, 4, Policy(POLICIES[:4])).nll
+        any_order = nll_of(model, tokens, 4, "enumerate").nll
+        bound = nll_of(model, tokens, 4, draws="all").nll
         means = [
-            torch.stack([order_nll(model, tokens, 4, "importance", draws=k, seed=s).nll for s in range(60)])
+            torch.stack([nll_of(model, tokens, 4, "importance", draws=k, seed=s).nll for s in range(60)])
             for k in (1, 4)
         ]
     assert (best <= tightest + 1e-12).all() and (tightest <= torch.stack(each).amin(0) + 1e-12).all()
@@ -122,11 +123,11 @@ def test_importance_approaches_the_any_order_likelihood_and_knows_its_error():
     100 orders say."""
     model, tokens = toy_model(seed=1), random_tokens(2, 4)
     with torch.no_grad():
-        any_order = row_nll(model, tokens, 4, "enumerate").nll
-        got = order_nll(model, tokens, 4, "importance", draws=2000)
-        few = torch.stack([order_nll(model, tokens, 4, "importance", draws=100, seed=s).nll for s in range(40)])
-        said = order_nll(model, tokens, 4, "importance", draws=100).stderr
-        one = order_nll(model, tokens, 4, "importance", draws=1)
+        any_order = nll_of(model, tokens, 4, "enumerate").nll
+        got = nll_of(model, tokens, 4, "importance", draws=2000)
+        few = torch.stack([nll_of(model, tokens, 4, "importance", draws=100, seed=s).nll for s in range(40)])
+        said = nll_of(model, tokens, 4, "importance", draws=100).stderr
+        one = nll_of(model, tokens, 4, "importance", draws=1)
     assert ((got.nll - any_order).abs() < 5 * got.stderr).all() and (got.stderr < 0.1).all()
     assert ((few.std(0) / said).log().abs() < math.log(1.8)).all()
     assert one.stderr.isnan().all()
@@ -135,8 +136,8 @@ def test_importance_approaches_the_any_order_likelihood_and_knows_its_error():
 def test_the_best_of_several_policies_is_chosen_for_each_block():
     model, tokens = toy_model(), random_tokens(6, 12)
     with torch.no_grad():
-        each = [policy_nll(model, tokens, 4, spec) for spec in POLICIES[:3]]
-        several = policy_nll(model, tokens, 4, POLICIES[:3])
+        each = [nll_of(model, tokens, 4, Policy(spec)) for spec in POLICIES[:3]]
+        several = nll_of(model, tokens, 4, Policy(POLICIES[:3]))
     for one in each:
         torch.testing.assert_close(one.blocks.sum(1), one.nll)
     blocks = torch.stack([one.blocks for one in each]).amin(0)
@@ -152,12 +153,12 @@ def test_the_error_of_two_orders_by_hand():
     with torch.no_grad():
         variance = torch.zeros(3, dtype=torch.float64)
         for block in (first, ~first):  # the other one is given, and the orders are the same
-            both = order_nll(model, tokens, 4, "importance", draws=2, is_target=block)
-            p = (-order_nll(model, tokens, 4, "importance", draws=1, is_target=block).nll).exp()
+            both = nll_of(model, tokens, 4, "importance", draws=2, is_target=block)
+            p = (-nll_of(model, tokens, 4, "importance", draws=1, is_target=block).nll).exp()
             q = 2 * (-both.nll).exp() - p  # (p + q) / 2 is what both say
             torch.testing.assert_close(both.stderr, (p - q).abs() / (p + q))
             variance += both.stderr**2
-        whole = order_nll(model, tokens, 4, "importance", draws=2).stderr
+        whole = nll_of(model, tokens, 4, "importance", draws=2).stderr
     torch.testing.assert_close(whole, variance.sqrt())
     assert (whole > 0.01).all()
 
@@ -168,23 +169,21 @@ def test_prompts_documents_and_batches():
     is_target = torch.rand(5, 8, generator=torch.Generator().manual_seed(2)) < 0.6
     documents = (torch.arange(8) >= 5).long().expand(5, -1)
     with torch.no_grad():
-        for method, options in [("policy", {"decoder": "entropy"}), ("best_order", {}), ("importance", {"draws": 4})]:
-            whole = order_nll(model, tokens, 4, method, documents=documents, is_target=is_target, **options)
-            alone = order_nll(
-                model, tokens[2:3], 4, method, documents=documents[2:3], is_target=is_target[2:3], **options
-            )
+        for method, options in [(Policy("entropy"), {}), ("best_order", {}), ("importance", {"draws": 4})]:
+            whole = nll_of(model, tokens, 4, method, documents=documents, is_target=is_target, **options)
+            alone = nll_of(model, tokens[2:3], 4, method, documents=documents[2:3], is_target=is_target[2:3], **options)
             torch.testing.assert_close(whole.nll[2:3], alone.nll)
             assert torch.equal(whole.tokens, is_target.sum(1))
-            without = order_nll(model, tokens, 4, method, is_target=is_target, **options)
+            without = nll_of(model, tokens, 4, method, is_target=is_target, **options)
             assert not torch.allclose(whole.nll, without.nll)
 
 
 def test_chunks_of_rows_change_nothing(monkeypatch):
     model, tokens = toy_model(), random_tokens(5, 8)
     with torch.no_grad():
-        whole = policy_nll(model, tokens, 4, "margin").nll
+        whole = nll_of(model, tokens, 4, Policy("margin")).nll
         monkeypatch.setattr("hybrid.likelihoods.orders.ROWS_PER_FORWARD", 33)
-        torch.testing.assert_close(policy_nll(model, tokens, 4, "margin").nll, whole)
+        torch.testing.assert_close(nll_of(model, tokens, 4, Policy("margin")).nll, whole)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +201,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch):
 )
 def test_orders_without_a_likelihood_are_refused(spec, message):
     with torch.no_grad(), pytest.raises(ValueError, match=message):
-        policy_nll(toy_model(), random_tokens(1, 6), 4, spec)
+        nll_of(toy_model(), random_tokens(1, 6), 4, Policy(spec))
 
 
 def test_every_decoder_has_a_policy_likelihood_or_says_why_not():
@@ -211,11 +210,13 @@ def test_every_decoder_has_a_policy_likelihood_or_says_why_not():
         for name in DECODERS:
             if name in RANDOM_OR_REVISED:
                 with pytest.raises(ValueError, match="policy likelihood"):
-                    policy_nll(model, texts, 4, name)
+                    nll_of(model, texts, 4, Policy(name))
             else:
-                assert float((-policy_nll(model, texts, 4, name).nll).exp().sum()) == pytest.approx(1, abs=1e-9), name
+                assert float((-nll_of(model, texts, 4, Policy(name)).nll).exp().sum()) == pytest.approx(1, abs=1e-9), (
+                    name
+                )
 
 
 def test_best_order_needs_short_blocks():
     with pytest.raises(ValueError, match="block_size: 13 is too long to enumerate"):
-        order_nll(toy_model(), random_tokens(1, 14), 13, "best_order")
+        nll_of(toy_model(), random_tokens(1, 14), 13, "best_order")

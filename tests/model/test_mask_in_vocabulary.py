@@ -7,12 +7,11 @@ import itertools
 import pytest
 import torch
 from decoding_toy import Spy, engine
-from toy import toy_model
+from toy import nll_of, toy_model
 
 from hybrid.config import load_config
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.decoding import DECODERS
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.lm import LanguageModel
 from hybrid.model.build import build_model
 from hybrid.model.two_stream import two_stream_hidden
@@ -41,7 +40,7 @@ def test_a_banned_mask_takes_no_likelihood():
     texts = torch.tensor(list(itertools.product((0, 1, 3), repeat=3)))
     for ban in (True, False):
         model = toy_model(vocab=4, mask_token_id=2, ban_mask=ban, seed=2)
-        total = float((-row_nll(model, texts, 3, "enumerate").nll).exp().sum())
+        total = float((-nll_of(model, texts, 3, "enumerate").nll).exp().sum())
         assert total == pytest.approx(1, abs=1e-9) if ban else total < 0.99
 
 

@@ -93,7 +93,7 @@ def test_next_token_at_block_size_one_trains_like_an_ordinary_gpt(context):
 
 
 def test_in_place_at_block_size_one_agrees_with_its_exact_likelihood():
-    from hybrid.likelihoods.likelihood import row_nll
+    from toy import nll_of
 
     model = toy_model(dtype=torch.float32)
     tokens = random_tokens(4, 10)
@@ -102,7 +102,7 @@ def test_in_place_at_block_size_one_agrees_with_its_exact_likelihood():
     )
     with torch.no_grad():
         loss = masked_loss(model, tokens, masking, 1).total
-        exact = row_nll(model, tokens, 1, "exact").nll.sum()
+        exact = nll_of(model, tokens, 1, "exact").nll.sum()
     assert float(loss) == pytest.approx(float(exact), rel=1e-5)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from estimates import noise_of
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, nll_of, random_tokens, toy_model
 
 from hybrid.data.batches import Batch
-from hybrid.likelihoods.likelihood import mask_table, row_nll
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, MaskedLoss, masked_loss
 from hybrid.objectives.estimators import Count, Masking
@@ -75,8 +76,8 @@ def test_a_prompt_is_given_and_its_answer_scored():
     """With is_target, the count form is the bound of the answer given the prompt tokens of its own block."""
     model, tokens = toy_model(vocab=4), random_tokens(2, 4, vocab=4)
     is_target = torch.tensor([[False, True, False, True]] * 2)
-    got = row_nll(model, tokens, 4, draws="all", is_target=is_target).nll
-    (table, _), *_ = mask_table(model, tokens, 4, None, torch.ones_like(is_target))
+    got = nll_of(model, tokens, 4, draws="all", is_target=is_target).nll
+    (table, _), *_ = mask_table(model, Rows.of(tokens), 4)
     both, first, second = 0b1010, 0b0010, 0b1000
     by_hand = -(table[:, first, 1] + table[:, second, 3]) / 2 - (table[:, both, 1] + table[:, both, 3]) / 2
     torch.testing.assert_close(got, by_hand)
@@ -122,7 +123,7 @@ def test_losses_by_block_and_by_count_by_hand():
 
 
 def test_a_loss_is_a_mean_over_draws_and_documents_are_kept_apart():
-    """At block size 1 nothing is random; draws of a longer block are those that `row_nll` averages."""
+    """At block size 1 nothing is random; draws of a longer block are those that `Bound` averages."""
     model, tokens = toy_model(), random_tokens(3, 8)
     everything = torch.ones_like(tokens, dtype=torch.bool)
     documents = (torch.arange(8) >= 4).long().expand(3, -1)
@@ -130,12 +131,12 @@ def test_a_loss_is_a_mean_over_draws_and_documents_are_kept_apart():
         batch = Batch(tokens, everything, of)
         noise = NoiseKeys.of_rows(0, torch.arange(3))
         got = MaskedCrossEntropy(Count(), draws=5).loss(model, batch, noise, 4).total
-        expected = row_nll(model, tokens, 4, draws=5, keys=torch.arange(3), documents=of).nll.sum()
+        expected = nll_of(model, tokens, 4, draws=5, keys=torch.arange(3), documents=of).nll.sum()
         torch.testing.assert_close(got, expected)
     apart, joined = (
         MaskedCrossEntropy(Count()).loss(model, Batch(tokens, everything, of), noise_of(3), 1)
         for of in (documents, None)
     )
-    halves = [row_nll(model, part, 1, "exact").nll.sum() for part in (tokens[:, :4], tokens[:, 4:])]
+    halves = [nll_of(model, part, 1, "exact").nll.sum() for part in (tokens[:, :4], tokens[:, 4:])]
     torch.testing.assert_close(apart.total, sum(halves))
     assert abs(float((joined.total - apart.total).detach())) > 0.1

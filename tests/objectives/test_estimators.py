@@ -7,9 +7,8 @@ import torch
 from estimates import assert_mean, expected_weighted_loss, gauss_legendre, noise_of, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy import random_tokens, toy_model
+from toy import nll_of, random_tokens, toy_model
 
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy
 from hybrid.objectives.estimators import ESTIMATORS, Clipped, Count, Time
 from hybrid.objectives.noise import NoiseKeys, block_uniforms, position_uniforms, target_ranks
@@ -52,7 +51,7 @@ def test_estimators_are_unbiased(estimator, stratified):
     but bounded here by t >= 2^-53, and its error is estimated from the same draws.
     """
     model, tokens = toy_model(vocab=4), random_tokens(2, 6, vocab=4)
-    expected = row_nll(model, tokens, 4, draws="all").nll
+    expected = nll_of(model, tokens, 4, draws="all").nll
     assert_mean(values_of(estimator, model, tokens, 4, 8000, stratified), expected)
 
 

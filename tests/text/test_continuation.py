@@ -112,4 +112,6 @@ def test_compared_texts_are_continuations(tokenizers: dict[str, Tokenizer]) -> N
     """A prompt that is cut from a row often ends inside a word, or a character."""
     comparison = Comparison.__new__(Comparison)
     comparison.lm = SimpleNamespace(tokenizer=tokenizers["wordpiece"])  # type: ignore[assignment]
-    assert comparison._texts([[1, 2], [], [1]], [[4, 3], [1], [2, 5, 3]]) == ["s lazy", "the", " quicklazy"]
+    comparison.evaluation_model = None
+    texts = comparison._texts([[1, 2], [], [1]], [[4, 3], [1], [2, 5, 3]])
+    assert texts.texts == ["s lazy", "the", " quicklazy"]

@@ -12,13 +12,12 @@ import tokenizers
 import torch
 from conftest import Command
 from decoding_toy import all_texts, chi_square_alarm, engine
-from toy import MODES, toy_model
+from toy import MODES, nll_of, toy_model
 
 import hybrid
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer
 from hybrid.decoding import DECODERS, denoiser
 from hybrid.decoding.prompts import infilling_size
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.text.infill import gaps_of, ids_with_gaps
 
 LAW = [("first_hitting", mode) for mode in MODES] + [("ancestral", MODES[0])]
@@ -33,8 +32,8 @@ def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str
     texts = torch.cat([torch.tensor(left).expand(9, 5), all_texts(3, 2), torch.tensor(right).expand(9, 1)], dim=1)
     is_target = torch.tensor([False] * 5 + [True] * 2 + [False]).expand(9, 8)
     with torch.no_grad():
-        law = (-row_nll(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
-        blind = (-row_nll(model, texts[:, :7], 4, "enumerate", is_target=is_target[:, :7]).nll).exp()
+        law = (-nll_of(model, texts, 4, "enumerate", is_target=is_target).nll).exp()
+        blind = (-nll_of(model, texts[:, :7], 4, "enumerate", is_target=is_target[:, :7]).nll).exp()
     assert float(law.sum()) == pytest.approx(1)
     run = engine(model, 4, decoder if decoder != "ancestral" else {"name": "ancestral", "steps": 100_000}, seq_len=8)
     filled = torch.tensor(run.generate([[*left, M, M, *right]] * 6000, 0).sequences)
@@ -78,6 +77,19 @@ def test_what_a_decoder_sees_of_a_gap() -> None:
         "nothing is asked for behind the prompt"
     )
     assert (whole[0], whole[2], whole[4]) == (1, 3, 5) and M not in whole
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_nothing_is_written_behind_a_prompt_where_nothing_is_asked_for(name: str) -> None:
+    """Two tokens of a block of 12 cost two forwards, in whatever company; what stands behind them is seen as MASK."""
+    model = toy_model(vocab=9)
+    M = model.mask_token_id
+    few = engine(model, 12, name, seed=1).generate([[1, M, M, 5], [2, 2], [1, M, 4]], 0)
+    rounds = {"mask_predict": 10, "p2": 16, "remdm": 32}.get(name, 2)
+    assert few.nfe <= rounds and (name != "left_to_right" or few.nfe == 2)
+    assert few.tokens == [[]] * 3 and few.finish_reasons == ["length"] * 3
+    assert [len(row) for row in few.sequences] == [4, 2, 3]
+    assert not any(M in row for row in few.sequences)
 
 
 def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:

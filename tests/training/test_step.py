@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy import random_tokens, toy_model
+from toy import nll_of, random_tokens, toy_model
 
 from hybrid import rng
 from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
 from hybrid.distributed import Ranks
-from hybrid.likelihoods.likelihood import row_nll
 from hybrid.model.attention import BACKENDS
 from hybrid.objectives import Objective
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy
@@ -132,13 +131,13 @@ def test_data_noise_and_block_sizes_are_those_of_the_seed(seed: int, monkeypatch
 
 @pytest.mark.parametrize("micro", [None, SEQ_LEN])
 def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | None) -> None:
-    """That of block size 1, where nothing is random, against `row_nll`; the autoregressive part is weighted."""
+    """That of block size 1, where nothing is random, against `Exact`; the autoregressive part is weighted."""
     split = packed()
     model = toy_model("causal")
     index = batch_rows(40, ROWS, 0, 3)
     batch = split.rows(index)
     with torch.no_grad():
-        exact = float(row_nll(model, batch.tokens, 1, "exact", is_target=batch.is_target).nll.sum())
+        exact = float(nll_of(model, batch.tokens, 1, "exact", is_target=batch.is_target).nll.sum())
     exact /= int(batch.is_target.sum())
     assert int(batch.is_target.sum()) < 0.9 * batch.tokens.numel()
     one = stepper(split, model=model, objective=MaskedCrossEntropy(Count(), ar_weight=0.25), micro=micro)

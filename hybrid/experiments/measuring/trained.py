@@ -60,7 +60,7 @@ def elbo(lm: LanguageModel, split: PackedTokens, block_size: int, rows: int, dra
     from hybrid.likelihoods.rows import bound
 
     precision = precision_context("fp32", lm.device)
-    return bound(lm.model, split, block_size, rows=rows, draws=draws, precision=precision).nelbo
+    return bound(lm.model, split, block_size, rows=rows, draws=draws, precision=precision).nats_per_token
 
 
 def train(config: Config, folder: Path, steps: int) -> int:

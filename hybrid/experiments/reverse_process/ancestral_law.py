@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
-from hybrid.likelihoods.likelihood import any_order_nll, mask_table
+from hybrid.likelihoods import Rows
+from hybrid.likelihoods.enumerated import any_order_nll, mask_table
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import SDPA
 from hybrid.objectives.schedules import SCHEDULES
@@ -101,7 +102,7 @@ class Toy:
         for weight in (model.embedding.weight, model.head_weight):
             weight.mul_(40)  # untrained weights predict nearly the same everywhere
         texts = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
-        ((table, target),) = mask_table(model, texts, LENGTH, None, torch.ones_like(texts, dtype=torch.bool))
+        ((table, target),) = mask_table(model, Rows.of(texts), LENGTH)
         return cls(model, texts, table, (-any_order_nll(table, target)).exp())
 
     def simulate(self, decoder: Any, rows: int, seed: int) -> tuple[Tensor, Tensor]:

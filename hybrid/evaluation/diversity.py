@@ -1,8 +1,7 @@
-"""Figures of generated text that need no second model: how diverse it is, and how much it repeats itself.
+"""Metrics of generated text that need no second model: how diverse it is, and how much it repeats itself.
 
-`rows` are texts as token ids, `texts` the same decoded. Every token counts, end-of-text among them. All figures depend
-on the length of the texts, and `distinct` and `self_bleu` on their number too: compare only texts of the same number,
-length and tokenizer, and put the figures of real text of that number and length beside them.
+All of them depend on the length of the texts, and `distinct` and `self_bleu` on their number too. Compare only texts of
+the same number, length and tokenizer, and put the values of real text of that number and length beside them.
 """
 
 from __future__ import annotations
@@ -11,34 +10,65 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-MAX_BLEU_TEXTS = 64
-"""Self-BLEU compares each text with all others, so it takes the first of a large set only."""
+from hybrid.evaluation.base import Column, Metric, Texts
+from hybrid.options import option
 
 NGRAM = 4
 """Length of the n-grams of `repetition`."""
+
+MAX_BLEU_TEXTS = 64
+"""Self-BLEU compares each text with all others, so it takes the first of a large set only."""
 
 Rows = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Quality:
-    """The figures of one set of texts; NaN where texts are too short or too few to have one."""
+class Entropy(Metric):
+    """Unigram entropy of a text, in nats."""
 
-    entropy: float
-    distinct_1: float
-    distinct_2: float
-    distinct_3: float
-    repetition: float
-    self_bleu: float
+    columns: ClassVar[tuple[Column, ...]] = (Column("entropy", "entropy", ".3f"),)
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        return {"entropy": entropy(texts.rows)}
 
 
-def measure(rows: Rows, texts: Sequence[str]) -> Quality:
-    """All figures of `rows` and their decoded `texts`."""
-    return Quality(
-        entropy(rows), distinct(rows, 1), distinct(rows, 2), distinct(rows, 3), repetition(rows), self_bleu(texts)
+@dataclass(frozen=True)
+class Distinct(Metric):
+    """Share of the n-grams of all texts that are different, for n from 1 to 3."""
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("dist-1", "distinct_1", ".3f"),
+        Column("dist-2", "distinct_2", ".3f"),
     )
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        return {f"distinct_{n}": distinct(texts.rows, n) for n in (1, 2, 3)}
+
+
+@dataclass(frozen=True)
+class Repetition(Metric):
+    """Share of a text's 4-grams that occurred before in the same text."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("rep-4", "repetition", ".3f"),)
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        return {"repetition": repetition(texts.rows)}
+
+
+@dataclass(frozen=True)
+class SelfBleu(Metric):
+    """BLEU-4 of each text against all the others; needs sacrebleu."""
+
+    columns: ClassVar[tuple[Column, ...]] = (Column("selfBLEU", "self_bleu", ".3f"),)
+    most: int = option(MAX_BLEU_TEXTS, "texts that are compared, the first ones")
+
+    def check(self) -> None:
+        load_bleu()
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        return {"self_bleu": self_bleu(texts.texts, self.most)}
 
 
 def entropy(rows: Rows) -> float:
@@ -71,17 +101,17 @@ def repetition(rows: Rows, n: int = NGRAM) -> float:
     return _mean([1 - len(set(of_row)) / len(of_row) for of_row in grams if of_row])
 
 
-def self_bleu(texts: Sequence[str]) -> float:
+def self_bleu(texts: Sequence[str], most: int = MAX_BLEU_TEXTS) -> float:
     """BLEU-4 of each text against all the others as references, averaged, in [0, 1]: lower is more diverse.
 
     Zhu et al. 2018 ('Texygen', section 3.4). Sentence BLEU of sacrebleu, with its default smoothing and its 13a words,
-    of at most the first MAX_BLEU_TEXTS texts.
+    of at most the first `most` texts.
 
     Raises:
         ValueError: sacrebleu is not installed.
     """
     bleu = load_bleu()
-    texts = texts[:MAX_BLEU_TEXTS]
+    texts = texts[:most]
     if len(texts) < 2:
         return math.nan
     scores = [bleu.sentence_score(text, [*texts[:i], *texts[i + 1 :]]).score for i, text in enumerate(texts)]

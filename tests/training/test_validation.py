@@ -1,4 +1,4 @@
-"""The numbers of metrics.jsonl, by hand: means over steps, over block sizes, and rates."""
+"""The numbers of a validation, by hand: means over rows and block sizes, and rates."""
 
 from __future__ import annotations
 
@@ -9,50 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy import nll_of
 
 from hybrid.data.batches import PackedTokens
 from hybrid.data.packing import Counts
 from hybrid.decoding.engine import Generation
-from hybrid.evaluation.scores import Rows, Scores
+from hybrid.evaluation.scores import Scores
 from hybrid.likelihoods import rows
-from hybrid.likelihoods.likelihood import row_nll
-from hybrid.likelihoods.rows import Bound, any_order, bound
+from hybrid.likelihoods.enumerated import Enumerate
+from hybrid.likelihoods.rows import RowLikelihoods, SplitLikelihood, bound, by_row
 from hybrid.lm import LanguageModel
-from hybrid.training import step_results, validation
-from hybrid.training.step import StepResult
-from hybrid.training.step_results import Window
+from hybrid.training import validation
 from hybrid.training.validation import EvalConfig, SampleWriter, Validator
-
-
-def step(number: int, loss: float, ar: float | None, norm: float, size: int) -> StepResult:
-    numbers = torch.tensor([loss, norm] if ar is None else [loss, ar, norm], dtype=torch.float64)
-    names = ("nelbo",) if ar is None else ("loss", "ar_nll")
-    return StepResult(number, numbers, names, size, {"lr": number / 10})
-
-
-def test_a_record_of_training_is_a_mean_over_its_finite_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter([10.0, 12.0])
-    monkeypatch.setattr(step_results.time, "perf_counter", lambda: next(now))
-    window = Window()
-    window.results = [step(1, 2.0, 5.0, 1.0, 4), step(2, math.inf, 5.0, 3.0, 4), step(3, 4.0, 6.0, 2.0, 8)]
-    window.results += [step(4, 3.0, 7.0, 6.0, 4)]
-    assert window.metrics(100) == {
-        "perf/tokens_per_second": 200.0,  # four steps in two seconds, whether they were finite or not
-        "train/loss": 3.0, "train/ar_nll": 6.0, "optim/grad_norm": 3.0, "optim/lr": 0.4,
-        "train/loss/b4": 2.5, "train/loss/b8": 4.0,
-    }  # fmt: skip
-    now = iter([0.0, 1.0])
-    window = Window()
-    window.results = [step(1, 2.0, None, 1.0, 1)]
-    assert set(window.metrics(1)) == {"perf/tokens_per_second", "train/nelbo", "optim/grad_norm", "optim/lr"}
 
 
 def test_a_record_of_validation_is_a_mean_over_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def bounded(model: Any, split: Any, size: int, **options: Any) -> Bound:
+    def bounded(model: Any, split: Any, size: int, **options: Any) -> SplitLikelihood:
         asked.append({name: options[name] for name in ("rows", "draws", "batch_rows")})
-        return Bound(size, float(size), size / 100, size / 2, 9, {1: 0.5, size: 1.5})
+        name = "exact" if size == 1 else "bound"
+        return SplitLikelihood(size, name, float(size), size / 100, size / 2, 9, {1: 0.5, size: 1.5})
 
     monkeypatch.setattr(validation, "bound", bounded)
     config = EvalConfig(rows=7, draws=3, batch_rows=5)
@@ -84,9 +61,9 @@ def test_a_bound_is_the_sum_over_rows_and_its_errors_add_in_quadrature(lm: Langu
     """The noise of a row of the split is keyed by its number."""
     tokens, n_rows = split.rows(range(5)).tokens, torch.arange(5)
     with torch.no_grad():
-        rows = row_nll(lm.model, tokens, 4, draws=3, seed=2, keys=n_rows)
+        rows = nll_of(lm.model, tokens, 4, draws=3, seed=2, keys=n_rows)
     got = bound(lm.model, split, 4, rows=5, draws=3, batch_rows=2, seed=2, precision=contextlib.nullcontext)
-    assert got.nelbo == pytest.approx(float(rows.nll.sum()) / 160, rel=1e-6)
+    assert got.nats_per_token == pytest.approx(float(rows.nll.sum()) / 160, rel=1e-6)
     assert got.stderr == pytest.approx(float((rows.stderr**2).sum().sqrt()) / 160, rel=1e-5)
     assert got.tokens == 160
     assert got.bits_per_byte == pytest.approx(
@@ -105,7 +82,8 @@ def test_losses_by_count_are_means_over_blocks_in_ranges_named_by_their_ends() -
 def test_a_line_over_rows_by_hand(lm: LanguageModel, split: PackedTokens) -> None:
     """Sums over rows; errors of independent noise add in quadrature; target tokens are counted."""
     columns = ([4.0, 6.0], [3.0, 4.0], [2, 3])
-    rows = Rows(*map(torch.tensor, columns), torch.zeros(2, 0))
-    line = Scores(lm, split, contextlib.nullcontext)._summary(4, "importance", rows)
-    assert (line["nats_per_token"], line["stderr"], line["tokens"]) == pytest.approx((2.0, 1.0, 5))
-    assert any_order(lm.model, split, 4, rows=2, precision=contextlib.nullcontext)[1] == 64
+    rows = RowLikelihoods(*map(torch.tensor, columns), torch.zeros(2, 0))
+    line = Scores(lm, split, contextlib.nullcontext)._line(4, "importance", rows)
+    assert (line.nats_per_token, line.stderr, line.tokens) == pytest.approx((2.0, 1.0, 5))
+    found = by_row(lm.model, split, 4, Enumerate(), rows=2, precision=contextlib.nullcontext)
+    assert found.tokens.tolist() == [32, 32]

@@ -1,0 +1,33 @@
+"""Generative perplexity: how probable an evaluation model finds generated text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hybrid.evaluation.base import Column, Metric, Texts
+
+
+@dataclass(frozen=True)
+class GenPpl(Metric):
+    """exp of the nats per token of the evaluation model, and nats per byte of text.
+
+    Both fall when text repeats itself: read them beside its entropy.
+    """
+
+    columns: ClassVar[tuple[Column, ...]] = (
+        Column("gen-ppl", "gen_ppl", ",.2f"),
+        Column("nats/byte", "judge_nats_per_byte", ".3f"),
+    )
+    needs_evaluation_model: ClassVar[bool] = True
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        reading = texts.reading
+        assert reading is not None
+        return {
+            "gen_ppl": reading.gen_ppl,
+            "judge_nats_per_token": reading.nats_per_token,
+            "judge_stderr": reading.stderr_per_token,
+            "judge_nats_per_byte": reading.nats_per_byte,
+            "texts_cut": int(reading.is_cut.sum()),
+        }

@@ -1,0 +1,96 @@
+"""The results of decoders: a line of the table, and of eval.json, per decoder and block size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.evaluation import METRICS
+from hybrid.evaluation.answers import Answers
+from hybrid.evaluation.base import Column, EvaluationModel
+from hybrid.evaluation.divergence import LEAST
+from hybrid.evaluation.setting import Setting
+from hybrid.results.text import aligned, formatted
+
+REAL = "(real text)"
+
+
+@dataclass(frozen=True)
+class DecoderResult:
+    """What one decoder costs at one block size, and what the metrics say of its texts.
+
+    Attributes:
+        decoder: as it was typed; REAL for pieces of real text, which have neither a block size nor costs.
+        metrics: the numbers of all `METRICS` that apply, by their keys.
+        nfe_per_token: forwards of a batch per token of a text.
+        tokens_per_second: of all texts together.
+        policy_nats_per_token: of the real text in the decoder's order; None where that has no likelihood.
+        answers: of a split whose documents are prompts with answers.
+    """
+
+    decoder: str
+    metrics: dict[str, float]
+    block_size: int | None = None
+    nfe_per_token: float | None = None
+    tokens_per_second: float | None = None
+    policy_nats_per_token: float | None = None
+    answers: Answers | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As eval.json has it."""
+        if self.decoder == REAL:
+            return {"decoder": self.decoder, **self.metrics}
+        costs = {"nfe_per_token": self.nfe_per_token, "tokens_per_second": self.tokens_per_second}
+        line = {"decoder": self.decoder, "block_size": self.block_size, **costs, **self.metrics}
+        line["policy_nats_per_token"] = self.policy_nats_per_token
+        if (a := self.answers) is not None:
+            line |= {"solved": a.solved, "solved_stderr": a.stderr, "right_tokens": a.right_tokens, "answers": a.n}
+        return line
+
+
+def columns() -> Iterator[Column]:
+    """Those of the table, behind the name of the decoder."""
+    yield Column("block", "block_size", "d")
+    yield Column("NFE/tok", "nfe_per_token", ".3f")
+    yield Column("tok/s", "tokens_per_second", ",.0f")
+    for metric in METRICS.values():
+        yield from metric.columns
+    yield Column("policy", "policy_nats_per_token", ".4f")
+    yield Column("solved", "solved", ".3f")
+
+
+def table(results: Sequence[DecoderResult]) -> str:
+    """Plain text, one line per decoder and block size; `-` where there is no such number.
+
+    A column in which no line has a value is not shown.
+    """
+    lines = [result.as_json() for result in results]
+    shown = [column for column in columns() if any(line.get(column.key) is not None for line in lines)]
+    cells = [["decoder", *(column.heading for column in shown)]]
+    cells += [[line["decoder"], *(formatted(line.get(c.key), c.form) for c in shown)] for line in lines]
+    return aligned(cells)
+
+
+def notes(results: Sequence[DecoderResult], setting: Setting, evaluation_model: EvaluationModel | None) -> list[str]:
+    """What must be said below the table."""
+    prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
+    found = [
+        f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of a "
+        "batch per token of a text"
+    ]
+    if any(result.policy_nats_per_token is not None for result in results):
+        found.append("policy: nats per token of the real text in the decoder's order, where that is deterministic")
+    if evaluation_model is not None:
+        about, metrics = evaluation_model.about, [result.metrics for result in results]
+        bound = " (a bound: upper ends)" if about["likelihood"] == "bound" else ""
+        cut = max(numbers.get("texts_cut", 0) for numbers in metrics)
+        short = f", which cuts up to {cut} texts to its {about['context']} tokens" if cut else ""
+        found.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
+        if any(math.isnan(numbers.get("judge_nats_per_byte", 0.0)) for numbers in metrics):
+            found.append("nats/byte: no value (-) where the judge's tokens do not give the texts back")
+        found.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
+        if any(math.isnan(numbers.get("mauve_like", 0.0)) for numbers in metrics):
+            found.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")
+    return found

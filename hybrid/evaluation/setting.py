@@ -1,0 +1,71 @@
+"""What is compared: the decoders as they are typed, and how all of them generate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from hybrid.config import parse_options
+from hybrid.decoding import DECODERS, Sampling
+from hybrid.options import at_least, build
+
+ALL = "all"
+_NEXT_OPTION = re.compile(r",(?=\s*\w+\s*=)")  # a comma inside a value is followed by something else
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How texts are generated, whatever the decoder."""
+
+    samples: int
+    new_tokens: int
+    prompt_tokens: int = 0  # of rows of the split; 0: no prompt
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # says what is out of range
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `LanguageModel.engine` takes."""
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+
+
+def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, **rest: Any) -> Setting:
+    """A setting that fits into a context of `seq_len`; `new_tokens` None: until it is full.
+
+    Raises:
+        ValueError: it does not fit; names the option of the command line.
+    """
+    at_least("--prompt-tokens", prompt_tokens, 0)
+    room = seq_len - prompt_tokens
+    if room < 1:
+        raise ValueError(f"--prompt-tokens: {prompt_tokens} fill the context of {seq_len} (data.seq_len); lower it")
+    new_tokens = room if new_tokens is None else new_tokens
+    at_least("--new-tokens", new_tokens, 1)
+    if new_tokens > room:
+        raise ValueError(
+            f"--new-tokens: {new_tokens} behind {prompt_tokens} prompt tokens exceed the context of {seq_len} "
+            f"(data.seq_len); at most {room}"
+        )
+    return Setting(new_tokens=new_tokens, prompt_tokens=prompt_tokens, **rest)
+
+
+def choose_decoders(words: Iterable[str], key: str) -> dict[str, Any]:
+    """`NAME` or `NAME:key=value,key=value`, as typed -> the decoder; `all` stands for the whole table.
+
+    Raises:
+        ValueError: an unknown decoder, or an option that it does not take.
+    """
+    chosen = {}
+    for word in words:
+        for label in DECODERS if word == ALL else [word]:
+            name, _, options = label.partition(":")
+            spec = {"name": name, **parse_options(_NEXT_OPTION.split(options) if options else [], key)}
+            chosen[label] = build(DECODERS, spec, key)
+    return chosen

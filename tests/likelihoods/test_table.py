@@ -1,0 +1,42 @@
+"""The table of likelihoods: what every entry promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from toy import nll_of, random_tokens, toy_model
+
+from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
+from hybrid.likelihoods.base import BOUND, EQUAL, HINDSIGHT
+from hybrid.options import build
+
+OPTIONS = {"policy": {"decoder": "margin"}}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_contract_of_a_likelihood(name: str) -> None:
+    """Frozen; its result bears its name; a row is float64 nats and given tokens are not counted; what is equal is at
+    most what bounds it; a block that is too long is refused."""
+    entry, spec = LIKELIHOODS[name], {"name": name, **OPTIONS.get(name, {})}
+    assert issubclass(entry, LikelihoodMethod) and entry.__doc__ and entry.relation in (EQUAL, BOUND, HINDSIGHT)
+    assert dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert build(LIKELIHOODS, spec, "method") == build(LIKELIHOODS, spec, "method")
+    model, tokens, size = toy_model(), random_tokens(3, 14), min(entry.max_block_size or 4, 4)
+    is_target = torch.arange(14).expand(3, -1) >= 5
+    with torch.no_grad():
+        whole, part = (nll_of(model, tokens, size, spec, draws=3, is_target=target) for target in (None, is_target))
+        exact = nll_of(model, tokens, 1, "exact").nll
+        assert torch.allclose(nll_of(model, tokens, 1, spec, draws=2).nll, exact), "at block size 1 all are the same"
+        assert not nll_of(model, tokens, size, spec, draws=2, is_target=tokens < 0).nll.any()
+        for result, n in ((whole, 14), (part, 9)):
+            assert result.method == name and result.tokens.tolist() == [n] * 3
+            assert result.nll.shape == result.stderr.shape == (3,)
+            assert result.nll.dtype == result.stderr.dtype == torch.float64
+        assert (part.nll < whole.nll).all() and (whole.stderr >= 0).all()
+        if entry.max_block_size is not None:
+            with pytest.raises(ValueError, match=str(entry.max_block_size)):
+                nll_of(model, tokens, entry.max_block_size + 1, spec)
+        if entry.takes_all_draws and name != "exact":
+            assert not nll_of(model, tokens, size, spec, draws="all").stderr.any()
