@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
+from hybrid.arguments import SEEDS, integer, prompt_ids
 from hybrid.checkpoints.finding import reading
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
 from hybrid.checkpoints.module_state import load_state
@@ -30,17 +30,19 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
-from hybrid.likelihoods import LIKELIHOODS, Likelihood, LikelihoodMethod, Rows
-from hybrid.likelihoods.orders import Policy
+from hybrid.likelihoods import Likelihood, Rows
+from hybrid.likelihoods.arguments import (
+    checked_targets,
+    checked_tokens,
+    chosen_likelihood,
+    number_of_draws,
+    with_decoder,
+)
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import build, path_of, pick, shown, title
-
-MAX_DRAWS = 1 << 16
-"""Of `nll`: all of them are held at once."""
-
+from hybrid.options import path_of, pick, title
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
@@ -86,23 +88,21 @@ class LanguageModel:
         Raises:
             ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
-        chosen = _likelihood(method)
+        chosen = chosen_likelihood(method)
         seed = integer("seed", seed, *SEEDS)
-        draws = _number_of_draws(draws, chosen, method)
+        draws = number_of_draws(draws, chosen, method)
         if decoder is not None:
-            if not isinstance(chosen, Policy):
-                raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
-            chosen = Policy(decoder)
-        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
+            chosen = with_decoder(chosen, decoder, method)
+        rows = Rows.of(tokens, checked_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
-        tokens = self._check_tokens(tokens)
+        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
         size = self._block_size(block_size, tokens.shape[1])
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
@@ -227,35 +227,10 @@ class LanguageModel:
             warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
         return planner.model
 
-    def _check_tokens(self, tokens: Tensor) -> Tensor:
-        model = self.model
-        return text_rows(tokens, self.config.data.seq_len, model.vocab_size, model.banned_token_id).to(self.device)
-
-    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
-        return None if is_target is None else target_flags(is_target, tokens).to(self.device)
-
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
             return None
         return document_numbers(tokens, self.tokenizer.end_of_text)
-
-
-def _likelihood(method: Any) -> LikelihoodMethod:
-    """The entry of LIKELIHOODS that is meant, or an instance of one."""
-    if not isinstance(method, (Mapping, LikelihoodMethod)):
-        pick("method", method, LIKELIHOODS)
-    return build(LIKELIHOODS, method, "method")
-
-
-def _number_of_draws(draws: int | str, likelihood: LikelihoodMethod, method: Any) -> int | str:
-    """Raise a ValueError for what is no number of draws, nor "all" where that is possible."""
-    if draws == "all" and likelihood.takes_all_draws:
-        return draws
-    allowed = ", or 'all'" if likelihood.takes_all_draws else f" for method={method!r}"
-    number = integer("draws", draws, 1, also=allowed)
-    if number > MAX_DRAWS:
-        raise ValueError(f"draws: {shown(draws)} is too large; at most {MAX_DRAWS}")
-    return number
 
 
 def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:

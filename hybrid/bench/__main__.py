@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace, config: Config) -> dict[str, Table]:
-    """A table of each thing that is asked for."""
+    """Measure what is asked for; return a table of each thing, by its name."""
     from hybrid.bench import generation, parts, training
     from hybrid.results.table import Table
 

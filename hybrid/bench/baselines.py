@@ -21,7 +21,7 @@ from hybrid.objectives.noise import NoiseKeys
 
 
 class WholeRows(TwoStreamRows):
-    """Both streams whole."""
+    """Both streams with all their rows."""
 
     @property
     def n_clean(self) -> int:
@@ -29,7 +29,7 @@ class WholeRows(TwoStreamRows):
 
 
 class Straightforward(TwoStream):
-    """The pattern of the obvious implementation: both streams whole, every row a query in every layer."""
+    """The pattern of the obvious implementation: both streams in full, every row a query in every layer."""
 
     @classmethod
     def of(cls, length: int, block_size: int, device: torch.device | str = "cpu") -> Straightforward:  # type: ignore[override]
@@ -56,7 +56,7 @@ class Causal:
 
 
 def straightforward_loss(model: Transformer, tokens: Tensor, masking: Masking, pattern: Straightforward) -> Tensor:
-    """The same loss as `masked_loss` of an in-place model, with logits at all 2N positions."""
+    """Compute the same loss as `masked_loss` of an in-place model, with logits at all 2N positions."""
     device = model.embedding.weight.device
     tokens, masked, weight = (send(t, device) for t in (tokens, masking.masked[:, 0], masking.weight[:, 0]))
     noisy = torch.where(masked, model.mask_token_id, tokens)
@@ -81,7 +81,7 @@ class StraightforwardObjective(MaskedObjective):
 
 
 def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
-    """Sum of the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
+    """Sum the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
     tokens = send(tokens, model.embedding.weight.device)
     inputs = F.pad(tokens[:, :-1], (1, 0), value=model.end_of_text)
     pattern = TwoStream.of(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
@@ -91,7 +91,7 @@ def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 0) -> Tensor:
-    """(rows, n_tokens) sampled from an autoregressive model at temperature 1, one token and one forward at a time."""
+    """Sample (rows, n_tokens) from an autoregressive model at temperature 1, one token and one forward at a time."""
     torch.manual_seed(seed)
     cache = model.new_cache(rows, n_tokens + 1)
     token = torch.full((rows, 1), model.end_of_text, device=model.device)

@@ -58,7 +58,7 @@ class GenerationRow:
     batch: int = column("batch")
     variant: str = column("variant")
     seconds: float = column("seconds", rounded(3))
-    spread: str = column("min-max ms")
+    min_max: str = column("min-max ms")
     tokens_per_second: float = column("tokens/s", round)
     of_autoregressive: float = column("of the best autoregressive", rounded(2))
     nfe: int = column("forwards")
@@ -131,7 +131,7 @@ def _row(
         rows,
         name,
         seconds=timing.median,
-        spread=timing.spread,
+        min_max=timing.min_max,
         tokens_per_second=rows * n_tokens / timing.median,
         of_autoregressive=best / timing.median,
         nfe=nfe,

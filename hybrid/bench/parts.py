@@ -34,7 +34,7 @@ class AttentionRow:
 
     attention: str = column("attention")
     ms: float = column("ms", rounded(2))
-    spread: str = column("min-max")
+    min_max: str = column("min-max")
     of_dense: float = column("times as fast as dense", rounded(2))
     pairs: str = column("queries x keys")
     allowed: float = column("of these allowed", rounded(3))
@@ -68,7 +68,7 @@ def attention(setting: Setting, repeats: int) -> list[AttentionRow]:
         allowed = passes[name][1].dense()[0]
         n_q, n_k = allowed.shape
         row = AttentionRow(
-            name, 1e3 * timing.median, timing.spread, base / timing.median, pairs=f"{n_q:,} x {n_k:,}",
+            name, 1e3 * timing.median, timing.min_max, base / timing.median, pairs=f"{n_q:,} x {n_k:,}",
             allowed=float(allowed.float().mean()), gflops=count_flops(steps[name]) / 1e9,
         )  # fmt: skip
         rows.append(row)
@@ -82,7 +82,7 @@ def _attention_step(
     n_q, n_k = pattern.queries.position.shape[1], pattern.keys.position.shape[1]
 
     def rows(n: int) -> Tensor:
-        """As a layer lays them out: (b, h, n, d), a view of (b, n, h, d)."""
+        """Draw rows as a layer lays them out: (b, n, h, d), of which (b, h, n, d) is a view."""
         t = torch.randn(setting.rows, n, c.n_heads, c.head_width, device=device, dtype=dtype)
         return t.requires_grad_()
 
@@ -103,7 +103,7 @@ class HeadRow:
     head: str = column("head")
     rows: int = column("rows")
     ms: float = column("ms", rounded(1))
-    spread: str = column("min-max")
+    min_max: str = column("min-max")
     of_plain: float = column("of plain", rounded(2))
 
 
@@ -136,7 +136,7 @@ def head(setting: Setting, repeats: int) -> list[HeadRow]:
 
     timings = interleave({name: partial(step, loss) for name, loss in losses.items()}, repeats, device)
     plain = timings["plain"].median
-    return [HeadRow(name, m, 1e3 * t.median, t.spread, plain / t.median) for name, t in timings.items()]
+    return [HeadRow(name, m, 1e3 * t.median, t.min_max, plain / t.median) for name, t in timings.items()]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class DataRow:
 
     part: str = column("before the network")
     ms: float = column("ms", rounded(2))
-    spread: str = column("min-max")
+    min_max: str = column("min-max")
     tokens_per_second: float = column("tokens/s", round)
 
 
@@ -164,7 +164,7 @@ def data(setting: Setting, repeats: int) -> list[DataRow]:
     steps["rows of 50M tokens"]()  # the order of an epoch is made once
     timings = interleave(steps, repeats, torch.device("cpu"))
     n_batch = setting.rows * setting.seq_len
-    return [DataRow(name, 1e3 * t.median, t.spread, n_batch / t.median) for name, t in timings.items()]
+    return [DataRow(name, 1e3 * t.median, t.min_max, n_batch / t.median) for name, t in timings.items()]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class GrowthRow:
     size: str = column("what grows")
     value: int = column("to")
     ms: float = column("ms", rounded(1))
-    spread: str = column("min-max")
+    min_max: str = column("min-max")
     autoregressive_ms: float = column("autoregressive, ms", rounded(1))
     of_autoregressive: float = column("of autoregressive", rounded(3))
 
@@ -195,5 +195,5 @@ def growth(setting: Setting, repeats: int) -> list[GrowthRow]:
         name = f"block size {case.block_size}"
         timings = interleave({n: make_step(case, n) for n in (AUTOREGRESSIVE, name)}, repeats, device)
         base, ours = timings[AUTOREGRESSIVE].median, timings[name].median
-        rows.append(GrowthRow(size, value, 1e3 * ours, timings[name].spread, 1e3 * base, base / ours))
+        rows.append(GrowthRow(size, value, 1e3 * ours, timings[name].min_max, 1e3 * base, base / ours))
     return rows

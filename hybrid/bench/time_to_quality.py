@@ -69,7 +69,7 @@ BASELINE = next(iter(ARMS))
 
 
 def arms() -> dict[str, Any]:
-    """What tells them apart, for the record."""
+    """Tell what the arms are, for the record."""
     return {f"arm {name}": dataclasses.asdict(arm) for name, arm in ARMS.items()}
 
 
@@ -118,7 +118,7 @@ def configure(arguments: argparse.Namespace, name: str, seed: int, rate: float, 
 
 
 def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
-    """Median wall-clock of an optimizer step of each arm, in turn."""
+    """Time the optimizer steps of the arms in turn; return the median wall-clock of each."""
     from hybrid.bench.baselines import Dense, StraightforwardObjective
     from hybrid.experiments.measuring import trained
     from hybrid.objectives import MaskedObjective
@@ -138,7 +138,7 @@ def step_seconds(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def best_rates(arguments: argparse.Namespace, costs: dict[str, float]) -> dict[str, float]:
-    """The learning rate of each arm that gives the lowest ELBO in a pilot run."""
+    """Find the learning rate of each arm that gives the lowest ELBO in a pilot run."""
     best = {}
     for name, arm in ARMS.items():
         found = {rate: run(arguments, name, PILOT_SEED, PILOT_FRACTION, rate, costs).nelbo for rate in arm.rates}
@@ -170,7 +170,7 @@ class ArmRow:
 
 
 def table(points: list[Point], costs: dict[str, float], rates: dict[str, float]) -> Table:
-    """ELBO of each arm after each fraction of the time."""
+    """Tabulate the ELBO of each arm after each fraction of the time."""
     longest = max(p.seconds for p in points)
     budgets = [fraction * longest for fraction in sorted(FRACTIONS)]
     rows = []
@@ -198,7 +198,7 @@ class CrossingRow:
 
 
 def crossings(points: list[Point]) -> Table:
-    """When each arm reaches the ELBO at which a straightforward one ends."""
+    """Tabulate when each arm reaches the ELBO at which a straightforward one ends."""
     rows = []
     for reference in (name for name, arm in ARMS.items() if arm.straightforward):
         ends = {seed: curve[-1] for seed, curve in _curves(points, reference).items()}
@@ -212,8 +212,10 @@ def crossings(points: list[Point]) -> Table:
 
 
 def reach(curve: list[Point], nelbo: float) -> float:
-    """Seconds until the curve is as low as `nelbo`, linear in log time between points; 0 if it begins there, infinite
-    if it never is."""
+    """Interpolate when the curve is as low as `nelbo`, in seconds, linear in log time between points.
+
+    Returns 0 if it begins there, and infinity if it never is.
+    """
     if curve[0].nelbo <= nelbo:
         return 0.0
     for before, after in pairwise(curve):
@@ -239,7 +241,7 @@ def plot(points: list[Point]) -> np.ndarray:
 
 
 def _curves(points: list[Point], name: str) -> dict[int, list[Point]]:
-    """Seed -> the points of an arm by time."""
+    """Sort the points of an arm by time; return them by seed."""
     found: dict[int, list[Point]] = {}
     for point in sorted(points, key=lambda p: p.seconds):
         if point.arm == name:

@@ -43,13 +43,13 @@ class Setting:
 
     @classmethod
     def of(cls, config: Config, vocab: int) -> Setting:
-        """That of a configuration, at the first of its block sizes, on random tokens of a vocabulary of its own."""
+        """Take the sizes of a configuration, at the first of its block sizes; the vocabulary is any."""
         seq_len = config.data.seq_len
         rows, sizes = config.trainer.batch_tokens // seq_len, resolve_block_sizes(config.objective.block_size, seq_len)
         return cls(config.model, vocab, seq_len, rows, sizes[0], config.trainer.precision, config.run.device)
 
     def build(self, prediction: str, training: bool) -> Transformer:
-        """A model whose weights are the same for every variant."""
+        """Build a model whose weights are the same for every variant."""
         device = resolve_device(self.device)
         torch.manual_seed(0)
         context = "causal" if prediction == "next_token" else "block_causal"
@@ -73,7 +73,7 @@ class Setting:
 
 
 def make_step(setting: Setting, name: str) -> Callable[[], Any]:
-    """One optimizer step of a variant on random tokens; the weights of all variants start equal."""
+    """Make an optimizer step of a variant on random tokens; the weights of all variants start equal."""
     prediction, block_size, kind = setting.variants[name]
     device = resolve_device(setting.device)
     model = setting.build(prediction, training=True)
@@ -104,7 +104,7 @@ def make_step(setting: Setting, name: str) -> Callable[[], Any]:
 
 
 def rounded(digits: int) -> Callable[[float], float]:
-    """The form of a column whose numbers are rounded."""
+    """Make the form of a column whose numbers are rounded."""
     return partial(round, ndigits=digits)
 
 
@@ -114,7 +114,7 @@ class TrainingRow:
 
     variant: str = column("variant")
     ms: float = column("ms", rounded(1))
-    spread: str = column("min-max")
+    min_max: str = column("min-max")
     tokens_per_second: float = column("tokens/s", round)
     of_autoregressive: float = column("of autoregressive", rounded(3))
     of_straightforward: float | None = column("of straightforward", rounded(3))  # None: the variant was not run
@@ -138,7 +138,7 @@ def measure(setting: Setting, repeats: int, memory: bool) -> list[TrainingRow]:
         row = TrainingRow(
             name,
             ms=1e3 * timing.median,
-            spread=timing.spread,
+            min_max=timing.min_max,
             tokens_per_second=setting.rows * setting.seq_len / timing.median,
             of_autoregressive=base / timing.median,
             of_straightforward=None if against is None else against.median / timing.median,
@@ -151,7 +151,7 @@ def measure(setting: Setting, repeats: int, memory: bool) -> list[TrainingRow]:
 
 
 def _peak(setting: Setting, name: str) -> int:
-    """In a process of its own, since the peak of a process never falls."""
+    """Measure in a process of its own, since the peak of a process never falls."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_peak_here, setting, name).result()
 

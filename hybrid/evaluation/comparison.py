@@ -7,11 +7,10 @@ numbers of good text look like. Only the new tokens of a text are measured.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +135,7 @@ class Comparison:
         """Of the split's prompts; None where it has none."""
         if not self.has_answers:
             return None
-        engine = dataclasses.replace(engine, config=dataclasses.replace(engine.config, stop_at_end=True))
+        engine = replace(engine, config=replace(engine.config, stop_at_end=True))
         try:
             return score(engine, self.split, self.rows, self.batch_rows, self.ranks)
         except ValueError as error:  # rows that are not one example each, say

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -34,12 +35,15 @@ DECODERS = [
     *("mask_predict:steps=4", "mask_predict:steps=8", "p2:steps=8", "p2:steps=8,eta=0"),
     *("remdm:steps=8", "remdm:steps=32"),
 ]
-Lines = dict[str, list[dict[str, Any]]]  # decoder -> a line of `Comparison` per seed
+
+
+def _known(values: list[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def mean(values: list[float | None], form: str = ".3f") -> str | None:
-    """The mean over seeds, and its standard error where they differ; None without a value."""
-    known = [value for value in values if value is not None]
+    """Show the mean over seeds, and its standard error where they differ; None without a value."""
+    known = _known(values)
     if not known:
         return None
     text = format(statistics.fmean(known), form)
@@ -63,6 +67,11 @@ class Row:
     mauve_like: list[float | None] = column("MAUVE-like", mean)
     policy_nats_per_token: list[float | None] = column("policy NLL", mean)
 
+    @classmethod
+    def of(cls, decoder: str, results: Sequence[Mapping[str, Any]]) -> Row:
+        """Gather the results of the seeds, as eval.json has them."""
+        return cls(decoder, *([result.get(field.name) for result in results] for field in fields(cls)[1:]))
+
 
 def main() -> int:
     arguments = parse()
@@ -73,18 +82,17 @@ def main() -> int:
 
     refuse_foreign(arguments.output, plots=1)
     lm = load(arguments.checkpoint, device=arguments.device)
-    judge = load_evaluation_model(arguments.judge, arguments.device)
-    split = validation_of(lm)
-    lines = compare(lm, judge, split, arguments)
-    parts = [_explanation(lm, arguments), table(lines)]
-    plots = {"Judged quality and diversity against forwards per token": plot(lines)}
+    evaluation_model = load_evaluation_model(arguments.judge, arguments.device)
+    rows = compare(lm, evaluation_model, validation_of(lm), arguments)
+    parts = [_explanation(lm, arguments), Table(rows)]
+    plots = {"Judged quality and diversity against forwards per token": plot(rows)}
     module, title = "hybrid.experiments.decoders", "Decoders: quality against forwards"
     publish(arguments.output, module, title, arguments.seeds, parts, plots, str(lm.device))
     return 0
 
 
-def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> Lines:
-    """Real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
+def compare(lm: Any, evaluation_model: Any, split: Any, arguments: argparse.Namespace) -> list[Row]:
+    """Measure real text, then every decoder, once per seed; the policy likelihood, which has no seed, once."""
     from hybrid.device import precision_context
     from hybrid.evaluation.comparison import Comparison
     from hybrid.evaluation.scores import Scores
@@ -94,43 +102,36 @@ def compare(lm: Any, judge: Any, split: Any, arguments: argparse.Namespace) -> L
     size = arguments.block_size or lm.block_sizes[0]
     setting = setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples)
     scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows)
-    lines: Lines = {}
+    results: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:
-        comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), judge, scores.policy)
-        for line in comparison.lines([size], decoders):
-            lines.setdefault(line.decoder, []).append(line.as_json())
-    return lines
+        comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), evaluation_model, scores.policy)
+        for result in comparison.lines([size], decoders):
+            results.setdefault(result.decoder, []).append(result.as_json())
+    return [Row.of(decoder, of_seed) for decoder, of_seed in results.items()]
 
 
-def table(lines: Lines) -> Table:
-    measured = [field.name for field in fields(Row)][1:]
-    return Table([
-        Row(label, *([line.get(name) for line in of_seed] for name in measured)) for label, of_seed in lines.items()
-    ])  # fmt: skip
-
-
-def plot(lines: Lines) -> np.ndarray:
-    """Gen-ppl and entropy against forwards per token, a curve per family of decoders."""
+def plot(rows: list[Row]) -> np.ndarray:
+    """Plot gen-ppl and entropy against forwards per token, a curve per family of decoders."""
     from hybrid.evaluation.results import REAL
     from hybrid.results.plot import Panel, curves
 
-    families: dict[str, list[tuple[float, dict[str, tuple[float, float]]]]] = {}
-    for label, of_seed in lines.items():
-        if label != REAL:
-            point = {}
-            for key in ("gen_ppl", "entropy"):
-                values = [line[key] for line in of_seed]
-                point[key] = statistics.fmean(values), standard_error(values) if len(values) > 1 else 0.0
-            forwards = statistics.fmean(line["nfe_per_token"] for line in of_seed)
-            family = label.split(":per_step=")[0]  # a curve joins the paces of one decoder
-            families.setdefault(family, []).append((forwards, point))
+    def forwards(row: Row) -> float:
+        return statistics.fmean(_known(row.nfe_per_token))
+
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.decoder != REAL:
+            families.setdefault(row.decoder.split(":per_step=")[0], []).append(row)  # joins the step sizes of a decoder
+    real = next(row for row in rows if row.decoder == REAL)
     panels = []
     for key, title in (("gen_ppl", "generative perplexity"), ("entropy", "entropy of a text, nats")):
         drawn = {}
-        for family, points in families.items():
-            points.sort(key=lambda p: p[0])
-            drawn[family] = list(zip(*[(x, *point[key]) for x, point in points], strict=True))
-        level = {"real text": statistics.fmean(line[key] for line in lines[REAL])}
+        for family, members in families.items():
+            points = sorted(members, key=forwards)
+            values = [_known(getattr(row, key)) for row in points]
+            errors = [standard_error(v) if len(v) > 1 else 0.0 for v in values]
+            drawn[family] = list(map(forwards, points)), list(map(statistics.fmean, values)), errors
+        level = {"real text": statistics.fmean(_known(getattr(real, key)))}
         panels.append(Panel(title, "forwards per token", title, drawn, level, log_y=key == "gen_ppl"))
     return curves(panels)
 

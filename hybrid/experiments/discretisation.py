@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def settings(a: argparse.Namespace) -> list[tuple[str | None, int | None]]:
-    """(schedule, steps) of every decoder that is compared; (None, None) is first_hitting."""
+    """List (schedule, steps) of every decoder that is compared; (None, None) is first_hitting."""
     return [*((schedule, steps) for schedule in a.schedules for steps in a.steps), (None, None)]
 
 
@@ -167,7 +167,7 @@ def text_results(subject: Subject, a: argparse.Namespace) -> Results:
 
 
 def per_token(subject: Subject, schedule: str | None, steps: int | None) -> float:
-    """Forwards per token that the law of the decoder predicts. A block is written whole, then cut to the length."""
+    """Compute the forwards per token of a decoder from its law. The last block is written in full, then cut."""
     from hybrid.experiments.reverse_process.ancestral_law import cell_widths, expected_forwards
 
     seq_len, starts = subject.lm.config.data.seq_len, range(0, subject.length, subject.block_size)

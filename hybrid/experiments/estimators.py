@@ -74,7 +74,7 @@ class Row:
 
 
 def table(results: list[Measured], block_size: int) -> Table:
-    """The estimators at one block size, the least gradient variance first."""
+    """Tabulate the estimators at one block size, the least gradient variance first."""
     from hybrid.experiments.measuring.gradient_noise import REFERENCE
 
     here = sorted((r for r in results if r.block_size == block_size), key=lambda r: r.gradient_variance)
@@ -106,7 +106,7 @@ on as many other rows.
 
 
 def plot(results: list[Measured], sizes: list[int]) -> np.ndarray:
-    """A group of bars per estimator: gradient variance relative to REFERENCE, a bar per block size."""
+    """Plot the gradient variance relative to REFERENCE: a group of bars per estimator, a bar per block size."""
     from matplotlib.figure import Figure
 
     from hybrid.experiments.measuring.gradient_noise import REFERENCE

@@ -73,7 +73,7 @@ def main() -> int:
     return 0
 
 
-def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
+def measure_all(lm: LanguageModel, evaluation_model: EvaluationModel, arguments: argparse.Namespace) -> list[Point]:
     from hybrid.device import precision_context
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import choose_decoders
@@ -88,13 +88,19 @@ def measure_all(lm: LanguageModel, judge: EvaluationModel, arguments: argparse.N
                 log.info("block size %d, %s", size, label)
                 point = Point(family, size, label, policy_nll=scores.policy(size, label, decoder))
                 for seed in arguments.seeds:
-                    add(point, lm, decoder, judge, arguments.samples, arguments.new_tokens, seed)
+                    add(point, lm, decoder, evaluation_model, arguments.samples, arguments.new_tokens, seed)
                 points.append(point)
     return points
 
 
 def add(
-    point: Point, lm: LanguageModel, decoder: Any, judge: EvaluationModel, samples: int, length: int, seed: int
+    point: Point,
+    lm: LanguageModel,
+    decoder: Any,
+    evaluation_model: EvaluationModel,
+    samples: int,
+    length: int,
+    seed: int,
 ) -> None:
     """Write the texts of one seed, one by one, and note what they cost and are."""
     from hybrid.evaluation.diversity import entropy
@@ -106,20 +112,20 @@ def add(
     point.tokens_per_forward.append(tokens / nfe)
     point.tokens_per_second.append(tokens / seconds)
     point.entropy.append(entropy(rows))
-    point.gen_ppl.append(judge.read([lm.tokenizer.decode(row) for row in rows]).gen_ppl)
+    point.gen_ppl.append(evaluation_model.read([lm.tokenizer.decode(row) for row in rows]).gen_ppl)
 
 
 def write(
     lm: LanguageModel, size: int, decoder: Any, samples: int, length: int, seed: int
 ) -> tuple[list[list[int]], int]:
-    """Texts without a prompt, each in a batch of its own, and the forwards of all."""
+    """Write texts without a prompt, each in a batch of its own; return them and the forwards of all."""
     engine = lm.engine(size, decoder, seed=seed, stop_at_end=False)
     results = [engine.generate([[]], length, row_keys=[key]) for key in range(samples)]
     return [result.tokens[0] for result in results], sum(result.nfe for result in results)
 
 
 def plot(points: list[Point], key: str) -> np.ndarray:
-    """A panel per block size, a curve per family."""
+    """Plot a panel per block size, a curve per family."""
     from hybrid.results.plot import Panel, curves
 
     panels = []

@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Values:
-    """Every likelihood that each block size allows, on the first rows of the validation split."""
+    """Compute every likelihood that each block size allows, on the first rows of the validation split."""
     from hybrid.device import precision_context
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import choose_decoders
@@ -76,7 +76,7 @@ def measure(models: list[LanguageModel], arguments: argparse.Namespace) -> Value
 
 
 def table(values: Values) -> Table:
-    """From the loosest to hindsight, a column per block size; means over runs with their standard errors."""
+    """Tabulate them from the loosest to hindsight: means over runs with their standard errors."""
     sizes = sorted({size for _, size in values})
     measured = list(dict.fromkeys(name for name, _ in values))
     policies = {name: f"order: {name}" for name in measured if name not in (*FIRST, *LAST)}

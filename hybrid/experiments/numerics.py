@@ -3,7 +3,7 @@
 python -m hybrid.experiments.numerics
 python -m hybrid.experiments.numerics --checkpoint runs/masked --output docs/numerics.md
 
-Without a checkpoint: one masked token whose distribution is Zipf's, where the exact law is known. With one: also whole
+Without a checkpoint: one masked token whose distribution is Zipf's, where the exact law is known. With one: also
 texts of the model, at several step counts.
 """
 
@@ -64,7 +64,7 @@ class ZipfRow:
 
 
 def zipf_table(samples: int, seeds: list[int]) -> Table:
-    """Published, computed and simulated rate and entropy for each unmasking probability."""
+    """Tabulate published, computed and simulated rate and entropy for each unmasking probability."""
     import numpy as np
     import torch
 

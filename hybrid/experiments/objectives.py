@@ -75,12 +75,12 @@ def main() -> int:
     firsts = {name: configs[0] for name, configs in plans.items()}
     made_from = {**basis(firsts[names[0]]), "first": names[0]}
     costs = remembered(Path(arguments.folder) / "costs.json", made_from, lambda kept: with_missing(kept, firsts))
-    judge = _judge(arguments)
+    evaluation_model = _evaluation_model(arguments)
     outcomes = []
     for i in range(len(arguments.seeds)):  # seed by seed, so that what there is can be compared early
         for name, configs in plans.items():
             steps = fitting_steps(configs[i], costs[name], costs[names[0]])
-            outcomes.append(outcome(configs[i], name, steps, costs[name], judge, arguments))
+            outcomes.append(outcome(configs[i], name, steps, costs[name], evaluation_model, arguments))
             log.info("%s, seed %d: %.4f", name, outcomes[-1].seed, outcomes[-1].nelbo)
     parts = [_explanation(plans[names[0]][0], arguments), table(outcomes)]
     module = "hybrid.experiments.objectives"
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
-    """The configuration of one run, its folder named after objective and seed."""
+    """Configure one run, its folder named after objective and seed."""
     from hybrid.config import load_config
     from hybrid.experiments.measuring.trained import settings
     from hybrid.sweep.plan import slug
@@ -99,7 +99,7 @@ def configure(arguments: argparse.Namespace, name: str, seed: int) -> Config:
 
 
 def with_missing(kept: dict[str, float], configs: dict[str, Config]) -> dict[str, float]:
-    """The kept times of a step, and those of objectives that have none, measured in turn with the first."""
+    """Add to the kept times of a step those of objectives that have none, measured in turn with the first."""
     missing = {name: config for name, config in configs.items() if name not in kept}
     if not missing:
         return kept
@@ -110,7 +110,7 @@ def with_missing(kept: dict[str, float], configs: dict[str, Config]) -> dict[str
 
 
 def step_times(configs: dict[str, Config]) -> dict[str, float]:
-    """Median seconds of a training step, all objectives timed in turn.
+    """Time the training steps of all objectives in turn; return the median seconds of each.
 
     On a CPU it is the time of this process's own threads, which other work on the machine hardly changes.
     """
@@ -124,13 +124,18 @@ def step_times(configs: dict[str, Config]) -> dict[str, float]:
 
 
 def fitting_steps(config: Config, cost: float, base_cost: float) -> int:
-    """Steps that take as long as the configured number of the first objective; differences below 5% are noise."""
+    """Compute how many steps take as long as those configured take the first objective; 5% are noise."""
     ratio = cost / base_cost
     return config.trainer.steps if abs(ratio - 1) < 0.05 else max(round(config.trainer.steps / ratio), 1)
 
 
 def outcome(
-    config: Config, name: str, steps: int, cost: float, judge: EvaluationModel | None, arguments: argparse.Namespace
+    config: Config,
+    name: str,
+    steps: int,
+    cost: float,
+    evaluation_model: EvaluationModel | None,
+    arguments: argparse.Namespace,
 ) -> Outcome:
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.engine import generate_shared
@@ -142,7 +147,7 @@ def outcome(
     at_one = elbo(lm, run.split, 1, arguments.rows, draws=1)
     length = min(arguments.new_tokens, lm.config.data.seq_len)
     rows = generate_shared(lm.engine(size, stop_at_end=False), [[]] * arguments.samples, length).tokens
-    reading = None if judge is None else judge.read([lm.tokenizer.decode(row) for row in rows])
+    reading = None if evaluation_model is None else evaluation_model.read([lm.tokenizer.decode(row) for row in rows])
     return Outcome(
         name, config.run.seed, steps, cost, run.nelbo, at_one, entropy(rows),
         None if reading is None else reading.gen_ppl,
@@ -167,7 +172,7 @@ class Row:
 
 
 def table(outcomes: list[Outcome]) -> Table:
-    """A line per objective, the best first: means over seeds with standard errors, differences paired by seed."""
+    """Tabulate the objectives, the best first: means over seeds, differences paired by seed."""
     by_name: dict[str, dict[int, Outcome]] = {}
     for o in outcomes:
         by_name.setdefault(o.name, {})[o.seed] = o
@@ -200,7 +205,7 @@ loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_to
 temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
-def _judge(arguments: argparse.Namespace) -> EvaluationModel | None:
+def _evaluation_model(arguments: argparse.Namespace) -> EvaluationModel | None:
     if arguments.judge is None:
         return None
     from hybrid.evaluation.evaluation_model import load_evaluation_model

@@ -60,7 +60,7 @@ def main() -> int:
 
 
 def solve(runs: list[str], decoders: dict[str, Any], arguments: argparse.Namespace) -> Group:
-    """Every decoder on every run of a group.
+    """Let every decoder answer on every run of a group.
 
     Raises:
         ValueError: runs that are not of one setting, or whose data has no answers.
@@ -96,7 +96,7 @@ class Row:
 
 
 def table(group: Group) -> Table:
-    """A line per decoder, the best at the largest block size first."""
+    """Tabulate the decoders, the best at the largest block size first."""
     largest = max(group.block_sizes)
     labels = list(dict.fromkeys(label for label, _ in group.answers))
     labels.sort(key=lambda label: -statistics.fmean(a.solved for a in group.answers[label, largest]))

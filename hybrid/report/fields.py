@@ -31,7 +31,7 @@ class Fields:
         )
 
     def number(self, name: str, or_else: Any = _MISSING, least: float = -_MOST) -> Any:
-        """An integer or a finite float, as a float."""
+        """Get an integer or a finite float, as a float."""
         kind = "a finite number" + (f" of {least:g} or more" if least > -_MOST else "")
         value = self._get(name, or_else, lambda v: is_number(v) and v >= least, kind)
         return float(value) if type(value) is int else value
@@ -43,12 +43,12 @@ class Fields:
         return self._get(name, or_else, lambda v: isinstance(v, bool), "true or false")
 
     def inner(self, name: str, or_else: Any = _MISSING) -> Any:
-        """`Fields` of an object in it."""
+        """Get the `Fields` of an object in it."""
         value = self._get(name, or_else, lambda v: isinstance(v, dict), "an object")
         return value if value is or_else else Fields(value, self._place(name))
 
     def rows(self, name: str, or_else: Any = _MISSING) -> Iterator[Fields]:
-        """`Fields` of each object of a list in it."""
+        """Go through the `Fields` of each object of a list in it."""
         value = self._get(name, or_else, lambda v: isinstance(v, list), "a list")
         yield from (Fields(row, f"{self._place(name)}[{i}]") for i, row in enumerate(value))
 
@@ -67,7 +67,7 @@ class Fields:
 
 
 def _is_text(value: Any) -> bool:
-    """One that can be written into a file: JSON may hold halves of characters."""
+    """Whether it is a text that can be written into a file: JSON may hold halves of characters."""
     return isinstance(value, str) and value.encode(errors="replace").decode() == value
 
 

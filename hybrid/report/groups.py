@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.config import NO_MATTER, ROUNDING, flatten
-from hybrid.report.run_record import Measured, RunRecord
+from hybrid.likelihoods.rows import SplitLikelihood
+from hybrid.report.run_record import RunRecord
 from hybrid.results.table import standard_error
 
 _SAME_MODEL = (*NO_MATTER, *ROUNDING, "eval.")
@@ -52,7 +53,7 @@ class Group:
 
     @property
     def family(self) -> tuple[tuple[str, Any], ...]:
-        """The differences but for the block size: what one curve over block sizes has in common."""
+        """Its differences but for the block size: what one curve over block sizes has in common."""
         return tuple((key, value) for key, value in self.settings.items() if key != BLOCK_SIZE)
 
     @property
@@ -67,18 +68,18 @@ class Group:
         sizes = self.first.block_sizes
         return sizes[0] if len(sizes) == 1 and sizes[0] in self.evaluated else None
 
-    def measured(self, block_size: int) -> list[Measured]:
+    def measured(self, block_size: int) -> list[SplitLikelihood]:
         return [next(m for m in run.likelihoods if m.block_size == block_size) for run in self.runs]
 
     def nats(self, block_size: int) -> Mean:
         found = self.measured(block_size)
-        return Mean.of([m.nats for m in found], [m.stderr for m in found])
+        return Mean.of([m.nats_per_token for m in found], [m.known_stderr for m in found])
 
     def bits_per_byte(self, block_size: int) -> Mean | None:
-        """None if the tokens of a run are not the text."""
+        """Average bits per byte; None if the tokens of a run are not the text."""
         found = self.measured(block_size)
         bits = [m.bits_per_byte for m in found if m.bits_per_byte is not None]
-        noise = [None if m.stderr is None else m.stderr * (m.bits_per_nat or 0.0) for m in found]
+        noise = [None if m.known_stderr is None else m.known_stderr * (m.bits_per_nat or 0.0) for m in found]
         return Mean.of(bits, noise) if len(bits) == len(found) else None
 
     @property
@@ -87,10 +88,10 @@ class Group:
         return all(self.bits_per_byte(size) is not None for size in self.evaluated)
 
     def method(self, block_size: int) -> str:
-        return self.measured(block_size)[0].method
+        return self.measured(block_size)[0].likelihood
 
     def by_count(self, block_size: int) -> dict[int, float]:
-        """Mean over the runs."""
+        """Average over the runs the loss of a masked token by the number that are masked."""
         tables = [m.by_count for m in self.measured(block_size)]
         shared = sorted(set.intersection(*(set(t) for t in tables)))
         return {n: statistics.fmean(t[n] for t in tables) for n in shared}
@@ -100,7 +101,7 @@ class Group:
 
 
 def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
-    """Dotted key -> the values of all runs, of the settings in which they differ; without seeds and the like."""
+    """Find the settings in which runs differ, without seeds and the like: dotted key -> the values of all runs."""
     settings = [flatten(run.config) for run in runs]
     names = [name for name in dict.fromkeys(key for s in settings for key in s) if not name.startswith(_SAME_MODEL)]
     columns = {name: [s.get(name) for s in settings] for name in names}
@@ -108,13 +109,13 @@ def differences(runs: Iterable[RunRecord]) -> dict[str, list[Any]]:
 
 
 def common(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """The settings that all runs share."""
+    """Find the settings that all runs share."""
     differ = differences(runs)
     return {k: v for k, v in flatten(runs[0].config).items() if k not in differ and not k.startswith(_SAME_MODEL)}
 
 
 def gather(runs: Sequence[RunRecord]) -> list[Group]:
-    """Autoregressive ones first, then by family as their runs come, and by block size."""
+    """Gather runs of one model; autoregressive ones first, then by family as they come, and by block size."""
     differ = differences(runs)
     gathered: dict[str, list[int]] = {}
     for i in range(len(runs)):
@@ -135,7 +136,7 @@ def gather(runs: Sequence[RunRecord]) -> list[Group]:
 
 
 def _label(group: Group) -> str:
-    """The name of its runs without the seed; empty if they have no name in common and nothing tells them apart."""
+    """Find the name of its runs without the seed; empty if they have no name in common and nothing tells them apart."""
     names = {_without_seed(run) for run in group.runs}
     return names.pop() if len(names) == 1 else ", ".join(str(v) for v in group.settings.values())
 

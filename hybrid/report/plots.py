@@ -30,7 +30,7 @@ SMOOTHING = 5  # logged values of the training loss that are averaged
 
 
 def save_svg(figure: Figure, name: str) -> str:
-    """As an element of a page. The name keeps the identifiers of several figures of one page apart."""
+    """Write a figure as an element of a page. The name keeps the identifiers of several on one page apart."""
     from matplotlib import rc_context
 
     text = io.StringIO()
@@ -47,7 +47,7 @@ def save_png(figure: Figure) -> bytes:
 
 
 def colours(groups: Sequence[Group]) -> dict[str, Any]:
-    """Black for autoregressive groups; a scale over block sizes if they tell all others apart, else one hue each."""
+    """Choose black for autoregressive groups; a scale over block sizes if these tell all others apart, else hues."""
     from matplotlib import colormaps
 
     found: dict[str, Any] = {g.label: _AUTOREGRESSIVE for g in groups}
@@ -62,9 +62,13 @@ def colours(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def block_sizes(groups: Sequence[Group], truth: tuple[float, float] | None) -> Figure | None:
-    """Bits per byte, which all groups have, against the block size: one curve over the models that were each trained
-    for one, and one for each model that was evaluated at several. `truth`: the entropy of the source and its own
-    likelihood, bits per byte."""
+    """Plot bits per byte, which all groups have, against the block size.
+
+    One curve joins the models that were each trained for one size; each model that was evaluated at several has one.
+
+    Args:
+        truth: the entropy of the source and its own likelihood, bits per byte.
+    """
     if len({size for g in groups if not g.is_autoregressive for size in g.evaluated}) < 2:
         return _side_by_side(groups, truth)
     figure, axes = _new("block size at evaluation", "bits per byte")
@@ -95,7 +99,7 @@ def block_sizes(groups: Sequence[Group], truth: tuple[float, float] | None) -> F
 
 
 def _side_by_side(groups: Sequence[Group], truth: tuple[float, float] | None) -> Figure | None:
-    """Bits per byte of models that were evaluated at one block size, a line each."""
+    """Plot bits per byte of models that were evaluated at one block size, a line each."""
     lines = [(g, size) for g in groups for size in g.evaluated][::-1]
     if not lines:
         return None
@@ -128,7 +132,7 @@ def _over_block_sizes(
 
 
 def _family_name(family: Any, members: Sequence[Group], groups: Sequence[Group]) -> str:
-    """The settings in which it differs from the other families."""
+    """Name the settings in which it differs from the other families."""
     if len(members) == 1:
         return members[0].label
     others = [dict(g.family) for g in groups if g.family != family]
@@ -137,7 +141,7 @@ def _family_name(family: Any, members: Sequence[Group], groups: Sequence[Group])
 
 
 def trade(written: Sequence[Written], palette: dict[str, Any]) -> Figure | None:
-    """Quality against speed over groups and decoders, with the front of those that no other beats in both."""
+    """Plot quality against speed over groups and decoders, with the front of those that no other beats in both."""
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     points = [(w, w.nats_per_byte) for w in written if w.nats_per_byte is not None]
@@ -172,7 +176,7 @@ def trade(written: Sequence[Written], palette: dict[str, Any]) -> Figure | None:
 
 
 def by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Figure | None:
-    """Loss of a masked token against the number of masked tokens in its block, at the block size of the model."""
+    """Plot the loss of a masked token against the number that are masked in its block, at the model's block size."""
     figure, axes = _new("masked tokens in the block", "nats per masked token")
     drawn = False
     for g in groups:
@@ -189,7 +193,7 @@ def by_count(groups: Sequence[Group], palette: dict[str, Any]) -> Figure | None:
 
 
 def curves(groups: Sequence[Group], palette: dict[str, Any], against: str) -> Figure | None:
-    """Training loss (thin, a running mean over all seeds) and validation (dots) against "tokens" or "seconds"."""
+    """Plot training loss (thin, a running mean over all seeds) and validation (dots) against "tokens" or "seconds"."""
     label = {"tokens": "training tokens", "seconds": "seconds of training"}[against]
     figure, axes = _new(label, "nats per token")
     values: list[float] = []
@@ -213,7 +217,7 @@ def curves(groups: Sequence[Group], palette: dict[str, Any], against: str) -> Fi
 
 
 def _mean_curve(runs: Sequence[RunRecord], tag: str, against: str) -> np.ndarray:
-    """(points, 2) float64: x and the mean of a metric over runs, at the steps at which all of them logged it."""
+    """Average a metric over runs where all logged it: (points, 2) float64 of x and the mean."""
     tables = [{step: (run.tokens(step), seconds, value) for step, seconds, value in run.curve(tag)} for run in runs]
     steps = sorted(set.intersection(*(set(t) for t in tables)))
     column = 0 if against == "tokens" else 1

@@ -33,7 +33,7 @@ class Section:
 
 
 def sections(groups: Sequence[Group]) -> list[Section]:
-    """Those for which the runs have something to show."""
+    """Make the sections for which the runs have something to show."""
     runs = [run for g in groups for run in g.runs]
     palette = plots.colours(groups)
     texts = written(groups)
@@ -49,7 +49,7 @@ def sections(groups: Sequence[Group]) -> list[Section]:
 
 
 def truth_in_bits(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
-    """`RunRecord.truth` in bits per byte, if it is known and the same for all runs."""
+    """Convert `RunRecord.truth` to bits per byte, if it is known and the same for all runs."""
     known = {run.truth for run in runs}
     values = known.pop() if len(known) == 1 else None
     if values is None:
@@ -116,7 +116,7 @@ def _trained(group: Group, block_size: int) -> str:
 
 
 def _below(groups: Sequence[Group], truth: float) -> str:
-    """Which likelihoods are better than that of the source itself."""
+    """Say which likelihoods are better than that of the source itself."""
     low = []
     for g in groups:
         for size in g.evaluated:
@@ -159,12 +159,12 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
     ways = [
         f"{formatted(h['samples'], 'g')} texts at once, temperature {formatted(h['temperature'], 'g')}" for h in hows
     ]
-    judge = evaluated[0].judge
+    model = evaluated[0].evaluation_model
     real = texts[0]
     text = f"From each model and decoder {' or '.join(dict.fromkeys(ways))}."
-    if judge is not None and real.real_nats_per_byte is not None:
+    if model is not None and real.real_nats_per_byte is not None:
         text += (
-            f" The judge {judge['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
+            f" The judge {model['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
             f"{real.real_entropy:.3f}); lower is more probable to it, and what repeats itself is the most probable: "
             f"texts with less than {REPETITIVE:.0%} of the entropy of real ones are hollow and not on the front. "
             "The line joins those that no other beats in both speed and quality."
@@ -240,7 +240,7 @@ def _runs(groups: Sequence[Group], runs: Sequence[RunRecord]) -> Section:
 
 
 def provenance(runs: Sequence[RunRecord]) -> list[str]:
-    """Where the runs come from."""
+    """Say where the runs come from."""
     environments = [run.environment for run in runs]
     commits, machines = (sorted(set(map(of, environments))) for of in (commit_of, machine_of))
     corpora = {title(run.config.data.corpus) for run in runs}

@@ -53,20 +53,20 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def commit_of(facts: Mapping[str, Any]) -> str:
-    """Of an `environment`, short."""
+    """Name the commit of an `environment`, short."""
     if facts["commit"] is None:
         return "no commit"
     return facts["commit"][:7] + (" with changes" if facts["dirty"] else "")
 
 
 def machine_of(facts: Mapping[str, Any]) -> str:
-    """Of an `environment`: processor or GPU, threads, torch."""
+    """Name the machine of an `environment`: processor or GPU, threads, torch."""
     name = facts["processor"] if facts["device"] == "cpu" else facts["device"]
     return f"{name}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
 
 
 def _without_home(word: str) -> str:
-    """A word of a command line, for a record: `~` for the home folder where a path begins with it, and UTF-8."""
+    """Write a word of a command line for a record: `~` for the home folder where a path begins with it, and UTF-8."""
     home = os.path.expanduser("~")
     if len(Path(home).parts) > 1:  # neither `/` nor a `~` that is unknown
         word = re.sub(rf"(?<![^=:,\[\s'\"]){re.escape(home)}(?=$|[/,:\]\s'\"])", "~", word)
@@ -82,7 +82,7 @@ def _processor() -> str:
 
 
 def _git() -> dict[str, Any]:
-    """Commit of the repository that this code belongs to, and whether files differ from it; null if there is none."""
+    """Ask git for the commit of this code, and whether files differ from it; null if there is none."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__)

@@ -37,7 +37,7 @@ class Panel:
 
 
 def curves(panels: Sequence[Panel]) -> np.ndarray:
-    """Panels side by side, x on a logarithmic scale; uint8 [height, width, 3]."""
+    """Draw panels side by side, x on a logarithmic scale; uint8 [height, width, 3]."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 

@@ -26,12 +26,12 @@ def provenance(command: str, seeds: Sequence[int], device: str = "cpu") -> str:
 
 
 def listed(noun: str, values: Sequence[Any]) -> str:
-    """`seed 0`, `seeds 0, 1`."""
+    """Write `seed 0`, or `seeds 0, 1`."""
     return f"{noun}{'' if len(values) == 1 else 's'} {', '.join(map(str, values))}"
 
 
 def command_of(module: str) -> str:
-    """The command line that is running."""
+    """Quote the command line that is running."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 

@@ -65,7 +65,7 @@ class Table:
         return [list(row) for row in zip(*(values for _, values in self._values), strict=True)]
 
     def records(self) -> list[dict[str, Any]]:
-        """Heading -> cell of each row, for JSON."""
+        """Map headings to cells, for JSON."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.cells]
 
     def markdown(self) -> str:
@@ -75,7 +75,7 @@ class Table:
         return f"{self.caption}\n\n{body}" if self.caption else body
 
     def text(self, left: Collection[int] = (0,)) -> str:
-        """Plain text, the columns numbered in `left` flush left."""
+        """Align plain text, the columns numbered in `left` flush left."""
         return aligned([self.columns, *([cell(value) for value in row] for row in self.cells)], left)
 
 
@@ -86,7 +86,7 @@ def _shown(value: Any, form: str | Callable[[Any], Any]) -> Any:
 
 
 def cell(value: Any) -> str:
-    """What stands in a cell: floats with four significant digits, a dash for None."""
+    """Write what stands in a cell: floats with four significant digits, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -97,7 +97,7 @@ def cell(value: Any) -> str:
 
 
 def plus_minus(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
-    """`mean ± standard error` over independent values (one per seed); without the error where there is only one.
+    """Write `mean ± standard error` of independent values (one per seed); without the error of a single one.
 
     `sign="+"` shows that of a difference.
     """
@@ -108,7 +108,7 @@ def plus_minus(values: Sequence[float], digits: int = 3, sign: str = "") -> str:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of independent values; NaN of a single one."""
+    """std / sqrt(n): the error of the mean of independent values; NaN of a single one."""
     import numpy as np
 
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")

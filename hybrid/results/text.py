@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
-    """A heading, a line under it, and rows. Columns are flush right, those numbered in `left` flush left."""
+    """Align a heading, a line under it, and rows. Columns are flush right, those numbered in `left` flush left."""
     columns = []
     for number, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
@@ -16,5 +16,5 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
 
 
 def formatted(value: float | str | None, form: str) -> str:
-    """A cell; a dash where there is no value, or one that is not a number."""
+    """Format a cell; a dash where there is no value, or one that is not a number."""
     return "-" if value is None or value != value else format(value, form)

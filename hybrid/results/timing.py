@@ -22,7 +22,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     @property
-    def spread(self) -> str:
+    def min_max(self) -> str:
         return f"{1e3 * min(self.seconds):.1f}-{1e3 * max(self.seconds):.1f}"
 
 
@@ -46,6 +46,6 @@ def interleave(
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was asked to."""
+    """Wait until the device has done what it was asked to."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

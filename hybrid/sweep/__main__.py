@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def train(runs: list[Planned], states: dict[str, State], n_jobs: int) -> dict[str, str]:
-    """Train what is not finished; why some failed, by name."""
+    """Train what is not finished; return why some failed, by name."""
     from hybrid.config import to_yaml
     from hybrid.storage.atomic import write_text_atomic
     from hybrid.sweep.jobs import Job
@@ -93,7 +93,7 @@ def refuse_foreign_settings(run: Planned, folder: Path) -> None:
 
 
 def evaluate(planned: Plan, failures: dict[str, str], n_jobs: int) -> dict[str, str]:
-    """Evaluate what was trained and has not been evaluated like this; why some failed, by name."""
+    """Evaluate what was trained and has not been evaluated like this; return why some failed, by name."""
     from hybrid.sweep.jobs import Job
     from hybrid.sweep.state import is_evaluated
 
@@ -111,7 +111,7 @@ def evaluate(planned: Plan, failures: dict[str, str], n_jobs: int) -> dict[str, 
 
 
 def work_through(jobs: list[Job], n_jobs: int, verb: str) -> dict[str, str]:
-    """Run jobs, telling of each that ends; why some failed, by name."""
+    """Run jobs, telling of each that ends; return why some failed, by name."""
     import torch
 
     from hybrid.sweep.jobs import last_line, slots, work

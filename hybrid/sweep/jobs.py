@@ -91,7 +91,7 @@ def work(
 
 
 def _start(job: Job, environment: Mapping[str, str]) -> subprocess.Popen[bytes] | None:
-    """None if a process of an earlier sweep still holds the log: two must not train in one folder."""
+    """Start a job; None if a process of an earlier sweep still holds the log: two must not train in one folder."""
     with open(job.log, "ab") as output:
         if lock(output.fileno(), wait=False) is False:
             return None
@@ -116,8 +116,10 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 def slots(jobs: int, cores: int, gpus: int) -> list[dict[str, str]]:
-    """What each of `jobs` workers adds to the environment: its share of the cores, unless the user has set threads, and
-    a GPU if there are several."""
+    """Share the machine among `jobs` workers: what each adds to the environment of its jobs.
+
+    It is a share of the cores, unless the user has set threads, and a GPU if there are several.
+    """
     environments = []
     for number in range(jobs):
         environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(cores // jobs, 1))}
@@ -128,7 +130,7 @@ def slots(jobs: int, cores: int, gpus: int) -> list[dict[str, str]]:
 
 
 def last_line(path: Path) -> str:
-    """Of a log, which tells why its job failed; the last update of a progress bar does not count."""
+    """Find the last line of a log, which tells why its job failed; a progress bar does not count."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("error:")]

@@ -41,14 +41,17 @@ class Planned:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a sweep, and the options with which `hybrid.evaluate` looks at each of them (None: it does not)."""
+    """The runs of a sweep, and the options of `hybrid.evaluate` for each of them (None: they are not evaluated)."""
 
     runs: list[Planned]
     evaluate: list[str] | None
 
 
 def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
-    """The runs of a sweep file, or of a run's configuration; `overrides` are over the file, `key=a,b,c` is an axis.
+    """List the runs of a sweep file, or of a run's configuration.
+
+    Args:
+        overrides: over those of the file; `key=a,b,c` is an axis.
 
     Raises:
         ValueError: a key of the file that does not exist, a run whose settings do not fit together, two of one name.
@@ -89,7 +92,7 @@ def plan(file: Path, overrides: Iterable[str], folder: Path) -> Plan:
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A sweep file with the path of its `config` resolved; of another file, `{"config": file}`."""
+    """Read a sweep file and resolve the path of its `config`; of another file, `{"config": file}`."""
     content = dialect.read(file)
     if not any(key in content for key in ("config", "arms", "grid")):
         return {"config": file}
@@ -107,7 +110,7 @@ def read(file: Path) -> dict[str, Any]:
 
 
 def axis(override: str) -> tuple[str, list[Any]]:
-    """`key=a,b,c` -> key and values, written as in a YAML list: `4`, `[1, 4]`, `{name: power, exponent: 1}`."""
+    """Split `key=a,b,c` into key and values, written as in a YAML list: `4`, `[1, 4]`, `{name: power, exponent: 1}`."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"override {override!r} is not key=value or key=value,value, e.g. objective.block_size=1,4,16")
@@ -124,7 +127,10 @@ def _check(axes: Mapping[str, Any], settings: Iterable[Mapping[str, Any]], file:
 
 
 def run_name(arm: str, point: Mapping[str, Any]) -> str:
-    """`b4-seed-0`: the arm, then each key of the grid without its group (unless two have the same last part)."""
+    """Name a run, such as `b4-seed-0`: the arm, then each key of the grid without its group.
+
+    Keys with the same last part keep their groups.
+    """
     last = [key.rpartition(".")[2] for key in point]
     parts = [slug(arm)] if arm else []
     for (key, value), short in zip(point.items(), last, strict=True):
@@ -133,12 +139,12 @@ def run_name(arm: str, point: Mapping[str, Any]) -> str:
 
 
 def slug(text: str) -> str:
-    """A text as part of the name of a folder."""
+    """Turn a text into a part of the name of a folder."""
     return re.sub(r"[^\w.]+", "-", text).strip("-")
 
 
 def evaluation_words(options: Mapping[str, Any], folder: Path) -> list[str]:
-    """`{block_size: [1, 4], rows: 8}` -> `--block-size 1 4 --rows 8`; a judge may be the name of a run of the sweep."""
+    """`{block_size: [1, 4], rows: 8}` -> `--block-size 1 4 --rows 8`; `judge` may name a run of the sweep."""
     words = []
     for name, value in options.items():
         if name in ("checkpoint", "output"):

@@ -25,7 +25,7 @@ from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 log = logging.getLogger(__name__)
 # Settings that a run may change when it is resumed, but not and still be the run that the sweep asks for.
 _MUST_AGREE = ("trainer.batch_tokens", "trainer.init_from", "trainer.precision", "run.seed")
-# Settings that no result depends on; how long a run takes is looked at where it is known how far it is.
+# Settings that no result depends on; how long a run takes is compared where it is known how far it is.
 _NO_MATTER = (*NO_MATTER, "trainer.steps", "trainer.minutes", "eval.sample", "eval.batch_rows")
 # Options of hybrid.evaluate that say where something is; what it is is compared by its hash.
 _PATHS = ("checkpoint", "judge")
@@ -45,7 +45,7 @@ class State:
 
 
 def states_of(runs: Sequence[Planned]) -> dict[str, State]:
-    """`state_of` each run, by name."""
+    """Find the state of each run, by name."""
     prepared: Prepared = {}
     return {run.name: state_of(run, prepared=prepared) for run in runs}
 
@@ -104,7 +104,10 @@ def _other(folder: Path, has: str, who: str, wanted: str) -> ValueError:
 
 
 def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepared) -> None:
-    """What is not in the settings: the text behind the name of a corpus, the weights behind the path of a run."""
+    """Refuse a run of another origin than is asked for, which settings do not tell.
+
+    It is the text behind the name of a corpus, and the weights behind the path of a run.
+    """
     from hybrid.data.preparing import prepare
 
     key = repr(config.data)
@@ -128,7 +131,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
 
 
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
-    """Whether eval.json is the result of hybrid.evaluate with these options, of today's checkpoint, judge and text.
+    """Whether eval.json is the result of hybrid.evaluate with these options, of checkpoint, models and text of today.
 
     Raises:
         ValueError: an option that hybrid.evaluate does not take.
@@ -155,7 +158,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
 
 
 def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
-    """The hash of the text that hybrid.evaluate would read now."""
+    """Hash the text that hybrid.evaluate would read now."""
     from hybrid.data.preparing import prepare
     from hybrid.data.tokenizers import load_tokenizer
     from hybrid.evaluate import other_corpus
@@ -180,8 +183,9 @@ class Row:
 
 
 def table(runs: Iterable[Planned], states: Mapping[str, State], failures: Mapping[str, str] | None = None) -> str:
-    """Plain text, one line per run. Its losses are the last validation of the training; hybrid.evaluate may have read
-    other rows.
+    """Write plain text, one line per run.
+
+    Its losses are those of the last validation of the training; hybrid.evaluate may have read other rows.
     """
     rows = []
     for run in runs:

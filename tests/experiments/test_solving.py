@@ -1,32 +1,52 @@
-"""The tables of right answers and of decoders: what they hold comes from the runs, and runs must belong together."""
+"""Right answers by decoder: what the table holds comes from the runs, and runs must belong together."""
 
-from pathlib import Path
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
+from text_figures import options
 
 from hybrid.config import load_config
-from hybrid.runs.run import Run
+from hybrid.data.batches import PackedTokens
+from hybrid.evaluation.answers import Answers
+from hybrid.experiments import (
+    solving,
+)
+from hybrid.lm import LanguageModel
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> list[Path]:
-    """Two seeds of a tiny model of sums, hardly trained."""
-    folder = tmp_path_factory.mktemp("runs")
-    found = []
-    for seed in (0, 1):
-        config = load_config(
-            "configs/sums.yaml",
-            [
-                *("data.corpus.digits=2", "data.corpus.examples=400", "data.seq_len=10", "model.dim=16"),
-                *("objective.block_size=[1,3]", "trainer.steps=4", "trainer.batch_tokens=40", "optim.warmup_steps=2"),
-                *("eval.sample_prompts=[]", f"run.seed={seed}", f"run.name=s{seed}", f"run.folder={folder}"),
-            ],
-        )
-        run = Run.of(config)
-        run.open()
-        run.train()
-        found.append(run.folder)
-    return found
+def test_the_best_order_of_a_puzzle_comes_first() -> None:
+    def answers(*solved: float, nfe: int = 12, right: float = 0.5) -> list[Answers]:
+        return [Answers(share, 0.1, right, 10, nfe, 100, 1.0) for share in solved]
+
+    found = {
+        ("margin", 1): answers(0.9, 0.9), ("margin", 8): answers(0.2, 0.4),
+        ("random", 1): answers(0.1, 0.1), ("random", 8): answers(0.5, 0.7, nfe=6, right=0.75),
+    }  # fmt: skip
+    group = solving.Group(load_config(None, []), [0, 1], [1, 8], 4, found)
+    table = solving.table(group)
+    assert list(table.columns[1:3]) == ["solved at 1, %", "solved at 8, %"]
+    assert [row[:3] for row in table.cells] == [
+        ["random", "10.0 ± 0.0", "60.0 ± 10.0"], ["margin", "90.0 ± 0.0", "30.0 ± 10.0"],
+    ]  # fmt: skip
+    assert [row[3:] for row in table.cells] == [["2.0", "75.0"], ["4.0", "50.0"]]  # ten answers in three batches
+
+
+def test_puzzles_are_answered_with_the_seed_and_the_temperature_that_are_asked_for(
+    lm: LanguageModel, split: PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def score(engine: Any, split: Any, rows: int, batch_rows: int) -> Answers:
+        asked.append((engine.block_size, engine.config.temperature, engine.config.seed, rows, batch_rows))
+        return Answers(0.5, 0.1, 0.5, 10, 4, 100, 1.0)
+
+    monkeypatch.setattr("hybrid.evaluation.answers.score", score)
+    monkeypatch.setattr("hybrid.experiments.measuring.subject.load_runs", lambda runs, device: [lm])
+    arguments = options(device="cpu", block_size=[4, 1], temperature=0.7, seed=5, rows=6, batch_rows=3)
+    group = solving.solve(["x"], {"margin": "margin"}, arguments)
+    assert asked == [(4, 0.7, 5, 6, 3), (1, 0.7, 5, 6, 3)] and list(group.answers) == [("margin", 4), ("margin", 1)]
 
 
 def test_shares_of_right_answers_over_runs(command, runs, tmp_path):
@@ -47,50 +67,3 @@ def test_runs_of_different_settings_are_refused(command, runs, trained):
     assert "differs from" in command("experiments.solving", "--runs", runs[0], trained, "--rows", 2).error
     no_answers = command("experiments.solving", "--runs", trained, "--rows", 2)
     assert no_answers.code == 2 and "no prompts" in no_answers.error
-
-
-def test_likelihoods_of_several_runs(command, runs, tmp_path):
-    output = tmp_path / "likelihoods.md"
-    words = ("--runs", *runs, "--block-size", 3, "--rows", 4, "--draws", 2, "--output", output)
-    done = command("experiments.likelihoods", *words, "--orders", "left_to_right", "margin")
-    assert done.code == 0, done.err
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines() if line[:1] == "|"]
-    value = {line[0]: float(line[2].split()[0]) for line in cells if "±" in line[2]}
-    assert value["best of all one-token orders, in hindsight"] <= value["best of these orders, in hindsight"]
-    assert value["best of these orders, in hindsight"] <= value["order: margin"]
-    assert value["best of all one-token orders, in hindsight"] <= value["random order, exact"]
-    assert cells[2][0] == "exact" and cells[2][2] == "-", "block size 1 has a column of its own"
-    assert done.out.strip() in output.read_text(encoding="utf-8")
-    assert "from 2" in command("experiments.likelihoods", *words[:3], "--block-size", 1).error
-
-
-def test_decoders_are_compared_on_text(command, trained, tmp_path):
-    output = tmp_path / "decoders.md"
-    runs = ("--checkpoint", trained, "--judge", trained, "--seeds", 0, 1, "--output", output)
-    words = ("--decoders", "margin", "first_hitting:steps=2", "--samples", 4, "--new-tokens", 12, "--rows", 2)
-    done = command("experiments.decoders", *runs, *words)
-    assert done.code == 0, done.err
-    text = output.read_text(encoding="utf-8")
-    assert done.out.strip() in text and "seeds 0, 1" in text and output.with_suffix(".png").is_file()
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in done.out.splitlines() if line[:1] == "|"}
-    assert rows["margin"][0].strip() == "1.000" and rows["first_hitting:steps=2"][0].strip() == "0.500"
-    assert rows["(real text)"][0].strip() == "-"
-    assert rows["margin"][-1].strip() != "-" and rows["first_hitting:steps=2"][-1].strip() == "-", "policy likelihood"
-
-
-def test_tokens_per_forward_at_batch_1(command, trained, tmp_path):
-    output = tmp_path / "forwards.md"
-    words = ("--samples", 2, "--new-tokens", 12, "--rows", 2, "--seeds", 0, 1, "--output", output)
-    done = command("experiments.forwards", "--checkpoint", trained, "--judge", trained, "--block-size", 4, *words)
-    assert done.code == 0, done.err
-    assert output.with_suffix(".png").is_file() and output.with_name("forwards-2.png").is_file()
-    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in done.out.splitlines() if line.startswith("| 4 ")]
-    rows = {line[1]: line[2:] for line in lines}
-    assert len(rows) == 16
-    for k in (1, 2, 4):
-        assert rows[f"first_hitting:per_step={k}"][0] == f"{k:.2f} ± 0.00", "no row waits for another"
-        assert rows[f"first_hitting:per_step={k}"][-1] == "-" and float(rows[f"entropy:per_step={k}"][-1]) > 0
-    bounded = [float(rows[f"entropy_bounded:gamma={g}"][0].split()[0]) for g in (0.1, 0.5, 1.5, 4.0)]
-    assert bounded == sorted(bounded) and bounded[-1] > bounded[0], "a looser bound reveals more at once"
-    refused = command("experiments.forwards", "--checkpoint", trained, "--judge", trained, "--samples", 0)
-    assert "at least" in refused.err

@@ -36,7 +36,8 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_write(
 ) -> None:
     hostile = "<script>alert(1)</script> & \"quotes\" <img src='http://x/y'> \x00 \u2028 end"
     make("b4", nats=2.0, sample=hostile)
-    make("<b>8", "objective.block_size=8", nats=2.5, sample="plain")
+    name = "<b>8 & \"{{ 7 * 7 }}' $title"
+    make(name, "objective.block_size=8", nats=2.5, sample="plain")
     done = command("report.__main__", tmp_path / "runs", "--title", "A <b> & c")
     assert done.code == 0, done.err
     folder = tmp_path / "runs" / "report"
@@ -47,6 +48,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_models_write(
     assert page.loaded == [] and "url(http" not in text and "@import" not in text
     assert page.tags.count("script") == 1 and "img" not in page.tags and page.tags.count("svg") == 4
     assert any("<script>alert(1)</script>" in word for word in page.words) and "A <b> & c" in page.words
+    assert page.words.count(name) == 6, "in two tables, three plots and over its sample; no command to the template"
     identifiers = re.findall(r'\bid="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers)) > 20  # those of several figures do not collide
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', text)) <= set(identifiers)

@@ -22,4 +22,4 @@ def test_variants_take_turns_and_the_first_two_are_not_counted() -> None:
     timings = interleave(variants, 3, torch.device("cpu"), clock=lambda: now)
     assert calls == ["a", "b"] * 5
     assert timings["a"].seconds == [1, 5, 2] and timings["b"].seconds == [10, 30, 20]
-    assert timings["a"].median == 2 and timings["a"].spread == "1000.0-5000.0"
+    assert timings["a"].median == 2 and timings["a"].min_max == "1000.0-5000.0"

@@ -48,7 +48,7 @@ class Measured:
 
 
 def contenders(block_size: int, gradient_weights: list[float]) -> dict[str, tuple[Estimator, bool]]:
-    """Name -> estimator, and whether its counts (or times) are stratified over the batch."""
+    """List the estimators by name, with whether their counts (or times) are stratified over the batch."""
     schedules: list[Any] = ["linear", {"name": "polynomial", "power": 2.0}, {"name": "polynomial", "power": 0.5}]
     schedules += ["cosine_mdlm", "cosine_md4", "logarithmic"]
 
@@ -91,7 +91,7 @@ def measure_all(
 def _summary(
     name: str, block_size: int, is_biased: bool, losses: Tensor, squares: Tensor, signal: float, reference: float
 ) -> Measured:
-    """`squares` are squared distances of the gradients from their mean."""
+    """Summarise repeats; `squares` are squared distances of the gradients from their mean."""
     n = len(losses)
     stderr = float(losses.std()) / math.sqrt(n)
     loss_squares = (losses - losses.mean()) ** 2
@@ -105,8 +105,12 @@ def _summary(
 def repeat(
     model: Transformer, batch: Batch, estimator: Estimator, stratified: bool, block_size: int, repeats: int, seed: int
 ) -> tuple[Tensor, Tensor, float]:
-    """Losses (R,), squared distances of the gradients from their mean (R,), and the squared norm of the expected
-    gradient (an estimate without the bias of the noise in the mean), all per token of the batch."""
+    """Measure one estimator `repeats` times, per token of the batch.
+
+    Returns:
+        Losses (R,), squared distances of the gradients from their mean (R,), and the squared norm of the expected
+        gradient: an estimate without the bias of the noise in the mean.
+    """
     objective = MaskedCrossEntropy(estimator, draws=DRAWS, stratified=stratified)
     parameters = [p for p in model.parameters() if p.requires_grad]
     stride = -(-sum(p.numel() for p in parameters) // COMPONENTS)
@@ -124,7 +128,7 @@ def repeat(
 
 
 def gradient_norms(model: Transformer, batch: Batch, block_size: int, seed: int, samples: int = 24) -> list[float]:
-    """Root mean square over blocks and masks of the norm of the gradient of m_n, for n = 1..B.
+    """Measure the root mean square over blocks and masks of the norm of the gradient of m_n, for n = 1..B.
 
     The proposal of least gradient variance is proportional to it, as long as the blocks of a batch are independent.
     """

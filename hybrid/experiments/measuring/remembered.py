@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.config import Config, flatten
+from hybrid.config import Config, flatten, load_config
 from hybrid.data.preparing import prepare
 from hybrid.device import resolve_device
 from hybrid.options import shown
@@ -27,7 +27,7 @@ class Remembered:
 
     @classmethod
     def read(cls, file: Path) -> Remembered:
-        """Raises a ValueError if the file is damaged, or does not say from what the numbers were made."""
+        """Read a file; a ValueError says that it is damaged, or not from what its numbers were made."""
         content = read_json(file)
         if not isinstance(content, dict) or not isinstance(content.get("made_from"), dict):
             raise ValueError(f"{file}: does not say from which settings it was made; choose another --folder")
@@ -56,7 +56,8 @@ def remembered(
     kept: dict[str, float] = {}
     if file.is_file():
         before = Remembered.read(file)
-        was, kept = before.made_from, before.values
+        defaults = json.loads(to_json(flatten(load_config(None, []))))  # those of settings that came later
+        was, kept = {**{k: defaults[k] for k in wanted if k in defaults}, **before.made_from}, before.values
         changed = sorted(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
         if changed:
             key = changed[0]

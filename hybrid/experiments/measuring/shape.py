@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of the matrices of one layer."""
+        """Count the parameters of the matrices of one layer."""
         m = self.model
         width, kv_width = m.n_heads * m.head_width, m.kv_heads * m.head_width
         matrices = 3 if m.mlp == "swiglu" else 2
@@ -40,7 +40,7 @@ class Shape:
         return self.seq_len // self.block_size
 
     def training_flops(self) -> float:
-        """Of an in-place model per token of text, forward and backward.
+        """Count the FLOPs of an in-place model per token of text, forward and backward.
 
         The last layer needs only keys and values of the clean rows; behind its attention, and in the head, only the
         masked rows go on: on average (B + 1) / 2B of them.
@@ -56,29 +56,29 @@ class Shape:
         return 3 * (2 * products + 4 * m.n_heads * m.head_width * scores) / N
 
     def pairs(self, clean: bool) -> int:
-        """(query, key) pairs that the mask of a row allows: block i of either stream sees i + 1 blocks of B tokens."""
+        """Count the (query, key) pairs that a mask allows: block i of either stream sees i + 1 blocks of B tokens."""
         B, g = self.block_size, self.n_blocks
         return B * B * g * (g - 1) // 2 if clean else self.draws * B * B * g * (g + 1) // 2
 
     def autoregressive_flops(self) -> float:
-        """Of the same network as a plain causal model, per token, logits everywhere."""
+        """Count those of the same network as a plain causal model, per token, logits everywhere."""
         m, N = self.model, self.seq_len
         products = m.n_layers * self.layer_parameters + m.dim * self.vocab
         return 3 * (2 * products + 4 * m.n_layers * m.n_heads * m.head_width * (N + 1) / 2)
 
     def cache_bytes(self) -> int:
-        """Keys and values of one token, bf16."""
+        """Count the bytes of keys and values of one token, bf16."""
         return 2 * 2 * self.model.n_layers * self.model.kv_heads * self.model.head_width
 
     def activation_bytes(self, recompute: bool) -> float:
-        """Kept for the backward pass, per token of text, under bf16 autocast."""
+        """Count the bytes kept for the backward pass, per token of text, under bf16 autocast."""
         rows = (self.seq_len - self.block_size + self.draws * self.seq_len) / self.seq_len
         per_row = kept_per_row(self.model, recompute)
         return rows * self.model.n_layers * per_row
 
 
 def kept_per_row(model: ModelConfig, recompute: bool) -> float:
-    """Bytes that one layer keeps per row, asked of autograd (on a CPU); of attention what a flash kernel keeps."""
+    """Ask autograd (on a CPU) how many bytes one layer keeps per row; of attention what a flash kernel keeps."""
     if recompute:
         return 4.0 * model.dim  # the residual stream before each layer
     rows = 64

@@ -1,4 +1,4 @@
-"""The models of experiments: one that writes texts, its options, sizes and own judgement; or several seeds of one."""
+"""The models of experiments: one that writes texts, its options, sizes and likelihood; or several seeds of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOISE_DRAWS = 8
 
 
 def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
-    """What describes the texts and the result; `rows` is the default of --rows."""
+    """Add the options that describe texts and the result; `rows` is the default of --rows."""
     parser.add_argument("--checkpoint", metavar="RUN", help="a run, a checkpoint or a saved model: adds its texts")
     parser.add_argument("--block-size", type=int, metavar="B", help="of the texts (default: as it was trained)")
     parser.add_argument("--rows", type=int, default=rows, metavar="R", help=f"texts per seed (default: {rows})")
@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
 
 
 def add_judged_texts(parser: argparse.ArgumentParser, samples: int, rows: int) -> None:
-    """What describes texts that a judge reads; `samples` and `rows` are the defaults."""
+    """Add the options of texts that an evaluation model reads; `samples` and `rows` are the defaults."""
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
     parser.add_argument(
@@ -55,7 +55,7 @@ def check_counts(a: argparse.Namespace, *names: str) -> None:
 
 
 def load_runs(paths: list[str], device: str) -> list[LanguageModel]:
-    """The models of runs that differ in their seed alone.
+    """Load the models of runs that differ in their seed alone.
 
     Raises:
         ValueError: they differ in more; names the keys.
@@ -72,7 +72,7 @@ def load_runs(paths: list[str], device: str) -> list[LanguageModel]:
 
 
 def validation_of(lm: LanguageModel) -> PackedTokens:
-    """The validation split of the data that a model was trained on.
+    """Prepare the validation split of the data that a model was trained on.
 
     Raises:
         ValueError: the corpus is gone, or holds another text now.
@@ -92,7 +92,7 @@ class Subject:
 
     @classmethod
     def load(cls, a: argparse.Namespace, device: str) -> Subject:
-        """The model of `a.checkpoint`.
+        """Load the model of `a.checkpoint`.
 
         Raises:
             ValueError: no model, or sizes that it can't have.
@@ -110,11 +110,11 @@ class Subject:
         return cls(lm, a.block_size or lm.block_sizes[0], length)
 
     def nats(self, tokens: Tensor) -> float:
-        """Bound per token of texts (b, N) under the model, at the block size at which they were written."""
+        """Bound the nats per token of texts (b, N) under the model, at the block size at which they were written."""
         return self._nats(tokens, min(self.block_size, tokens.shape[1]), "bound")
 
     def exact_nats(self, tokens: Tensor) -> float:
-        """The same at block size 1, where it is exact."""
+        """Compute the same at block size 1, where it is exact."""
         return self._nats(tokens, 1, "exact")
 
     def _nats(self, tokens: Tensor, block_size: int, method: str) -> float:

@@ -91,7 +91,7 @@ def step_seconds(
 
 
 def _some_steps(stepper: Stepper) -> Callable[[], None]:
-    """Other rows and other noise at each call, since a step's time depends on the shapes that are drawn."""
+    """Make some steps, other rows and noise at each call: their time depends on the shapes that are drawn."""
     step = itertools.count()
 
     def run() -> None:

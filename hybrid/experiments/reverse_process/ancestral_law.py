@@ -28,19 +28,19 @@ VOCAB, LENGTH = 3, 4
 
 
 def cell_widths(steps: int, schedule: Any) -> Tensor:
-    """(T,) probability of each cell to hold a token's hitting time, in the order of decoding (from time 1 to 0)."""
+    """Compute (T,) the probability of each cell to hold a token's hitting time, from time 1 to 0 as in decoding."""
     time = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     masked = build(SCHEDULES, schedule, "schedule").one_minus_alpha(time)
     return masked[:-1] - masked[1:]
 
 
 def expected_forwards(widths: Tensor, tokens: int) -> float:
-    """Of a block of `tokens`: one for each cell that is not empty, sum_j 1 - (1 - w_j)^tokens."""
+    """sum_j 1 - (1 - w_j)^tokens: a block needs a forward for each cell that is not empty."""
     return float((1 - (1 - widths) ** tokens).sum())
 
 
 def ancestral_law(table: Tensor, widths: Tensor) -> Tensor:
-    """(x,) probability of each text, from its `mask_table` (x, 2^L, L) of log p(x_l | tokens outside S).
+    """Compute (x,) the probability of each text, from its `mask_table` (x, 2^L, L) of log p(x_l | tokens outside S).
 
     f_j(S), the probability to write the text on S in cells j.. when S is masked before cell j, satisfies f_T(empty) = 1
     and f_j(S) = sum over R in S of q^|R| (1 - q)^|S - R| prod_{l in R} p(x_l | outside S) f_{j+1}(S - R),
@@ -106,7 +106,7 @@ class Toy:
         return cls(model, texts, table, (-any_order_nll(table, target)).exp())
 
     def simulate(self, decoder: Any, rows: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Counts of each text (x,), and the forwards of each row (rows,): the steps that revealed something in it."""
+        """Count each text (x,), and the forwards of each row (rows,): the steps that revealed something in it."""
         engine = Engine(self.model, LENGTH, GenerationConfig(LENGTH, decoder, seed=seed, stop_at_end=False))
         known, forwards = torch.zeros(rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long)
         tokens = torch.empty(0)
@@ -120,8 +120,10 @@ class Toy:
 
 
 def chi_square(counts: Tensor, law: Tensor, least: float = 5.0) -> float:
-    """Probability of a deviation at least this large if the law is true; texts expected less than `least` times are
-    taken together."""
+    """Compute the probability of a deviation at least this large if the law is true.
+
+    Texts expected less than `least` times are taken together.
+    """
     expected, observed = law * counts.sum(), counts.double()
     rare = expected < least
     expected = torch.cat([expected[~rare], expected[rare].sum()[None]])

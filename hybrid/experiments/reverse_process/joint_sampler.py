@@ -52,7 +52,7 @@ def scores(log_pi: Tensor, uniform: Tensor) -> Tensor:
 
 
 def argmax_reveal(log_probs: Tensor, q: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The joint sampler as public code has it: (m, V) and uniforms (m, V + 1) -> as `Reveal`. MASK is category V."""
+    """Sample jointly as public code does it: (m, V) and uniforms (m, V + 1) -> as `Reveal`. MASK is category V."""
     mask = log_probs.new_full((len(log_probs), 1), math.log1p(-q) if q < 1 else -math.inf)
     winner = scores(torch.cat([log_probs + math.log(q), mask], dim=1), uniform).argmax(-1)
     revealed = (winner < log_probs.shape[1]).nonzero().squeeze(1)
@@ -82,7 +82,7 @@ class Joint:
     def candidates(
         self, log_probs: Tensor, law: Tensor, q: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw, token and uniform (c,) of every token with E <= HORIZON pi (a token may occur twice).
+        """Find draw, token and uniform (c,) of every token with E <= HORIZON pi (a token may occur twice).
 
         An exponential E is the first point of a Poisson process of rate 1. The processes of all tokens of a draw, each
         on [0, HORIZON pi_k], are one process with HORIZON q points on average, which fall to tokens in proportion to p.
@@ -99,7 +99,7 @@ class Joint:
     def race(
         self, draw: Tensor, token: Tensor, score: Tensor, q: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Candidates (c,) against each other and against MASK, which loses ties as the last category of an argmax."""
+        """Race candidates (c,) against each other and against MASK, which loses ties as the last of an argmax."""
         racing, which = draw.unique(return_inverse=True)
         uniform = torch.rand(len(racing), generator=generator, dtype=self.precision.dtype)
         mask = scores(torch.full_like(uniform, math.log1p(-q)), uniform)
@@ -112,14 +112,14 @@ class Joint:
 
 
 def decoupled(log_probs: Tensor, law: Tensor, q: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Whether, then what: a Bernoulli of q, then the token from its own distribution, both in float64."""
+    """Draw whether, then what: a Bernoulli of q, then the token from its own distribution, both in float64."""
     chosen = torch.rand(len(law), generator=generator, dtype=torch.float64) < q
     revealed = chosen.nonzero().squeeze(1)
     return revealed, inverse(log_probs, law[revealed], generator)
 
 
 def inverse(log_probs: Tensor, law: Tensor, generator: torch.Generator) -> Tensor:
-    """A token for each entry of `law`, drawn from that row of `log_probs` as the decoders do it."""
+    """Draw a token for each entry of `law` from that row of `log_probs`, as the decoders do it."""
     uniform = torch.rand(len(law), generator=generator, dtype=torch.float64)
     if len(log_probs) > 1:
         return Sampling().draw(log_probs[law], uniform)
@@ -152,7 +152,7 @@ def on_grid(x: np.ndarray, bits: int = FLOAT32.bits) -> np.ndarray:
 
 
 def joint_law(probs: np.ndarray, q: float, arrival: Arrival, points: int = 1000) -> np.ndarray:
-    """(V,) probabilities with which the joint sampler reveals each token, by quadrature over the time of the race.
+    """Compute (V,) the probabilities with which the joint sampler reveals each token, by quadrature over the time.
 
     With F_k(t) = arrival(pi_k t) and W_k(t) = (1 - F_MASK(t)) prod_{i != k} (1 - F_i(t)), the probability that all
     others arrive after t, P(k wins) = int W_k dF_k = int F_k (-dW_k).
@@ -172,7 +172,7 @@ def joint_law(probs: np.ndarray, q: float, arrival: Arrival, points: int = 1000)
 
 
 def simulate(sampler: Reveal, log_probs: Tensor, q: float, unmaskings: int, seed: int) -> Tensor:
-    """(V,) how often each token is revealed in `unmaskings / q` draws from one law (1, V)."""
+    """Count (V,) how often each token is revealed in `unmaskings / q` draws from one law (1, V)."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.zeros(log_probs.shape[1], dtype=torch.long)
     left = round(unmaskings / q)
@@ -185,13 +185,13 @@ def simulate(sampler: Reveal, log_probs: Tensor, q: float, unmaskings: int, seed
 
 
 def entropy_of_law(weights: np.ndarray) -> float:
-    """Nats, of weights that are normalised first."""
+    """-sum p log p in nats, of weights that are normalised first."""
     p = weights[weights > 0] / weights.sum()
     return float(-(p * np.log(p)).sum())
 
 
 def entropy_of_counts(counts: Tensor) -> float:
-    """Nats, by Grassberger's estimator (physics/0307138): ln N - sum_v n_v G(n_v) / N with
+    """Estimate the entropy in nats by Grassberger (physics/0307138): ln N - sum_v n_v G(n_v) / N with
     G(n) = psi(n) + (-1)^n / 2 (psi((n + 1) / 2) - psi(n / 2)). NaN if nothing was counted.
 
     Its bias is smaller than that of the plug-in entropy, which is low by about (tokens seen) / 2N.

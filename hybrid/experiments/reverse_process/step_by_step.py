@@ -1,4 +1,4 @@
-"""Whole texts by the reverse process, step by step, with any of the samplers of `joint_sampler.py`.
+"""Texts by the reverse process, step by step, with any of the samplers of `joint_sampler.py`.
 
 Decoders don't work like this (hybrid/decoding): they draw beforehand when each token is revealed. Here every step asks
 the sampler, as public code does.
@@ -32,7 +32,7 @@ class Texts:
 def generate(
     model: Transformer, sampler: Reveal, rows: int, length: int, block_size: int, steps: int, seed: int
 ) -> Texts:
-    """Texts from an empty prompt, block by block, each in `steps` steps of the linear schedule.
+    """Write texts from an empty prompt, block by block, each in `steps` steps of the linear schedule.
 
     In step i of T a masked token is revealed with probability q = 1 / (T - i); the last step reveals what is left.
     Predictions of a row are kept while its tokens don't change, which changes nothing but the time.

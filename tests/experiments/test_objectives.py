@@ -1,11 +1,52 @@
 """The comparison of objectives: what it trains, what it repeats, and what its table says."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import pytest
+from conftest import Configure
+from text_figures import entropy, options, per_token
 
 from hybrid.config import load_config
+from hybrid.data.batches import PackedTokens
+from hybrid.experiments import objectives
+from hybrid.experiments.measuring.trained import Trained
 from hybrid.experiments.objectives import COMMON, CONTENDERS, Outcome, fitting_steps, table
+from hybrid.lm import LanguageModel
+
+
+def test_an_objective_is_judged_at_its_block_size_and_at_one(
+    lm: LanguageModel, split: PackedTokens, configure: Configure, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(config: Any, steps: int, rows: int) -> Trained:
+        asked.append((steps, rows))
+        return Trained(lm, split, steps, 2.5)
+
+    monkeypatch.setattr("hybrid.experiments.measuring.trained.trained", find)
+    arguments = options(rows=5, samples=3, new_tokens=12)
+    got = objectives.outcome(configure(tmp_path, "run.seed=7"), "elbo", 40, 0.1, None, arguments)
+    texts = lm.generate([[]] * 3, 12, stop_at_end=False).tokens
+    assert asked == [(40, 5)] and (got.name, got.seed, got.steps, got.nelbo) == ("elbo", 7, 40, 2.5)
+    assert got.at_one == pytest.approx(per_token(lm, split.rows(range(5)).tokens, 1, "exact"))
+    assert got.entropy == pytest.approx(entropy(texts)) and got.gen_ppl is None
+
+
+def test_columns_of_objectives() -> None:
+    def run(name: str, seed: int, nelbo: float, at_one: float, ppl: float | None) -> objectives.Outcome:
+        return objectives.Outcome(name, seed, 100 + seed, 0.2, nelbo, at_one, nelbo / 2, ppl)
+
+    outcomes = [run("elbo", 0, 3.0, 4.0, 10.0), run("cart", 0, 2.0, 5.0, None), run("bert", 0, 2.5, 6.0, 30.0)]
+    table = objectives.table(outcomes)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.cells]
+    assert [row["objective"] for row in rows] == ["cart", "bert", "elbo"]
+    assert [row["at block size 1"] for row in rows] == ["5.0000", "6.0000", "4.0000"]
+    assert [row["less elbo"] for row in rows] == ["-1.0000", "-0.5000", None]
+    assert [row["gen-ppl"] for row in rows] == [None, "30.0", "10.0"]
+    assert [row["entropy"] for row in rows] == ["1.00", "1.25", "1.50"]
 
 
 @pytest.mark.parametrize("name", CONTENDERS)

@@ -1,0 +1,34 @@
+"""FLOPs by hand, and the rates of a machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hybrid.bench import cost
+from hybrid.bench.cost import count_flops
+from hybrid.results.timing import Timing
+
+
+def test_flops_of_a_product_and_of_attention():
+    q, k = torch.randn(2, 3, 8, 16), torch.randn(2, 3, 20, 16)
+    assert count_flops(lambda: torch.randn(5, 7) @ torch.randn(7, 11)) == 2 * 5 * 7 * 11
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert count_flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 3 * 8 * 20 * 16
+
+
+def test_rates_of_a_machine_are_those_of_the_best_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed(variants, repeats, device):
+        return {name: Timing([4.0, 2.0, 3.0]) for name in variants}
+
+    monkeypatch.setattr(cost, "interleave", timed)
+    device = torch.device("cpu")
+    assert cost.matmul_rate(device, torch.float32, size=8) == 2 * 8**3 / 2
+    assert cost.bandwidth(device, n_bytes=4096) == 2048
+
+
+def test_flops_of_attention_backwards_are_five_products() -> None:
+    q, k = torch.randn(2, 3, 8, 16, requires_grad=True), torch.randn(2, 3, 20, 16, requires_grad=True)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    product = 2 * 2 * 3 * 8 * 20 * 16
+    assert count_flops(lambda: attention(q, k, k).sum().backward()) == (2 + 5) * product
