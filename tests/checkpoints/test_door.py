@@ -16,6 +16,7 @@ import hybrid
 from hybrid.checkpoints import IMPORTERS, StoredModel
 from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.module_state import module_tensors
+from hybrid.checkpoints.saved_model import weights_as_trained
 from hybrid.checkpoints.tensor_files import load_group
 from hybrid.data.tokenizers import load_tokenizer
 from hybrid.lm import LanguageModel
@@ -55,7 +56,10 @@ def foreign(lm: LanguageModel, tmp_path: Path) -> Path:
     lm.tokenizer.save(folder / "tokenizer")
     sizes = (model.dim, model.n_layers, model.n_heads, model.hidden_dim, lm.config.data.seq_len, [4, 1])
     (folder / "config.json").write_text(json.dumps({"toy_version": 1, **dict(zip(KEYS, sizes, strict=True))}))
-    save_file({f"toy.{name}": tensor for name, tensor in lm._weights().items()}, folder / "model.safetensors")
+    save_file(
+        {f"toy.{name}": tensor for name, tensor in weights_as_trained(lm.model, lm.origin).items()},
+        folder / "model.safetensors",
+    )
     return folder
 
 
@@ -91,7 +95,10 @@ def test_training_starts_from_it_and_says_from_which(
     foreign: Path, lm: LanguageModel, configure: Configure, tmp_path: Path
 ) -> None:
     run = Run.of(configure(tmp_path, f"trainer.init_from={foreign}", "trainer.steps=2"))
-    assert all(torch.equal(tensor, lm._weights()[name]) for name, tensor in module_tensors(run.model).items())
+    assert all(
+        torch.equal(tensor, weights_as_trained(lm.model, lm.origin)[name])
+        for name, tensor in module_tensors(run.model).items()
+    )
     run.open()
     run.train()
     start = json.loads((run.folder / "environment.json").read_text())["init_from"]
