@@ -66,8 +66,8 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
         check_path(page)
     lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
     ids = prompt_ids(arguments, lm, prompt)
-    config = config_of(arguments, lm, ids)
-    engine = lm.engine(config=config)
+    config = config_of(arguments, lm)
+    engine = lm.engine(config=config, prompts=[ids])
     new = n_new_tokens(arguments, lm, ids)
     live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
     gaps = gaps_of(ids, lm.mask_token_id)
@@ -112,7 +112,7 @@ def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) ->
     return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
 
 
-def config_of(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) -> GenerationConfig:
+def config_of(arguments: argparse.Namespace, lm: LanguageModel) -> GenerationConfig:
     """The options that were given, else the decoder of the run and the defaults of `GenerationConfig`."""
     from dataclasses import fields
 
@@ -122,7 +122,6 @@ def config_of(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int]) 
     given = {f.name: value for f in fields(GenerationConfig) if (value := getattr(arguments, f.name)) is not None}
     name, *options = arguments.decoder or [""]
     given["decoder"] = {"name": name, **parse_options(options)} if arguments.decoder else lm.config.decoder
-    given["block_size"] = lm.infilling_size([ids], arguments.block_size)
     return GenerationConfig(**given)
 
 

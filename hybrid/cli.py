@@ -1,4 +1,4 @@
-"""What the command lines share: errors in one line, exit codes, and logging to stderr (stdout is for results).
+"""Run a command: errors in one line, exit codes, and logging to stderr (stdout is for results).
 
     if __name__ == "__main__":
         sys.exit(cli.run(main))
@@ -55,8 +55,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As argparse does. A path that is empty would mean the current folder, or that none was given; a home folder
-        that no shell has written out (`--checkpoint='~/x'`) would be made under the name `~`."""
+        """Parse as argparse does, but refuse an empty path and write out a home folder.
+
+        An empty path would mean the current folder, or that none was given. A home folder that no shell has written out
+        (`--checkpoint='~/x'`) would be made under the name `~`.
+        """
         parsed, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             value = getattr(parsed, action.dest, None)
@@ -147,7 +150,7 @@ def error_line(error: BaseException) -> str:
 
 
 def _without_control(text: str) -> str:
-    """Escaped: a file's damaged bytes, say, must not reach the terminal as commands."""
+    """Escape control characters: a file's damaged bytes, say, must not reach the terminal as commands."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -174,7 +177,7 @@ def set_up_logging(level: int = logging.INFO) -> None:
 
 
 def escape_unencodable() -> None:
-    """From now on stdout writes `\\u65e5` and the like for what it cannot encode, and says so at the first."""
+    """Let stdout write `\\u65e5` and the like for what it cannot encode, and say so at the first."""
     if sys.stdout is None:  # it was closed before the start
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     warned = False
@@ -209,5 +212,5 @@ def _log_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A Python warning as one line, without the place in the source, which is of no use to who typed the command."""
+    """Log a Python warning as one line, without its place in the source, which no user of a command asked for."""
     logging.getLogger("hybrid").warning("%s", " ".join(str(message).split()))

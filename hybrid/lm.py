@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.arguments import SEEDS, integer, prompt_ids
+from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
-from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
-from hybrid.checkpoints.module_state import load_state, module_tensors
-from hybrid.checkpoints.saved_model import card_of, save_model
+from hybrid.checkpoints.module_state import load_state
+from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, weights_as_trained
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
@@ -32,16 +31,10 @@ from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihoods import Likelihood, Rows
-from hybrid.likelihoods.arguments import (
-    checked_targets,
-    checked_tokens,
-    chosen_likelihood,
-    number_of_draws,
-    with_decoder,
-)
+from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
-from hybrid.model.fused import for_inference, is_fused
+from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import path_of, pick, title
 
@@ -89,21 +82,21 @@ class LanguageModel:
         Raises:
             ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
-        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
+        tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
         chosen = chosen_likelihood(method)
         seed = integer("seed", seed, *SEEDS)
         draws = number_of_draws(draws, chosen, method)
         if decoder is not None:
             chosen = with_decoder(chosen, decoder, method)
-        rows = Rows.of(tokens, checked_targets(is_target, tokens), self._documents(tokens))
+        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
-        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
+        tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
@@ -112,10 +105,13 @@ class LanguageModel:
             return self.model.head(hidden).unflatten(0, tokens.shape)
 
     @takes_options
-    def engine(self, *values: Any, config: GenerationConfig | None = None, **options: Any) -> Engine:
-        """The engine that `generate` and `stream` run."""
+    def engine(
+        self, *values: Any, config: GenerationConfig | None = None, prompts: Sequence[Sequence[int]] = (),
+        **options: Any,
+    ) -> Engine:  # fmt: skip
+        """The engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
         config = GenerationConfig.of(config, *values, **options)
-        size = self._block_size(config.block_size, self.config.data.seq_len)
+        size = self._block_size(self._infilling_size(prompts, config.block_size), self.config.data.seq_len)
         planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
@@ -147,8 +143,8 @@ class LanguageModel:
             ValueError: a prompt that does not fit into the context, a gap that does not stand in one block with what is
                 behind it, or an option out of range.
         """
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.generate(rows, max_new_tokens)
+        rows = prompt_ids(prompts, self.tokenizer.encode)
+        return self.engine(*values, config=config, prompts=rows, **options).generate(rows, max_new_tokens)
 
     @takes_options
     def stream(
@@ -156,20 +152,11 @@ class LanguageModel:
         **options: Any,
     ) -> Iterator[GenerationState]:  # fmt: skip
         """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
-        engine, rows = self._prepared(prompts, GenerationConfig.of(config, *values, **options))
-        return engine.stream(rows, max_new_tokens)
-
-    def _prepared(self, prompts: Prompts, config: GenerationConfig) -> tuple[Engine, list[list[int]]]:
-        """An engine with which all gaps of the prompts see what follows them, and the prompts as ids."""
         rows = prompt_ids(prompts, self.tokenizer.encode)
-        return self.engine(config=config, block_size=self.infilling_size(rows, config.block_size)), rows
+        return self.engine(*values, config=config, prompts=rows, **options).stream(rows, max_new_tokens)
 
-    def infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
-        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them.
-
-        Raises:
-            ValueError: there is none, or it is not `block_size`; the message says which would do.
-        """
+    def _infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
+        """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them."""
         if not any(self.mask_token_id in prompt for prompt in prompts):
             return block_size
         trained = self.block_sizes
@@ -191,33 +178,12 @@ class LanguageModel:
             OSError: it could not be written.
         """
         target = path_of("folder", folder)
-        facts, made_from = self._facts(), {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
+        facts = facts_of(self.model, self.tokenizer, self.config.data.seq_len, self.block_sizes)
+        made_from = {"checkpoint": self.origin.checkpoint, "data": self.origin.data}
         card = card_of(self.config.run.name, title(self.config.data.corpus), facts)
-        save_model(target, self._weights(), to_yaml(self.config), self.tokenizer, facts, made_from, card)
+        weights = weights_as_trained(self.model, self.origin)
+        save_model(target, weights, to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
-
-    def _facts(self) -> dict[str, Any]:
-        """What model.json says of the model."""
-        return {
-            "parameters": self.model.n_parameters(),
-            "vocab_size": self.model.vocab_size,
-            "mask_token_id": self.mask_token_id,
-            "end_of_text": self.tokenizer.end_of_text,
-            "seq_len": self.config.data.seq_len,
-            "block_sizes": self.block_sizes,
-            "context": self.config.model.context,
-            "prediction": self.config.model.prediction,
-        }
-
-    def _weights(self) -> Mapping[str, Tensor]:
-        """As they were trained: a model that has generated has fused them, so they are read once more."""
-        if not is_fused(self.model):
-            return module_tensors(self.model)
-        folder = self.origin.folder
-        assert folder is not None, "a model that was not loaded is never fused in place"
-        if identity_at(folder) != self.origin.checkpoint:
-            raise ValueError(f"save: the weights were loaded from {folder}, which has changed since; load them again")
-        return open_model(folder)[0].tensors
 
     def _block_size(self, value: int | None, length: int) -> int:
         """The block size that is meant, with a warning if it was not trained."""
@@ -254,6 +220,13 @@ class LanguageModel:
             known = ", ".join(map(str, planner.block_sizes))
             warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
         return planner.model
+
+    def _check_tokens(self, tokens: Tensor) -> Tensor:
+        model = self.model
+        return text_rows(tokens, self.config.data.seq_len, model.vocab_size, model.banned_token_id).to(self.device)
+
+    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
+        return None if is_target is None else target_flags(is_target, tokens).to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from hybrid.data.dataset import Batch
 from toy import random_tokens, toy_model
 
 from hybrid.config import check, load_config, parse_options
+from hybrid.data.batches import Batch
 from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import hybrid
+from hybrid.config import Config
 from hybrid.runs.run import Run
 from hybrid.training.step import Share, Stepper, StepResult
 
 
-def train(config: hybrid.Config) -> Path:
+def train(config: Config) -> Path:
     run = Run.of(config)
     run.open()
     run.train()

@@ -9,14 +9,19 @@ FOLDER/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hybrid.checkpoints.identity import identity_at
+from hybrid.checkpoints.importers import Origin, open_model
+from hybrid.checkpoints.module_state import module_tensors
 from hybrid.checkpoints.tensor_files import save_tensors
 from hybrid.data.tokenizers import Tokenizer
+from hybrid.model import Transformer
+from hybrid.model.fused import is_fused
 from hybrid.storage.atomic import write_json_atomic
 from hybrid.storage.folders import new_folder
 
@@ -53,3 +58,33 @@ def card_of(name: str, corpus: str, facts: Mapping[str, Any]) -> str:
         'lm = hybrid.load("this/folder")\nids = lm.generate("The ", 64).sequences[0]\n'
         "print(lm.tokenizer.decode(ids))\n```\n"
     )
+
+
+def facts_of(model: Transformer, tokenizer: Tokenizer, seq_len: int, block_sizes: Sequence[int]) -> dict[str, Any]:
+    """Return what model.json says of a model."""
+    return {
+        "parameters": model.n_parameters(),
+        "vocab_size": model.vocab_size,
+        "mask_token_id": model.mask_token_id,
+        "end_of_text": tokenizer.end_of_text,
+        "seq_len": seq_len,
+        "block_sizes": block_sizes,
+        "context": model.config.context,
+        "prediction": model.config.prediction,
+    }
+
+
+def weights_as_trained(model: Transformer, origin: Origin) -> Mapping[str, Tensor]:
+    """Return the weights of a model. One that has generated has fused them, so they are read once more.
+
+    Raises:
+        ValueError: the folder that they were read from has changed since.
+    """
+    if not is_fused(model):
+        return module_tensors(model)
+    assert origin.folder is not None, "a model that was not loaded is never fused in place"
+    if identity_at(origin.folder) != origin.checkpoint:
+        raise ValueError(
+            f"save: the weights were loaded from {origin.folder}, which has changed since; load them again"
+        )
+    return open_model(origin.folder)[0].tensors

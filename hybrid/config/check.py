@@ -1,4 +1,4 @@
-"""What must fit together before any work starts, and which settings are ignored."""
+"""Refuse settings that do not fit together, before any work starts, and warn of those that are ignored."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def check(config: Config) -> list[str]:
 
 
 def resolve_block_sizes(value: Any, seq_len: int, key: str = "objective.block_size") -> list[int]:
-    """The block sizes that `value` means: an integer, `seq_len`, or a list of these.
+    """Resolve the block sizes that `value` means: an integer, `seq_len`, or a list of these.
 
     Raises:
         ValueError: not of this form, out of 1..seq_len, an empty list, or one size twice.
@@ -209,7 +209,7 @@ def _check_objective(config: Config, block_sizes: list[int]) -> None:
 def _bias(config: Config) -> list[str]:
     """A line for each part of the objective that makes it another one than the ELBO."""
     objective, estimator = config.objective, build_estimator(config.objective)
-    if objective.name != "masked":
+    if not build(table(SPECS["objective.name"]), objective.name, "objective.name").is_elbo:
         return [f"objective.name = {title(objective.name)} is not the ELBO: what it trains is no bound, val/nelbo is"]
     lines = []
     if hasattr(estimator, "bias"):

@@ -1,4 +1,4 @@
-"""The YAML that configurations are written in: the same in files, in overrides and in the dump of a run.
+"""Read and write the YAML of configurations: the same in files, in overrides and in the dump of a run.
 
 It is YAML with the implicit types of version 1.2: only true and false are booleans, `1e-3` is a number, and `no`, `on`,
 `007`, `12:30` and `2024-01-01` are the strings that they look like. A key given twice is an error.
@@ -117,7 +117,7 @@ for _name, _pattern, _first in _IMPLICIT:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that `text` writes.
+    """Parse the value that `text` writes.
 
     Raises:
         ValueError: a syntax error, in one line that begins with `where` and tells the line.
@@ -136,23 +136,23 @@ def parse(text: str, where: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """The text that `parse` reads back as `value`, keys in their order."""
+    """Write the text that `parse` reads back as `value`, keys in their order."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**9)
 
 
 def flow(value: list[Any] | dict[str, Any]) -> str:
-    """A list or a mapping in one line, which `parse` reads back."""
+    """Write a list or a mapping in one line, which `parse` reads back."""
     text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**9)
     return text.strip()
 
 
 def quote(text: str) -> str:
-    """A string in one line, between double quotes."""
+    """Write a string in one line, between double quotes."""
     return yaml.dump(text, Dumper=_Dumper, default_style='"', allow_unicode=True, width=10**9).strip()
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """Read the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
         ValueError: no such file (with the nearest name beside it), not readable, not YAML, not a mapping.

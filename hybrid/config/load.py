@@ -1,4 +1,4 @@
-"""Defaults < YAML files (a `base` first) < `key=value` overrides, merged by OmegaConf into the typed `Config`.
+"""Merge defaults < YAML files (a `base` first) < `key=value` overrides into the typed `Config`, by OmegaConf.
 
 OmegaConf merges and converts; what it is given has been checked key by key before, so that every error is one line of
 ours. Interpolation is refused: a value is what is written, and a run's config.yaml tells the whole of it.
@@ -37,7 +37,7 @@ LONGEST_TEXT = 4096
 
 
 def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *, checked: bool = True) -> Config:
-    """The configuration of a run: defaults < the file at `path` (and its bases) < `overrides` like `trainer.steps=9`.
+    """Load a configuration: defaults < the file at `path` (and its bases) < `overrides` like `trainer.steps=9`.
 
     `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem. `checked`
     also refuses values that are out of range or do not fit together (`check`, which in addition returns warnings).

@@ -1,4 +1,4 @@
-"""The groups of the configuration, and the tables whose entries some keys name."""
+"""Declare the groups of the configuration, and the tables whose entries some keys name."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ BACKENDS = ("hybrid.model.attention", "BACKENDS")
 
 
 def table(address: tuple[str, str]) -> Mapping[str, type]:
-    """The table at (module, name), with what the user has registered in it by now."""
+    """Return the table at (module, name), with what the user has registered in it by now."""
     module, name = address
     return getattr(importlib.import_module(module), name)
 
 
 def value_of(config: Config, name: str) -> Any:
-    """The value of a key given by its dotted name."""
+    """Return the value of a key given by its dotted name."""
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)

@@ -1,4 +1,4 @@
-"""How a configuration is written down: the dump of a run folder, hparams, differences, and the text of `--help`."""
+"""Write a configuration down: the dump of a run folder, hparams, differences, and the text of `--help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hybrid.options import is_option, type_name
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML; `load_config` of it gives an equal one."""
+    """Write the whole configuration as YAML; `load_config` of it gives an equal one."""
     return dialect.dump(dataclasses.asdict(config))
 
 
@@ -35,7 +35,7 @@ def differences(a: Config, b: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def describe() -> str:
-    """The text of `--help`: every key with type, default, doc and choices, and the entries of every table."""
+    """Write the text of `--help`: every key with type, default, doc and choices, and the entries of every table."""
     blocks = []
     by_group: dict[str, list[Key]] = {group: [] for group in groups()}
     for key in keys().values():
@@ -66,7 +66,7 @@ def _scalar(value: Any) -> bool | int | float | str:
 
 
 def inline(value: Any) -> str:
-    """A value in one line of YAML, as it may be given in an override."""
+    """Write a value in one line of YAML, as it may be given in an override."""
     if value is None:
         return "null"
     if isinstance(value, (list, dict)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, TypeVar
@@ -68,14 +69,14 @@ class GenerationConfig(Sampling):
         return replace(config, *values, **options)
 
 
-DOCS = "\n".join(f"            {f.name}: {f.metadata['doc']}." for f in fields(GenerationConfig))
-
-
 def takes_options(function: Function) -> Function:
     """Show the options of `GenerationConfig` where `help` looks: in the signature of a method with `*values` and
     `**options`, and in place of `{options}` in its docstring."""
     both = [p for f in (function, GenerationConfig) for p in inspect.signature(f).parameters.values()]
     parameters = sorted((p for p in both if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)), key=lambda p: p.kind)
     function.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    function.__doc__ = (function.__doc__ or "").replace("            {options}", DOCS)
+    docs = {f.name: f.metadata["doc"] for f in fields(GenerationConfig)}
+    lines = [f"{name}: {docs[name]}." for name in inspect.signature(GenerationConfig).parameters]
+    wrapped = [textwrap.fill(line, 120, initial_indent=" " * 12, subsequent_indent=" " * 16) for line in lines]
+    function.__doc__ = (function.__doc__ or "").replace("            {options}", "\n".join(wrapped))
     return function

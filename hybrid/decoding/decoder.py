@@ -46,9 +46,11 @@ class View:
 
     A decoder that writes tokens of its own draws them with `read` and `sample`:
 
-        read(canvas, places) -> log_probs
+        read(canvas, places, causal=False) -> log_probs
             Runs the network on any canvas (r, B) of ids, `mask_token_id` where unknown. Returns (m, V) at temperature
             1, guidance included, at the m positions where `places` (r, B) is True. Counted as a forward.
+            With `causal` each position is predicted from those before it alone, as at block size 1, by the clean pass
+            of a `next_token` network.
         sample(log_probs, places, number=0) -> tokens
             Draws (m,) tokens with the sampling settings. The draw is keyed by row, position, step and `number`: a
             position drawn again in the same step needs another number, or it gets the same uniform.
@@ -65,7 +67,7 @@ class View:
     draw: Callable[[], Tensor]
     forward: Callable[[], Prediction]
     planner: Callable[[Tensor], Tensor] | None = None  # `candidates` (r, B) -> `planned` (r, B)
-    read: Callable[[Tensor, Tensor], Tensor] = _nobody
+    read: Callable[..., Tensor] = _nobody
     sample: Callable[..., Tensor] = _nobody
     mask_token_id: int = -1  # what a canvas has where nothing is known
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.model import Transformer
@@ -98,20 +99,54 @@ class Network:
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
         self.nfe += 1
-        lengths, pending = self.cache.lengths, self.unread(text, live)
-        for pieces in self._pieces(pending):
-            self.forward(BlockRows(self.cache.lengths, pieces, tokens, live.n_valid).without_live(), live)
-        if self.cache.lengths != lengths:
-            pending = self.unread(text, live)
+        pending = self._all_but_the_last(text, live, tokens)
         return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
+
+    def read_causally(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
+        """Hidden states (r, B, dim) that predict each of `tokens` (r, B) from those before it, as at block size 1.
+
+        One forward, and one more if something before the live blocks is not read yet.
+
+        Raises:
+            ValueError: a network of `prediction=in_place`, which does not predict from the token before.
+        """
+        if not self.model.config.begin:
+            raise ValueError("read: a causal reading needs a network of prediction=next_token, not in_place")
+        if not self.cached:
+            self.cache.reset()
+        if not self.sees_prompts:
+            tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
+        pending = self._all_but_the_last(text, live, tokens)
+        if any(map(len, pending)):
+            self.nfe += 1
+            self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid).without_live(), live)
+        clean = [row[: n - 1] for row, n in zip(tokens, live.n_valid, strict=True)]
+        rows = BlockRows(self.cache.lengths, clean, tokens, live.n_valid).without_live()
+        first = self.cache.last_hidden[:, None]
+        others = first[:, :0]
+        if rows.n_pending:
+            self.nfe += 1
+            pattern = replace(self._sight(live), block_size=1).pattern(rows, self.model.config, self.cache)
+            with torch.no_grad():  # without a commit: the next forward writes over these keys and values
+                others = self.model(rows.tokens(self.model.mask_token_id), pattern, self.cache)
+        behind = tokens.shape[1] - 1 - others.shape[1]  # the end of a short last block
+        return torch.cat([first, F.pad(others, (0, 0, 0, behind))], dim=1)
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """One pass of the active texts through the network."""
-        sight = self.sight
-        if sight.documents is not None:
-            sight = replace(sight, documents=sight.documents[live.index[:, 0]])
         with torch.no_grad():
-            return block_hidden(self.model, self.cache, rows, sight)
+            return block_hidden(self.model, self.cache, rows, self._sight(live))
+
+    def _sight(self, live: LiveBlocks) -> Sight:
+        documents = self.sight.documents
+        return self.sight if documents is None else replace(self.sight, documents=documents[live.index[:, 0]])
+
+    def _all_but_the_last(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> list[Tensor]:
+        """Commit what stands before the live blocks, but for the last piece of each text, which is returned."""
+        lengths, pending = self.cache.lengths, self.unread(text, live)
+        for pieces in self._pieces(pending):
+            self.forward(BlockRows(self.cache.lengths, pieces, tokens, live.n_valid).without_live(), live)
+        return pending if self.cache.lengths == lengths else self.unread(text, live)
 
     def _pieces(self, pending: list[Tensor]) -> Iterator[list[Tensor]]:
         """All but the last piece of long prompts, in whole blocks: attention is quadratic in what is read at once."""

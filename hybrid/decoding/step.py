@@ -109,13 +109,16 @@ class Step:
     def hidden(self) -> tuple[Tensor, Tensor | None]:
         return self._hidden(self.tokens)
 
-    def _hidden(self, canvas: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _hidden(self, canvas: Tensor, causal: bool = False) -> tuple[Tensor, Tensor | None]:
         """Hidden states (r, B, dim) of `canvas` (r, B) with the prompts and, where it changes something, without."""
-        networks, live = self.networks, self.live
-        free = None
-        if networks.without_prompt is not None and any(row.prompt for row in live.rows):
-            free = networks.without_prompt.read(self.text, live, canvas)
-        return networks.denoiser.read(self.text, live, canvas), free
+
+        def read(network: Network) -> Tensor:
+            return (network.read_causally if causal else network.read)(self.text, self.live, canvas)
+
+        without_prompt = self.networks.without_prompt
+        has_prompts = any(row.prompt for row in self.live.rows)
+        free = None if without_prompt is None or not has_prompts else read(without_prompt)
+        return read(self.networks.denoiser), free
 
     def _log_probs(self, given: Tensor, free: Tensor | None, places: Tensor) -> Tensor:
         """(m, V) of hidden states with and without the prompts, where `places` (r, B) is True.
@@ -133,9 +136,9 @@ class Step:
         has_prompt = torch.tensor([bool(row.prompt) for row in self.live.rows], device=places.device)
         return torch.where(has_prompt[places.nonzero()[:, 0], None], guided, with_prompt)
 
-    def read(self, canvas: Tensor, places: Tensor) -> Tensor:
+    def read(self, canvas: Tensor, places: Tensor, causal: bool = False) -> Tensor:
         """`View.read`"""
-        return self._log_probs(*self._hidden(canvas), places)
+        return self._log_probs(*self._hidden(canvas, causal), places)
 
     def sample(self, log_probs: Tensor, places: Tensor, number: int = 0) -> Tensor:
         """`View.sample`"""

@@ -1,4 +1,4 @@
-"""Exact answers: complete the prompts of a split and count the completions that are right to the last token."""
+"""Complete the prompts of a split, and count the answers that are right to the last token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A local Hugging Face model as a judge.
+"""A local Hugging Face model as an evaluation model.
 
 Shape legend: b texts of a batch, N tokens of a text, V vocabulary.
 """

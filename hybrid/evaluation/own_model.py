@@ -1,4 +1,4 @@
-"""A model of this repository as a judge.
+"""A model of this repository as an evaluation model.
 
 Shape legend: b texts of a batch, N tokens of a text, D masks.
 """
@@ -19,16 +19,18 @@ from hybrid.lm import LanguageModel
 from hybrid.model.two_stream import two_stream_hidden
 
 DRAWS = 8
-"""Noise draws of the bound, for a judge that was not trained at block size 1."""
+"""Noise draws of the bound, for a model that was not trained at block size 1."""
 
 
 @dataclass(frozen=True)
 class OwnModel:
-    """Exact likelihood at block size 1 if it was trained there, else the bound at the first size of its training.
+    """Score by the exact likelihood if the model was trained at block size 1, else by the bound at its first size.
 
-    The first token is scored like any other, given nothing. Features: the mean over a text's tokens of the final hidden
-    state that predicts each, with half of every block masked at a time (position l in draw l mod 2), so that every
-    state is one that training has seen and the other half of the text is in it.
+    The first token is scored like any other, given nothing.
+
+    Features are the mean over a text's tokens of the final hidden state that predicts each. Half of every block is
+    masked at a time (position l in draw l mod 2): every state is one that training has seen, and the other half of the
+    text is in it.
     """
 
     lm: LanguageModel

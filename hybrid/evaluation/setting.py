@@ -37,7 +37,7 @@ class Setting:
 
 
 def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, **rest: Any) -> Setting:
-    """A setting that fits into a context of `seq_len`; `new_tokens` None: until it is full.
+    """Make a setting that fits into a context of `seq_len`; `new_tokens` None: until it is full.
 
     Raises:
         ValueError: it does not fit; names the option of the command line.

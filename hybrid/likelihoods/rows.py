@@ -61,6 +61,11 @@ class SplitLikelihood:
         return perplexity(self.nats_per_token)
 
     @property
+    def known_stderr(self) -> float | None:
+        """`stderr`; None where one draw has none."""
+        return None if math.isnan(self.stderr) else self.stderr
+
+    @property
     def bits_per_nat(self) -> float | None:
         """Bits per byte for each nat per token."""
         if self.bits_per_byte is None:

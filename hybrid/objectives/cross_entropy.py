@@ -44,9 +44,9 @@ class MaskedLoss(Loss):
     autoregressive: Tensor | None = None  # () with a gradient
 
     def by_block(self, block_size: int) -> tuple[Tensor, Tensor]:
-        """(b, D, g): number of masked tokens n, and mean cross-entropy m_n (0 where n = 0), float64.
+        """Return the number n of masked tokens of each block, and their mean cross-entropy m_n, (b, D, g) each.
 
-        They are where the masks are: with masks on the host, this waits for a GPU.
+        m_n is float64, and 0 where n = 0. Both are where the masks are: with masks on the host, this waits for a GPU.
         """
         masked = self.masking.masked
         losses = torch.zeros(masked.shape, dtype=torch.float64, device=masked.device)
@@ -55,7 +55,7 @@ class MaskedLoss(Loss):
         return n, block_view(losses, block_size, 0.0).sum(-1) / n.clamp(min=1)
 
     def by_count(self, block_size: int) -> tuple[Tensor, Tensor]:
-        """Sum of m_n, and number of blocks, for n = 0..B masked tokens in the block: two (B + 1,) float64."""
+        """Sum m_n, and count the blocks, for n = 0..B masked tokens of a block: two (B + 1,) float64."""
         n, mean = (t.flatten() for t in self.by_block(block_size))
         sums = torch.zeros(block_size + 1, dtype=torch.float64, device=n.device).index_add_(0, n, mean)
         return sums, torch.bincount(n, minlength=block_size + 1).double()
@@ -65,11 +65,12 @@ def masked_loss(
     model: Transformer, tokens: Tensor, masking: Masking, block_size: int, documents: Tensor | None = None,
     autoregressive: Tensor | None = None,
 ) -> MaskedLoss:  # fmt: skip
-    """Run both streams and weigh the cross-entropies of the masked tokens (b, N).
+    """Run both streams and weigh the cross-entropies of the masked tokens.
 
     Tokens and masking may be on the host, wherever the model is: `two_stream_hidden`.
 
     Args:
+        tokens: (b, N) int64.
         autoregressive: (b, N) booleans, tokens whose left-to-right NLL is wanted as well (`context: causal`).
     """
     hidden = two_stream_hidden(model, tokens, masking.masked, block_size, documents, autoregressive)

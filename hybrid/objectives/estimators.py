@@ -27,18 +27,21 @@ class Masking:
 
     @classmethod
     def of_blocks(cls, masked: Tensor, weight: Tensor, length: int) -> Masking:
-        """From (b, D, g, B) booleans and weights that broadcast against them; `length` is N."""
+        """Join the blocks of (b, D, g, B) booleans, and of weights that broadcast against them; `length` is N."""
         flat = masked.flatten(2)[..., :length], weight.expand(masked.shape).flatten(2)[..., :length].double()
         return cls(*flat)
 
 
 class Estimator(Protocol):
-    """An estimator whose expectation is not the bound says so in `bias`."""
+    """Draws masks and weights whose expected weighted sum of cross-entropies is the bound.
+
+    One whose expectation is not the bound says so in its attribute `bias`, a text.
+    """
 
     def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
-        """Noise for rows whose target tokens are True in `is_target` (b, N); only those are ever masked.
+        """Draw masks for rows whose target tokens are True in `is_target` (b, N); only those are ever masked.
 
-        Where no noise is left, one draw stands for all.
+        Where nothing is random, one draw stands for all.
         """
         ...
 
@@ -61,7 +64,7 @@ class Count:
 
     @cached_property
     def source(self) -> Proposal:
-        """The proposal, built."""
+        """Build the proposal."""
         return build(PROPOSALS, self.proposal, "proposal")
 
     def draw(self, noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int, stratified: bool) -> Masking:
@@ -88,7 +91,7 @@ class Count:
         return Masking.of_blocks(masked, weight, is_target.shape[1])
 
     def _probabilities(self, targets: Tensor, block_size: int) -> Tensor:
-        """(b, 1, g) numbers of targets -> (b, 1, g, B + 1) float64, the probability of masking n = 0..B of them."""
+        """Return the probability to mask n = 0..B of `targets` (b, 1, g) tokens, (b, 1, g, B + 1) float64."""
         sizes, index = targets.unique(return_inverse=True)
         table = torch.zeros(len(sizes), block_size + 1, dtype=torch.float64)
         for row, size in enumerate(sizes.tolist()):
@@ -119,7 +122,7 @@ class Time:
         return Masking.of_blocks(masked & targets, weight, length)
 
     def time(self, u: Tensor) -> Tensor:
-        """Uniforms in (0, 1] -> times; never 0, where the weight would be a division by 0."""
+        """Turn uniforms in (0, 1] into times; never 0, where the weight would be a division by 0."""
         return u
 
 

@@ -1,4 +1,4 @@
-"""The noise of a batch: counter-based uniforms for its blocks and tokens, stratified over the global batch.
+"""Noise of a batch: counter-based uniforms for its blocks and tokens, stratified over the global batch.
 
 Shape legend: b rows, D noise draws, N text length, g blocks, B block size.
 """
@@ -30,18 +30,18 @@ class NoiseKeys:
 
     @classmethod
     def of_rows(cls, seed: int, rows: Tensor) -> NoiseKeys:
-        """Rows each on its own, as in evaluation: nothing depends on the batch."""
+        """Key each row on its own, as in evaluation: nothing depends on the batch."""
         return cls(seed, 0, rows, 0, 1)
 
 
 def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
-    """(..., N) -> (..., g, B), the last block filled up with `fill`."""
+    """View rows (..., N) as blocks (..., g, B), the last one filled up with `fill`."""
     short = -rows.shape[-1] % block_size
     return F.pad(rows, (0, short), value=fill).unflatten(-1, (-1, block_size))
 
 
 def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool) -> Tensor:
-    """(b, D, g) float64 uniforms in [0, 1), one per block.
+    """Draw a uniform in [0, 1) for each block, (b, D, g) float64.
 
     Stratified: the blocks of all rows and draws of the global batch take the strata of [0, 1), each once, in an order
     permuted by (seed, step): the batch covers the range evenly, and no stratum is tied to a position. With
@@ -63,14 +63,14 @@ def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool
 
 
 def position_uniforms(noise: NoiseKeys, length: int, draws: int) -> Tensor:
-    """(b, D, N) float64 uniforms in [0, 1), one per token; their order decides which tokens are masked."""
+    """Draw a uniform in [0, 1) for each token, (b, D, N) float64; their order decides which tokens are masked."""
     device = noise.row.device
     draw, position = torch.arange(draws, device=device)[:, None], torch.arange(length, device=device)
     return rng.uniform(noise.seed, rng.ORDER, noise.row[:, None, None], draw, position, noise.step)
 
 
 def target_ranks(noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int) -> Tensor:
-    """(b, D, g, B): a uniformly random rank 0..L-1 among the L target tokens of each block; the others rank behind."""
+    """Rank the L target tokens of each block at random, 0..L-1, the others behind them: (b, D, g, B)."""
     scores = position_uniforms(noise, is_target.shape[1], draws)
     scores = scores.masked_fill(~is_target[:, None], 2.0)
     return block_view(scores, block_size, 3.0).argsort(-1).argsort(-1)

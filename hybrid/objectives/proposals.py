@@ -1,4 +1,4 @@
-"""Proposals: how many of a block's L tokens to mask.
+"""Proposals: distributions pi(n) of how many of a block's L tokens are masked.
 
 One draw n ~ pi contributes m_n / pi(n) to the bound sum_n E[m_n], which is unbiased for every pi that is positive where
 it must be. The variance is least for pi(n) ~ sqrt(E[m_n^2]).
@@ -19,15 +19,15 @@ from hybrid.options import REMOVED, Removed, option
 
 
 class Proposal(Protocol):
-    """A distribution of the number n of masked tokens."""
+    """pi(n), the probability to mask n of a block's target tokens."""
 
     def probabilities(self, n_targets: int, block_size: int) -> Tensor:
-        """pi: (L + 1,) float64, the probability of masking n = 0..L tokens; 0 at n = 0 unless L = 0."""
+        """Return pi(0..L), (L + 1,) float64, of sum 1; 0 at n = 0 unless L = 0."""
         ...
 
 
 def normalised(weights: Tensor) -> Tensor:
-    """Weights of n = 1..L -> probabilities of n = 0..L."""
+    """Turn weights of n = 1..L into probabilities of n = 0..L."""
     weights = weights.double()
     if not len(weights):
         return torch.ones(1, dtype=torch.float64)
@@ -36,7 +36,7 @@ def normalised(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every number of masked tokens alike."""
+    """pi(n) = 1 / L: every number of masked tokens alike."""
 
     def probabilities(self, n_targets: int, block_size: int) -> Tensor:
         return normalised(torch.ones(n_targets))
@@ -44,7 +44,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Published(Uniform):
-    """That with which `objective.weighting` was published; that of the ELBO is uniform."""
+    """pi(n) with which `objective.weighting` was published; that of the ELBO is uniform."""
 
 
 @dataclass(frozen=True)

@@ -24,18 +24,18 @@ from hybrid.options import REMOVED, Removed, option
 
 @dataclass(frozen=True)
 class Weighting:
-    """omega_n, and the distribution of n that the method was published with (`objective.proposal=published`)."""
+    """omega_n, and the proposal that the method was published with (`objective.proposal=published`)."""
 
     def of_counts(self, n_targets: int) -> Tensor:
-        """omega: (L + 1,) float64, 0 at n = 0, of sum L."""
+        """Return omega_0..L, (L + 1,) float64, 0 at n = 0, of sum L."""
         raise AssertionError("subclasses define it")
 
     def probabilities(self, n_targets: int, block_size: int) -> Tensor:
-        """(L + 1,) float64: `hybrid.objectives.proposals.Proposal`."""
+        """Return pi(0..L) as a `Proposal` does, (L + 1,) float64."""
         return normalised(torch.ones(n_targets))
 
     def of_tokens(self, masked: Tensor, block_size: int) -> Tensor | None:
-        """A further factor for each masked token, (b, D, N), or None: that of CART."""
+        """Return a further factor for each masked token, (b, D, N), as CART has; None: there is none."""
         return None
 
 
@@ -71,8 +71,8 @@ class MaskGIT(Weighting):
 
 @dataclass(frozen=True)
 class Bert(Weighting):
-    """A fixed share of the tokens is masked, and the mean cross-entropy (Devlin et al. 1810.04805). Other numbers of
-    masked tokens are never trained, so the ELBO of such a model is poor."""
+    """n = share * L, and the mean cross-entropy (Devlin et al. 1810.04805). Other numbers of masked tokens are never
+    trained, so the ELBO of such a model is poor."""
 
     share: float = option(0.15, "of the block's tokens, at least one token")
 
@@ -90,9 +90,9 @@ class Bert(Weighting):
 
 @dataclass(frozen=True)
 class Cart(PlainCrossEntropy):
-    """Each masked token weighs more the nearer its known neighbours are: sum over known j of p (1-p)^(|i-j|-1) / 2
-    (Dream 7B). Known are the unmasked tokens of its block and of all blocks before it. A token without any known
-    neighbour weighs nothing: that of a first block which is all masked is never trained."""
+    """omega_n ~ n, times sum over known j of p (1-p)^(|i-j|-1) / 2 for each masked token i (Dream 7B): it weighs more
+    the nearer its known neighbours are. Known are the unmasked tokens of its block and of all blocks before it. A token
+    without any known neighbour weighs nothing: that of a first block which is all masked is never trained."""
 
     p: float = option(0.3, "of the geometric distribution over distances; above 0, at most 1")
 
@@ -120,7 +120,7 @@ REMOVED["weighting", "mask_predict"] = Removed("it is the weighting 'uniform' by
 
 
 def weigh(weighting: Weighting, masked: Tensor, is_target: Tensor, block_size: int) -> Tensor:
-    """(b, D, N) float64: what the ELBO weight of each masked token is multiplied by.
+    """Return what the ELBO weight of each masked token is multiplied by, (b, D, N) float64.
 
     Args:
         masked: (b, D, N) booleans.

@@ -77,13 +77,13 @@ def notes(runs: Sequence[RunRecord]) -> list[str]:
 def _notes_on_texts(runs: Sequence[RunRecord]) -> list[str]:
     """Say what makes the generated texts of some runs differ."""
     notes = []
-    judges = {}  # what tells a judge from others -> its path
-    for judge in (run.judge for run in runs):
-        known = judge and judge["checkpoint"]
-        key = None if judge is None else known["sha256"] if known else judge["path"]
-        judges[key] = "none" if judge is None else f"{judge['path']}{_of_step(known)}"
-    if len(judges) > 1:
-        names = ", ".join(sorted(judges.values()))
+    models = {}  # what tells an evaluation model from others -> its path
+    for model in (run.evaluation_model for run in runs):
+        known = model and model["checkpoint"]
+        key = None if model is None else known["sha256"] if known else model["path"]
+        models[key] = "none" if model is None else f"{model['path']}{_of_step(known)}"
+    if len(models) > 1:
+        names = ", ".join(sorted(models.values()))
         notes.append(f"Their texts had different judges ({names}), which can't be compared.")
     how = {run.name: run.evaluation.how_generated for run in runs if run.evaluation is not None}
     keys = [key for key in next(iter(how.values()), {}) if len({repr(h[key]) for h in how.values()}) > 1]
@@ -161,7 +161,9 @@ def to_csv(compared: list[Group]) -> str:
     def lines(group: Group, run: RunRecord) -> list[list]:
         first = [run.name, group.label, run.config.run.seed, "|".join(map(str, run.block_sizes))]
         last = [run.step, run.tokens(run.step), run.seconds, run.environment["parameters"], *group.settings.values()]
-        measured = [[m.block_size, m.method, m.nats, m.stderr, m.bits_per_byte] for m in run.likelihoods]
+        measured = [
+            [m.block_size, m.likelihood, m.nats_per_token, m.known_stderr, m.bits_per_byte] for m in run.likelihoods
+        ]
         return [[*first, *values, *last] for values in measured]
 
     text = io.StringIO()

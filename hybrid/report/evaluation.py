@@ -1,36 +1,22 @@
-"""What hybrid.evaluate has written of a run: eval.json, every field that is used checked."""
+"""Read what hybrid.evaluate has written of a run, eval.json, and check every field that is used."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybrid.evaluation.results import DecoderResult
+from hybrid.likelihoods.rows import SplitLikelihood
 from hybrid.report.fields import Fields, is_number
 from hybrid.storage.json_files import read_json
 
-LIKELIHOODS = ("bound", "exact")
+COMPARED = ("bound", "exact")
+"""Likelihoods of runs that are compared with each other."""
+
 _HOW_TEXTS = ("samples", "new_tokens", "prompt_tokens", "temperature", "top_k", "top_p", "seed")
-_OF_TEXTS = ("tokens_per_second", "nfe_per_token", "entropy", "judge_nats_per_byte")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A likelihood of the validation split, per target token or per byte."""
-
-    block_size: int
-    method: str  # "bound" or "exact"
-    nats: float
-    stderr: float | None  # of the noise in nats, None with one draw
-    bits_per_byte: float | None  # None where the tokens are not the text
-    by_count: dict[int, float]  # mean cross-entropy of a masked token by the number of masked tokens of its block
-
-    @property
-    def bits_per_nat(self) -> float | None:
-        """Bits per byte for each nat per token."""
-        if self.bits_per_byte is None:
-            return None
-        return self.bits_per_byte / self.nats if self.nats else 0.0
+_COMPARED_METRICS = ("entropy", "judge_nats_per_byte")
 
 
 @dataclass(frozen=True)
@@ -58,7 +44,7 @@ class Facts:
 class Evaluation:
     """One eval.json."""
 
-    likelihoods: list[Measured]
+    likelihoods: list[SplitLikelihood]  # of COMPARED
     data: Facts
     is_of_own_text: bool  # not that of --data; False if it does not say
     split: str
@@ -67,21 +53,21 @@ class Evaluation:
     machine: str  # processor or GPU
     precision: str
     checkpoint: dict[str, Any] | None  # step and hash of what was evaluated; None: made by an earlier version
-    generated: list[dict[str, Any]]  # lines of the decoders that wrote texts, and of the real text
+    generated: list[DecoderResult]  # of the decoders that wrote texts, and of the real text
     how_generated: dict[str, float | None]
-    judge: dict[str, Any] | None  # name, path and, if known, checkpoint
+    evaluation_model: dict[str, Any] | None  # name, path and, if known, checkpoint
 
     @classmethod
     def read(cls, path: Path) -> Evaluation:
         """Raises a ValueError that names the file and the field if it is not an evaluation, or damaged."""
         content = Fields(read_json(path), str(path))
         settings, environment = content.inner("settings"), content.inner("environment")
-        lines = [line for line in content.rows("results") if line.text("likelihood") in LIKELIHOODS]
+        lines = [line for line in content.rows("results") if line.text("likelihood") in COMPARED]
         other = settings.text("data", None)
         split = settings.text("split", None) or ("validation" if other is None else "all")
-        checkpoint, judge = content.inner("checkpoint", None), content.inner("judge", None)
+        checkpoint, model = content.inner("checkpoint", None), content.inner("judge", None)
         return cls(
-            likelihoods=[_measured(line) for line in lines],
+            likelihoods=[_split_likelihood(line) for line in lines],
             data=Facts.read(content.inner("data")),
             is_of_own_text="data" in settings.content and other is None,
             split=split,
@@ -90,9 +76,9 @@ class Evaluation:
             machine=machine_name(environment),
             precision=settings.text("precision", "fp32"),
             checkpoint=None if checkpoint is None else _identity(checkpoint),
-            generated=[_written(line) for line in content.rows("generation", [])],
+            generated=[_decoder_result(line) for line in content.rows("generation", [])],
             how_generated={name: settings.number(name, None) for name in _HOW_TEXTS},
-            judge=None if judge is None else _judge(judge),
+            evaluation_model=None if model is None else _evaluation_model(model),
         )
 
     @property
@@ -109,12 +95,12 @@ def machine_name(environment: Fields) -> str:
     return environment.text("processor") if device == "cpu" else device
 
 
-def _measured(line: Fields) -> Measured:
+def _split_likelihood(line: Fields) -> SplitLikelihood:
     counts = line.inner("by_count", None)
-    return Measured(
+    return SplitLikelihood(
         line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
-        line.number("stderr", None, least=0), line.number("bits_per_byte", None),
-        {} if counts is None else counted(counts.content, ""),
+        line.number("stderr", math.nan, least=0), line.number("bits_per_byte", None),
+        by_count={} if counts is None else counted(counts.content, ""),
     )  # fmt: skip
 
 
@@ -124,17 +110,21 @@ def counted(values: dict[str, Any], prefix: str) -> dict[int, float]:
     return {int(n): float(value) for n, value in found.items() if n.isdecimal() and is_number(value)}
 
 
-def _written(line: Fields) -> dict[str, Any]:
-    """A line of generated texts; figures that it does not have are left out."""
-    figures = {name: line.number(name, None, least=0) for name in _OF_TEXTS}
-    known = {name: value for name, value in figures.items() if value is not None}
-    size = line.integer("block_size", 1, None)
-    return {"decoder": line.text("decoder"), **({} if size is None else {"block_size": size}), **known}
+def _decoder_result(line: Fields) -> DecoderResult:
+    """Of the metrics those that are compared; what it does not have is left out."""
+    metrics = {name: line.number(name, None, least=0) for name in _COMPARED_METRICS}
+    return DecoderResult(
+        line.text("decoder"),
+        {name: value for name, value in metrics.items() if value is not None},
+        line.integer("block_size", 1, None),
+        line.number("nfe_per_token", None, least=0),
+        line.number("tokens_per_second", None, least=0),
+    )
 
 
-def _judge(judge: Fields) -> dict[str, Any]:
-    checkpoint = judge.inner("checkpoint", None)
-    found = {"name": judge.text("name"), "path": judge.text("path")}
+def _evaluation_model(model: Fields) -> dict[str, Any]:
+    checkpoint = model.inner("checkpoint", None)
+    found = {"name": model.text("name"), "path": model.text("path")}
     return {**found, "checkpoint": None if checkpoint is None else _identity(checkpoint)}
 
 

@@ -6,11 +6,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hybrid.evaluation.results import REAL
+from hybrid.evaluation.results import REAL, DecoderResult
 from hybrid.report.groups import Group
 
 REPETITIVE = 0.9  # of the entropy of real text
-_NEEDED = {"block_size", "tokens_per_second", "nfe_per_token", "entropy"}
+
+Pair = tuple[DecoderResult, DecoderResult]
+"""A decoder in one run, and real text in the same."""
 
 
 @dataclass(frozen=True)
@@ -23,41 +25,48 @@ class Written:
     tokens_per_second: float
     nfe_per_token: float
     entropy: float
-    nats_per_byte: float | None  # of the judge; None without one
-    real_nats_per_byte: float | None  # the judge, of real text
+    nats_per_byte: float | None  # of the evaluation model; None without one
+    real_nats_per_byte: float | None  # of real text
     real_entropy: float
 
     @property
     def is_repetitive(self) -> bool:
-        """A judge likes texts that repeat themselves; they have a lower entropy than real ones."""
+        """Whether its entropy is below that of real text: an evaluation model likes texts that repeat themselves."""
         return self.entropy < REPETITIVE * self.real_entropy
 
 
 def written(groups: Sequence[Group]) -> list[Written]:
-    """Of all groups whose runs were evaluated with `--decoders`, all of them with the same."""
+    """Average over the runs of each group, where all of them were evaluated with `--decoders`, with the same."""
     found = []
     for group in groups:
-        by_decoder: dict[tuple[str, int], list[dict]] = {}
+        by_decoder: dict[tuple[str, int], list[Pair]] = {}
         for run in group.runs:
-            real = next((line for line in run.generated if line["decoder"] == REAL and "entropy" in line), None)
+            real = next((line for line in run.generated if line.decoder == REAL and "entropy" in line.metrics), None)
             for line in run.generated:
-                if real is not None and line["decoder"] != REAL and line.keys() >= _NEEDED:
-                    pair = {**line, "real": real}
-                    by_decoder.setdefault((line["decoder"], line["block_size"]), []).append(pair)
-        for (decoder, size), lines in by_decoder.items():
-            if len(lines) == len(group.runs):
-                found.append(_mean(group.label, decoder, size, lines))
+                if real is not None and line.decoder != REAL and line.block_size is not None and _is_whole(line):
+                    by_decoder.setdefault((line.decoder, line.block_size), []).append((line, real))
+        for (decoder, size), pairs in by_decoder.items():
+            if len(pairs) == len(group.runs):
+                found.append(_mean(group.label, decoder, size, pairs))
     return found
 
 
-def _mean(group: str, decoder: str, size: int, lines: Sequence[dict]) -> Written:
-    def mean(key: str, source: Sequence[dict]) -> float:
-        return statistics.fmean(line[key] for line in source)
+def _is_whole(line: DecoderResult) -> bool:
+    return None not in (line.tokens_per_second, line.nfe_per_token) and "entropy" in line.metrics
 
-    real = [line["real"] for line in lines]
-    judged = all("judge_nats_per_byte" in line for line in [*lines, *real])
+
+def _mean(group: str, decoder: str, size: int, pairs: Sequence[Pair]) -> Written:
+    lines, real = [line for line, _ in pairs], [real for _, real in pairs]
+
+    def mean(key: str, source: Sequence[DecoderResult]) -> float:
+        return statistics.fmean(line.metrics[key] for line in source)
+
+    judged = all("judge_nats_per_byte" in line.metrics for line in [*lines, *real])
     return Written(
-        group, decoder, size, mean("tokens_per_second", lines), mean("nfe_per_token", lines), mean("entropy", lines),
+        group, decoder, size,
+        statistics.fmean(line.tokens_per_second or 0.0 for line in lines),
+        statistics.fmean(line.nfe_per_token or 0.0 for line in lines),
+        mean("entropy", lines),
         mean("judge_nats_per_byte", lines) if judged else None, mean("judge_nats_per_byte", real) if judged else None,
         mean("entropy", real),
     )  # fmt: skip

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hybrid.config import NO_MATTER, ROUNDING, flatten
-from hybrid.report.run_record import Measured, RunRecord
+from hybrid.likelihoods.rows import SplitLikelihood
+from hybrid.report.run_record import RunRecord
 from hybrid.results.table import standard_error
 
 _SAME_MODEL = (*NO_MATTER, *ROUNDING, "eval.")
@@ -67,18 +68,18 @@ class Group:
         sizes = self.first.block_sizes
         return sizes[0] if len(sizes) == 1 and sizes[0] in self.evaluated else None
 
-    def measured(self, block_size: int) -> list[Measured]:
+    def measured(self, block_size: int) -> list[SplitLikelihood]:
         return [next(m for m in run.likelihoods if m.block_size == block_size) for run in self.runs]
 
     def nats(self, block_size: int) -> Mean:
         found = self.measured(block_size)
-        return Mean.of([m.nats for m in found], [m.stderr for m in found])
+        return Mean.of([m.nats_per_token for m in found], [m.known_stderr for m in found])
 
     def bits_per_byte(self, block_size: int) -> Mean | None:
         """Average bits per byte; None if the tokens of a run are not the text."""
         found = self.measured(block_size)
         bits = [m.bits_per_byte for m in found if m.bits_per_byte is not None]
-        noise = [None if m.stderr is None else m.stderr * (m.bits_per_nat or 0.0) for m in found]
+        noise = [None if m.known_stderr is None else m.known_stderr * (m.bits_per_nat or 0.0) for m in found]
         return Mean.of(bits, noise) if len(bits) == len(found) else None
 
     @property
@@ -87,7 +88,7 @@ class Group:
         return all(self.bits_per_byte(size) is not None for size in self.evaluated)
 
     def method(self, block_size: int) -> str:
-        return self.measured(block_size)[0].method
+        return self.measured(block_size)[0].likelihood
 
     def by_count(self, block_size: int) -> dict[int, float]:
         """Average over the runs the loss of a masked token by the number that are masked."""

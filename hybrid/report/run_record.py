@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,8 +13,10 @@ from typing import Any
 
 from hybrid.checkpoints.identity import identity_at, is_same_checkpoint
 from hybrid.config import Config, load_config, resolve_block_sizes
+from hybrid.evaluation.results import DecoderResult
+from hybrid.likelihoods.rows import SplitLikelihood
 from hybrid.options import shown
-from hybrid.report.evaluation import LIKELIHOODS, Evaluation, Facts, Measured, counted, machine_name
+from hybrid.report.evaluation import COMPARED, Evaluation, Facts, counted, machine_name
 from hybrid.report.fields import Fields, is_number
 from hybrid.storage.json_files import read_json
 from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
@@ -90,7 +93,7 @@ class RunRecord:
         return resolve_block_sizes(self.config.objective.block_size, self.config.data.seq_len)
 
     @cached_property
-    def likelihoods(self) -> list[Measured]:
+    def likelihoods(self) -> list[SplitLikelihood]:
         """Of eval.json; without it those of the last validation during training."""
         if self.evaluation is not None:
             return self.evaluation.likelihoods
@@ -101,16 +104,16 @@ class RunRecord:
         for tag in last.content:
             size = tag.rpartition("/b")[2]
             if tag.startswith("val/likelihood/b") and size.isdecimal():
-                method, nats = last.text(tag), last.number(f"val/nelbo/b{size}")
+                likelihood, nats = last.text(tag), last.number(f"val/nelbo/b{size}")
                 by_count = counted(last.content, f"val_by_count/b{size}/n")
-                if method not in LIKELIHOODS:
-                    raise ValueError(f"{last.where}.{tag}: {shown(method)} is none of {', '.join(LIKELIHOODS)}")
-                stderr = last.number(f"val/stderr/b{size}", None, least=0)
+                if likelihood not in COMPARED:
+                    raise ValueError(f"{last.where}.{tag}: {shown(likelihood)} is none of {', '.join(COMPARED)}")
+                stderr = last.number(f"val/stderr/b{size}", math.nan, least=0)
                 bits = None if factor is None else nats * factor
-                found.append(Measured(int(size), method, nats, stderr, bits, by_count))
+                found.append(SplitLikelihood(int(size), likelihood, nats, stderr, bits, by_count=by_count))
         return found
 
-    def own(self) -> Measured | None:
+    def own(self) -> SplitLikelihood | None:
         """The likelihood at the block size that it was trained for, if there is one."""
         if len(self.block_sizes) > 1:
             return None
@@ -129,14 +132,14 @@ class RunRecord:
         return not (self.config.eval.rows if self.evaluation is None else self.evaluation.rows)
 
     @property
-    def generated(self) -> list[dict[str, Any]]:
-        """Lines of the decoders that wrote texts, and of the real text."""
+    def generated(self) -> list[DecoderResult]:
+        """Of the decoders that wrote texts, and of the real text."""
         return [] if self.evaluation is None else self.evaluation.generated
 
     @property
-    def judge(self) -> dict[str, Any] | None:
-        """Who read the generated texts."""
-        return None if self.evaluation is None else self.evaluation.judge
+    def evaluation_model(self) -> dict[str, Any] | None:
+        """Which model read the generated texts."""
+        return None if self.evaluation is None else self.evaluation.evaluation_model
 
     @property
     def is_autoregressive(self) -> bool:

@@ -159,12 +159,12 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
     ways = [
         f"{formatted(h['samples'], 'g')} texts at once, temperature {formatted(h['temperature'], 'g')}" for h in hows
     ]
-    judge = evaluated[0].judge
+    model = evaluated[0].evaluation_model
     real = texts[0]
     text = f"From each model and decoder {' or '.join(dict.fromkeys(ways))}."
-    if judge is not None and real.real_nats_per_byte is not None:
+    if model is not None and real.real_nats_per_byte is not None:
         text += (
-            f" The judge {judge['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
+            f" The judge {model['name']} finds {real.real_nats_per_byte:.3f} nats per byte in real text (entropy "
             f"{real.real_entropy:.3f}); lower is more probable to it, and what repeats itself is the most probable: "
             f"texts with less than {REPETITIVE:.0%} of the entropy of real ones are hollow and not on the front. "
             "The line joins those that no other beats in both speed and quality."

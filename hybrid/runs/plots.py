@@ -1,4 +1,4 @@
-"""Figures drawn with matplotlib's object interface: no pyplot, so no global state and no display."""
+"""Draw plots with matplotlib's object interface: no pyplot, so no global state and no display."""
 
 from __future__ import annotations
 

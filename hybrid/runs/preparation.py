@@ -1,4 +1,4 @@
-"""The stages of a run before it trains: a machine, then data, then a model; each refuses what does not fit."""
+"""Prepare a run, stage by stage: a machine, then data, then a model; each refuses what does not fit."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Machine:
 
     @classmethod
     def of(cls, config: Config, ranks: Ranks = ALONE) -> Machine:
-        """Raises a ValueError for a device or a precision that this machine does not have."""
+        """Choose device and precision. Raises a ValueError for what this machine does not have."""
         device = resolve_device(config.run.device, ranks)
         if device.type == "cpu":
             keep_freed_memory()

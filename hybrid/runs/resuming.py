@@ -1,4 +1,4 @@
-"""How a run begins: at step 0 or from a checkpoint, and what it keeps of what is in its folder.
+"""Plan how a run begins: at step 0 or from a checkpoint, and what it keeps of what is in its folder.
 
 trainer.resume   what there is                     beginning       kept of the folder
 never, auto      no run                            FRESH           it must be empty

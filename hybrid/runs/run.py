@@ -1,4 +1,4 @@
-"""One run: a trainer on the data and the model of a configuration, and a run folder.
+"""Train a model that has been prepared, in a run folder.
 
 runs/NAME/
   config.yaml         the whole configuration        environment.json   versions, commit, machine, data
@@ -108,7 +108,7 @@ class Run:
             trainer.train()
 
     def trainer(self, tracker: Tracker) -> Trainer:
-        """The loop of this run, before its first step."""
+        """Make the loop of this run, before its first step."""
         validate, sample = self._validator(), self._sample_writer()
 
         def log_end() -> None:
@@ -120,7 +120,7 @@ class Run:
         return trainer
 
     def stepper(self) -> Stepper:
-        """What makes the optimizer steps of this run."""
+        """Make what makes the optimizer steps of this run."""
         c = self.config
         return Stepper(
             model=self.model,
@@ -148,7 +148,7 @@ class Run:
         return Validator(self.model, split, sizes, self.config.eval, self.machine.autocast, self.ranks)
 
     def _sample_writer(self) -> SampleWriter | None:
-        """None if no samples are wanted."""
+        """Make what writes samples; None if none are wanted."""
         c = self.config
         engine = Engine(
             model=self.model,

@@ -1,4 +1,4 @@
-"""The folder of a run: whether there is a place for it, what may be started over in it, and how it is opened."""
+"""Open the folder of a run: whether there is a place for it, and whether a run has begun in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROOM = 100
 
 
 def folder_of(run: RunConfig) -> Path:
-    """Where a run is kept. Raises a ValueError for a home folder that there is not."""
+    """Return where a run is kept. Raises a ValueError for a home folder that there is not."""
     return path_of("run.folder", run.folder) / run.name
 
 

@@ -23,7 +23,10 @@ _BEGINNING = b'{"step": '
 
 
 class MetricsFile:
-    """The file that a run appends to; a record is in it when `append` returns. A kill can tear the last one only."""
+    """The file that a run appends to.
+
+    A record is in it when `append` returns; a kill can tear the last one only.
+    """
 
     def __init__(self, folder: Path):
         self.path = folder / METRICS_FILE
@@ -53,7 +56,7 @@ class MetricsFile:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run in the order they were written; what a kill or a full disk tore is skipped.
+    """Read the records of a run in the order they were written; what a kill or a full disk tore is skipped.
 
     Raises:
         ValueError: there is no metrics.jsonl, or a line in its middle is no record.
@@ -77,13 +80,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_validation(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last record of `read_metrics` in which the run was evaluated."""
+    """Find the last record of `read_metrics` in which the run was evaluated."""
     return next((record for record in reversed(records) if "val/nelbo" in record), None)
 
 
 def _parse(line: bytes) -> tuple[bytes, dict[str, Any] | None]:
-    """What is torn of a line, and the record in it: the whole line, or what follows a record that was torn before its
-    end (and so before its newline)."""
+    """Split a line into what is torn of it and the record in it.
+
+    The record is the whole line, or what follows a record that was torn before its end (and so before its newline).
+    """
     start = max(line.rfind(_BEGINNING), 0)
     for at in dict.fromkeys((0, start)):
         record = _record(line[at:])
@@ -103,7 +108,11 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def supersede(folder: Path, resume_step: int | None) -> list[dict[str, Any]]:
-    """Move records of later steps and what is torn out of metrics.jsonl; return the records that are left."""
+    """Move the records of later steps, and what is torn, out of metrics.jsonl; return the records that are left.
+
+    Args:
+        resume_step: the last step whose records are kept; None keeps all.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return []

@@ -36,12 +36,12 @@ class OptimConfig:
 
     @property
     def copies(self) -> int:
-        """Numbers that training keeps for each weight: itself, its gradient, a moment or two, perhaps its average."""
+        """Count the numbers kept for each weight: itself, its gradient, a moment or two, perhaps its average."""
         return (4 if self.name == "adamw" else 3) + bool(self.ema_decay)
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
-    """The learning rate of step 0, 1, ..., steps-1 as a fraction of the peak."""
+    """Learning rate of step 0, 1, ..., steps-1 as a fraction of the peak."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -109,7 +109,7 @@ class Optimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
-        """Tensors by name, and the rest for JSON."""
+        """Return tensors by name, and the rest for JSON."""
         tensors, meta = {}, {}
         for name, optimizer in self.parts.items():
             own, meta[name] = flatten_optimizer(optimizer, self.names)
@@ -139,7 +139,10 @@ class Optimizer:
 
 
 class EMA:
-    """Exponential moving average of the weights; the decay starts low, so that the start is soon forgotten."""
+    """average <- decay * average + (1 - decay) * weights, after each step.
+
+    The decay is min(`decay`, (1 + step) / (10 + step)), so that the start is soon forgotten.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay = model, decay
@@ -166,7 +169,7 @@ class EMA:
 
     @torch.no_grad()
     def _copy(self, weights: dict[str, Tensor]) -> None:
-        """In place: the memory of a parameter belongs to whoever shares it over ranks."""
+        """Copy in place: the memory of a parameter belongs to whoever shards it over ranks."""
         for name, p in self.model.named_parameters():
             p.copy_(weights[name])
 

@@ -1,4 +1,4 @@
-"""How the ranks of a job share one model: each has all of it (DDP), or a shard (FSDP).
+"""Train one model on several ranks: each has all of it (DDP), or a shard (FSDP).
 
 The gradient of a step is the sum over ranks of the gradients of their shares of the batch, whatever their number: the
 loss of a share is divided by the targets of the whole batch. Torch averages over ranks, so losses are multiplied by
@@ -9,24 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hybrid.data.batches import Batch
 from hybrid.distributed import ALONE, Ranks
-
-if TYPE_CHECKING:
-    from hybrid.data.batches import Batch
-    from hybrid.model import Transformer
-    from hybrid.objectives import Loss, Objective
-    from hybrid.objectives.noise import NoiseKeys
+from hybrid.model import Transformer
+from hybrid.objectives import Loss, Objective
+from hybrid.objectives.noise import NoiseKeys
 
 PARALLEL = ("ddp", "fsdp")
 
 
 class DataParallel:
-    """The loss of a batch and its gradient, on a model that is this process's own or sharded over the ranks.
+    """Computes the loss of a batch and its gradient, on a model that is this process's own or sharded over ranks.
 
     Of a sharded model the layers are put together one by one as they are needed, and gradients are summed after every
     forward: keeping them whole until the last one would cost the memory that is saved.
@@ -37,7 +35,7 @@ class DataParallel:
 
     @contextmanager
     def summed(self, now: bool) -> Iterator[None]:
-        """Gradients that are computed inside are summed over ranks, `now` or with those of a later forward."""
+        """Sum the gradients computed inside over ranks, `now` or with those of a later forward."""
         yield
 
     def loss(self, objective: Objective, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
@@ -78,7 +76,7 @@ class _Loss(nn.Module):
 
 
 def data_parallel(model: Transformer, ranks: Ranks, parallel: str) -> DataParallel:
-    """How a step computes its gradient; with `fsdp` the model is one that went through `shard_model`."""
+    """Choose how a step computes its gradient; with `fsdp` the model has been through `shard_model`."""
     is_replicated = ranks.world > 1 and parallel == "ddp"
     return Replicated(model, ranks) if is_replicated else DataParallel(model, ranks)
 
@@ -102,6 +100,6 @@ def shard_model(model: Transformer, device: torch.device, half: bool) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights whole."""
+    """Leave a sharded model as a training step leaves it: a forward without a backward keeps some weights full."""
     if hasattr(model, "reshard"):  # what torch adds to a module that it shards
         model.reshard()  # type: ignore[operator]

@@ -1,11 +1,11 @@
-"""What a checkpoint holds of a moment of training: weights, optimizer, averages, and counts of steps."""
+"""Save and restore a moment of training: weights, optimizer, averages, and counts of steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -14,9 +14,7 @@ from hybrid.checkpoints.module_state import is_finite, load_state, module_tensor
 from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import Ranks, local
 from hybrid.options import shown
-
-if TYPE_CHECKING:
-    from hybrid.training.step import Stepper
+from hybrid.training.step import Stepper
 
 
 class Counts(NamedTuple):

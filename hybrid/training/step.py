@@ -50,7 +50,7 @@ class StepResult:
 
     @property
     def losses(self) -> dict[str, float]:
-        """What the objective logs, by name."""
+        """Name -> value of what the objective logs."""
         return dict(zip(self.names, self._read, strict=False))
 
     @property
@@ -78,7 +78,7 @@ class Share(NamedTuple):
 
 @dataclass
 class Stepper:
-    """One optimizer step: batch, noise, loss, gradient, update. Knows its rank; keeps no state but the weights'.
+    """Makes an optimizer step: batch, noise, loss, gradient, update. It keeps no state but the weights'.
 
     `parallel` computes the gradient; None: the model is this process's own.
     """
@@ -109,7 +109,7 @@ class Stepper:
         return StepResult(step, numbers, share.names, share.block_size, rates)
 
     def accumulate(self, step: int) -> Share:
-        """Gradients of the loss of this rank's share of the global batch, which sum to the batch's over ranks."""
+        """Add up the gradients of this rank's share of the global batch, which sum to the batch's over ranks."""
         trainer, seq_len, objective = self.trainer, self.split.seq_len, self.objective
         n_rows = trainer.batch_tokens // seq_len
         indices = batch_rows(self.split.n_rows, n_rows, self.seed, step)
@@ -133,12 +133,12 @@ class Stepper:
         return Share(torch.stack(list(losses.values())), tuple(losses), block_size)
 
     def block_size_of(self, step: int) -> int:
-        """With a list of block sizes, one is drawn for each batch."""
+        """Draw the block size of a batch, where there is a list of them."""
         u = float(rng.uniform(self.seed, rng.DECIDE, step))
         return self.block_sizes[int(u * len(self.block_sizes))]
 
     def _count_targets(self, indices) -> int:
-        """Target tokens of the global batch; every rank can count them, so nobody has to be asked."""
+        """Count the target tokens of the global batch; every rank can, so nobody has to be asked."""
         if self.split.is_target is None:
             return len(indices) * self.split.seq_len
         return int(self.split.rows(indices).is_target.sum())

@@ -1,4 +1,4 @@
-"""What the loop reads of its steps: means for the records, and whether they were finite."""
+"""Read the results of steps: means for the records, and whether they were finite."""
 
 from __future__ import annotations
 

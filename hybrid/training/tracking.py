@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl (the record), TensorBoard (a view of it), its environment."""
+"""Write down what a run measures: metrics.jsonl (the record) and TensorBoard (a view of it)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Tracker:
-    """Writes the metrics of a run to metrics.jsonl and TensorBoard. Use it in a `with` statement, or `close` it."""
+    """Writes the metrics of a run to metrics.jsonl and TensorBoard; to be used in a `with` statement, or closed."""
 
     validation: dict[str, Any] | None = None
     """The last record with a validation, of those that were there already."""
@@ -147,7 +147,7 @@ class Tracker:
 
     @contextlib.contextmanager
     def _showing(self) -> Iterator[None]:
-        """Around what TensorBoard writes.
+        """Surround what TensorBoard writes.
 
         Raises:
             OSError: it could not (disk full, say); one line. Its thread may have met the error, at an earlier call.
@@ -158,7 +158,7 @@ class Tracker:
             raise write_error(self.folder / "events", error) from None
 
     def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """Silence for TensorBoard's thread, whose error its next call raises."""
+        """Keep silent about TensorBoard's thread, whose error its next call raises."""
         if type(error.thread).__name__ != "_AsyncWriterThread":
             self._before(error)
 
@@ -195,7 +195,10 @@ def _number_or_string(tag: str, value: Any) -> int | float | str:
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """`a.b.c -> value` in the types of the HParams table, which has no null, no list, and shows a boolean as 0 or 1."""
+    """Flatten to `a.b.c -> value` in the types of the HParams table, which has no null and no list.
+
+    It shows a boolean as 0 or 1, so that one becomes a word, too.
+    """
     flat: dict[str, int | float | str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,22 @@ from hybrid.training.tracking import Tracker
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Trainer:
-    """The loop around `Stepper`.
+    """Runs the loop around `Stepper`."""
 
-    Args:
-        validate: -> metrics, among them val/nelbo.
-        sample: -> (text, metrics), or None.
-        log_end: logs what is logged once, at the end, with the averaged weights.
-    """
+    stepper: Stepper
+    tracker: Tracker
+    folder: Path
+    validate: Callable[[], dict[str, Any]]  # -> metrics, among them val/nelbo
+    sample: Callable[[], tuple[str, dict[str, float]]] | None = None  # -> text, metrics
+    log_end: Callable[[], None] | None = None  # logs what is logged once, at the end, with the averaged weights
 
-    def __init__(
-        self,
-        stepper: Stepper,
-        tracker: Tracker,
-        folder: Path,
-        validate: Callable[[], dict[str, Any]],
-        sample: Callable[[], tuple[str, dict[str, float]]] | None = None,
-        log_end: Callable[[], None] | None = None,
-    ):
-        self.stepper, self.tracker, self.folder = stepper, tracker, folder
-        self.validate, self.sample, self.log_end = validate, sample, log_end
-        self.config = stepper.trainer
-        self.checkpoints = folder / "checkpoints"
+    def __post_init__(self) -> None:
+        self.config = self.stepper.trainer
+        self.checkpoints = self.folder / "checkpoints"
         self.step = 0  # steps done
-        self.bad = BadSteps(stepper.model, self.config.max_bad_steps)
+        self.bad = BadSteps(self.stepper.model, self.config.max_bad_steps)
         self.validation: dict[str, Any] = {}  # the last one, and the step it is of
         self._saved: Path | None = None  # the checkpoint of this moment
         self._sampled: int | None = None  # the step of the last samples

@@ -24,40 +24,12 @@ from hybrid.objectives.weightings import Weighting
 from hybrid.options import option
 from hybrid.training.metrics import read_metrics
 
-OBJECTIVE = '''
-from dataclasses import dataclass
-from torch.nn.functional import kl_div
-from hybrid.model import Transformer
-from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives import OBJECTIVES, Loss, MaskedObjective
-from hybrid.options import option, provided
-
-@dataclass(frozen=True)
-class FromTeacher(MaskedObjective):
-    """KL(teacher || model) at the masked tokens."""
-
-    temperature: float = option(1.0, "of both")
-    teacher: Transformer = provided()
-
-    def loss(self, model, batch, noise, block_size):
-        masked = self.draw(batch, noise, block_size).masked
-        hidden = [two_stream_hidden(m, batch.tokens, masked, block_size) for m in (model, self.teacher)]
-        ours, theirs = (m.head(h).div(self.temperature).log_softmax(-1)
-                        for m, h in zip((model, self.teacher), hidden))
-        return Loss(kl_div(ours, theirs, log_target=True, reduction="sum") / self.draws)
-
-OBJECTIVES["from_teacher"] = FromTeacher
-'''
-
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module of the user's own, which is not imported yet."""
-    (tmp_path / "my_distillation.py").write_text(OBJECTIVE)
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    yield "my_distillation"
-    sys.modules.pop("my_distillation", None)
+def module() -> Iterator[str]:
+    """A module of a user's own, which is not imported yet."""
+    yield "user_distillation"
+    sys.modules.pop("user_distillation", None)
     OBJECTIVES.pop("from_teacher", None)
 
 

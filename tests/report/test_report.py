@@ -49,8 +49,13 @@ def test_a_run_that_was_not_evaluated_has_its_last_validation(make: Make, tmp_pa
     make("a", nats={1: 2.0, 4: 3.0}, evaluated=False)
     ((run,), _) = find_runs([tmp_path / "runs"])
     found = {m.block_size: m for m in run.likelihoods}
-    assert (found[4].method, found[4].nats, found[4].stderr, found[4].by_count) == ("bound", 4.0, 0.01, {1: 1.5})
-    assert found[1].method == "exact" and found[1].bits_per_byte == pytest.approx(3.0 * 2)
+    assert (found[4].likelihood, found[4].nats_per_token, found[4].stderr, found[4].by_count) == (
+        "bound",
+        4.0,
+        0.01,
+        {1: 1.5},
+    )
+    assert found[1].likelihood == "exact" and found[1].bits_per_byte == pytest.approx(3.0 * 2)
     assert run.how_evaluated == "during training, 4 rows, 2 draws"
 
 

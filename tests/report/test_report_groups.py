@@ -91,7 +91,7 @@ def test_each_block_size_has_its_own_figures(make: Make, tmp_path: Path) -> None
     last |= {"val/stderr/b1": 0.0, "val/stderr/b4": 0.25, "val_by_count/b1/n001": 3.0, "val_by_count/b4/n002": 4.5}
     (folder / "metrics.jsonl").write_text(json.dumps(last) + "\n")
     ((run,), _) = find_runs([tmp_path / "runs"])
-    found = {m.block_size: (m.nats, m.stderr, m.bits_per_byte, m.by_count) for m in run.likelihoods}
+    found = {m.block_size: (m.nats_per_token, m.stderr, m.bits_per_byte, m.by_count) for m in run.likelihoods}
     assert found == {1: (3.0, 0.0, 6.0, {1: 3.0}), 4: (4.0, 0.25, 8.0, {1: 1.5, 2: 4.5})}
     assert run.step == 8 and run.seconds == 16.0 and run.tokens(3) == 3 * 128 and run.own() is None
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from training_toy import train
 
 import hybrid
 from hybrid.checkpoints import finding
 from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.rows import row_batches
+from hybrid.objectives import OBJECTIVES
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
 
@@ -39,7 +41,7 @@ def start(n: int, script: str, *words: object, launcher: tuple[str, ...] = ()) -
     """`script` in n processes that torchrun starts."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *launcher]
     target = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     return subprocess.Popen(
         [*command, *target, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment,
@@ -102,6 +104,23 @@ def test_two_ranks_train_as_one_process_does(mode: str, trained_by: Trained) -> 
     (mine,), (theirs,) = (sorted((run / "samples").iterdir()) for run in (two, one))
     assert mine.read_text() == theirs.read_text()
     assert json.loads((two / "environment.json").read_text())["ranks"] == 2
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_from_a_teacher_as_one_process_does(trained_by: Trained, overrides, tmp_path: Path) -> None:
+    words = [*overrides(tmp_path), *SETTINGS, "run.imports=[user_distillation]", "objective.name=from_teacher"]
+    words += [f"objective.teacher={trained_by('one')}", "run.seed=1", "trainer.steps=4"]
+    for mode in MODES:
+        finish(start(2, "train.py", *words, f"run.name={mode}", f"trainer.parallel={mode}"))
+    try:
+        train(hybrid.load_config(None, [*words, "run.name=one"]))
+    finally:  # what the module has registered
+        sys.modules.pop("user_distillation", None)
+        OBJECTIVES.pop("from_teacher", None)
+    one = curves(tmp_path / "one")
+    assert one[0]["train/loss"] > 0.001
+    for mode in MODES:
+        assert_same_curves(curves(tmp_path / mode), one)
 
 
 @pytest.mark.slow

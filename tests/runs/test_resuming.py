@@ -1,4 +1,4 @@
-"""Going on: exactly from a checkpoint, after a signal or a kill, and from the weights of another run."""
+"""Resuming: exactly from a checkpoint, and after a signal or a kill."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, Configure
-from safetensors.torch import load_file
 from training_toy import assert_same_tensors, before_step, tensors_of, train
 
-import hybrid
 from hybrid.checkpoints import finding
+from hybrid.runs.resuming import Beginning, ResumePlan
 from hybrid.runs.run import Run
 from hybrid.training.metrics import read_metrics
 
@@ -146,6 +145,50 @@ def test_what_belongs_to_the_machine_may_change(
     assert "trainer.steps: 9 instead of 8: the run goes on, but not as if it had never stopped" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "words, checkpoints, name, beginning, last_step",
+    [
+        ("never", True, "new", Beginning.FRESH, None),
+        ("auto", True, "new", Beginning.FRESH, None),
+        ("never", True, "tiny", Beginning.FRESH, None),
+        ("auto", False, "tiny", Beginning.OVER, -1),
+        ("auto", True, "tiny", Beginning.IN_PLACE, 8),
+        ("checkpoints/step-00000004", True, "tiny", Beginning.IN_PLACE, 4),
+        ("", True, "new", Beginning.FROM_ANOTHER, 8),
+    ],
+)
+def test_how_a_run_begins(
+    words: str, checkpoints: bool, name: str, beginning: Beginning, last_step: int | None, configure: Configure,
+    copy_of_trained: Path,
+) -> None:  # fmt: skip
+    if not checkpoints:
+        shutil.rmtree(copy_of_trained / "checkpoints")
+    resume = words if words in ("never", "auto") else copy_of_trained / words
+    plan = ResumePlan.of(configure(copy_of_trained.parent, f"run.name={name}", f"trainer.resume={resume}"))
+    assert (plan.beginning, plan.last_step, plan.differs) == (beginning, last_step, ())
+    assert plan.folder == copy_of_trained.parent / name
+    assert plan.run == (copy_of_trained if last_step in (4, 8) else None)
+
+
+def test_a_run_that_is_refused_is_not_said_to_go_on(
+    configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "c").mkdir()
+    for number in range(40):
+        (tmp_path / "c" / f"{number}.txt").write_text(f"text of many words {number} " * 30)
+    few = ["trainer.steps=1", "eval.sample_tokens=0", f"data.corpus={tmp_path / 'c'}"]
+    train(configure(tmp_path / "runs", *few))
+    longer = configure(tmp_path / "runs", *few, "trainer.resume=auto", "trainer.steps=2")
+    Run.of(longer)
+    goes_on = "trainer.steps: 2 instead of 1: the run goes on, but not as if it had never stopped"
+    assert caplog.messages.count(goes_on) == 1
+    caplog.clear()
+    (tmp_path / "c" / "0.txt").write_text("another text")
+    with pytest.raises(ValueError, match="is not the text that"):
+        Run.of(longer)
+    assert "the run goes on" not in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals to a process of its own
 
@@ -228,54 +271,3 @@ def test_a_signal_during_the_last_evaluation_loses_nothing(
     with pytest.raises(KeyboardInterrupt):
         train(config)
     assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == 2
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Starting from the weights of another run
-
-
-@pytest.mark.parametrize(
-    "other", ["objective.block_size=8", "model.context=causal", "objective.estimator=time", "data.seq_len=64"]
-)
-def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
-    run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
-    assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
-    averaged = load_file(finding.find_checkpoint(trained) / "ema.safetensors")
-    assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
-
-
-def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_path: Path) -> None:
-    options = [
-        f"trainer.init_from={trained}",
-        "trainer.steps=2",
-        "trainer.save_every=1",
-        "objective.block_size=seq_len",
-    ]
-    folder = train(configure(tmp_path, *options))
-    assert finding.step_of(finding.find_checkpoint(folder)) == 2
-    after = hybrid.load(folder).model.embedding.weight
-    assert not torch.equal(after, hybrid.load(trained).model.embedding.weight)
-    # Resuming goes on from the run's own weights, not from those it was started with.
-    resumed = Run.of(configure(tmp_path, *options, "trainer.resume=auto"))
-    assert resumed.plan.checkpoint is not None
-    assert not torch.equal(resumed.model.embedding.weight, hybrid.load(trained).model.embedding.weight)
-
-
-@pytest.mark.parametrize(
-    "other, message",
-    [
-        (
-            "data.tokenizer=byte",
-            r"^trainer\.init_from: .* has another vocabulary \(char, \d+ ids, fingerprint \w{16}\) .*byte",
-        ),
-        ("model.dim=32", "another architecture: of another shape"),
-        ("model.n_layers=2", r"another architecture: missing layers\.1"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(
-    other: str, message: str, configure: Configure, trained: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "tiny").exists()

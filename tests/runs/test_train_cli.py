@@ -21,7 +21,7 @@ from hybrid.config import load_config
 from hybrid.config.schema import keys
 from hybrid.decoding import DECODERS
 from hybrid.model.attention import BACKENDS
-from hybrid.objectives import ESTIMATORS
+from hybrid.objectives import ESTIMATORS, OBJECTIVES
 from hybrid.objectives.proposals import PROPOSALS
 from hybrid.objectives.schedules import SCHEDULES
 from hybrid.objectives.weightings import WEIGHTINGS
@@ -42,7 +42,7 @@ def test_help_lists_every_key_and_every_entry_of_the_tables(command: Command) ->
     for name, key in keys().items():
         assert any(word.startswith(f"{name}=") for word in words), name
         assert key.doc.split()[0] in words
-    for entry in (*DECODERS, *ESTIMATORS, *PROPOSALS, *WEIGHTINGS, *SCHEDULES, *BACKENDS):
+    for entry in (*DECODERS, *OBJECTIVES, *ESTIMATORS, *PROPOSALS, *WEIGHTINGS, *SCHEDULES, *BACKENDS):
         assert f"{entry}:" in words or entry in words, entry
 
 

@@ -236,7 +236,7 @@ def test_a_sweep_that_is_interrupted_goes_on(
 
 
 def test_a_run_that_reached_its_time_is_finished(base: Path, tmp_path: Path, configure: Configure) -> None:
-    from training import train
+    from training_toy import train
 
     words = ["trainer.minutes=0.002", "trainer.steps=100000", "trainer.save_every=0", "trainer.eval_every=0"]
     folder = tmp_path / "runs"

@@ -79,6 +79,19 @@ def test_what_a_decoder_sees_of_a_gap() -> None:
     assert (whole[0], whole[2], whole[4]) == (1, 3, 5) and M not in whole
 
 
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_nothing_is_written_behind_a_prompt_where_nothing_is_asked_for(name: str) -> None:
+    """Two tokens of a block of 12 cost two forwards, in whatever company; what stands behind them is seen as MASK."""
+    model = toy_model(vocab=9)
+    M = model.mask_token_id
+    few = engine(model, 12, name, seed=1).generate([[1, M, M, 5], [2, 2], [1, M, 4]], 0)
+    rounds = {"mask_predict": 10, "p2": 16, "remdm": 32}.get(name, 2)
+    assert few.nfe <= rounds and (name != "left_to_right" or few.nfe == 2)
+    assert few.tokens == [[]] * 3 and few.finish_reasons == ["length"] * 3
+    assert [len(row) for row in few.sequences] == [4, 2, 3]
+    assert not any(M in row for row in few.sequences)
+
+
 def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """What guidance compares with reads given tokens as MASK, and what was written in between as it is."""
     model = toy_model()

@@ -1,0 +1,93 @@
+"""Starting from the weights of another run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Configure
+from safetensors.torch import load_file
+from training_toy import assert_same_tensors, train
+
+import hybrid
+from hybrid.checkpoints import finding
+from hybrid.runs.run import Run
+
+
+@pytest.mark.parametrize(
+    "other", ["objective.block_size=8", "model.context=causal", "objective.estimator=time", "data.seq_len=64"]
+)
+def test_init_from_takes_the_averaged_weights(other: str, configure: Configure, trained: Path, tmp_path: Path) -> None:
+    run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
+    assert_same_tensors(dict(run.model.state_dict()), dict(hybrid.load(trained).model.state_dict()))
+    averaged = load_file(finding.find_checkpoint(trained) / "ema.safetensors")
+    assert torch.equal(run.model.embedding.weight, averaged["embedding.weight"])
+
+
+def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_path: Path) -> None:
+    options = [
+        f"trainer.init_from={trained}",
+        "trainer.steps=2",
+        "trainer.save_every=1",
+        "objective.block_size=seq_len",
+    ]
+    folder = train(configure(tmp_path, *options))
+    assert finding.step_of(finding.find_checkpoint(folder)) == 2
+    after = hybrid.load(folder).model.embedding.weight
+    assert not torch.equal(after, hybrid.load(trained).model.embedding.weight)
+    # Resuming goes on from the run's own weights, not from those it was started with.
+    resumed = Run.of(configure(tmp_path, *options, "trainer.resume=auto"))
+    assert resumed.plan.checkpoint is not None
+    assert not torch.equal(resumed.model.embedding.weight, hybrid.load(trained).model.embedding.weight)
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (
+            "data.tokenizer=byte",
+            r"^trainer\.init_from: .* has another vocabulary \(char, \d+ ids, fingerprint \w{16}\) .*byte",
+        ),
+        ("model.dim=32", "another architecture: of another shape"),
+        ("model.n_layers=2", r"another architecture: missing layers\.1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    other: str, message: str, configure: Configure, trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        Run.of(configure(tmp_path, f"trainer.init_from={trained}", other))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_another_vocabulary_of_the_same_name_and_size_is_told_apart(configure: Configure, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(40):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} text of many words {number} " * 30)
+    few = ["trainer.steps=1", "eval.sample_tokens=0"]
+    with_bpe = ["data.tokenizer=bpe", "data.vocab_size=257"]
+    for tokenizer in ([], with_bpe):
+        start = train(
+            configure(
+                tmp_path / "runs", f"data.corpus={tmp_path / 'a'}", *few, *tokenizer, f"run.name=s{len(tokenizer)}"
+            )
+        )
+        own = start / "tokenizer" / "tokenizer.json"
+        way_out = f"set data.tokenizer={own}" if tokenizer else "train with its tokenizer"
+        with pytest.raises(ValueError) as caught:
+            Run.of(
+                configure(
+                    tmp_path / "runs",
+                    f"data.corpus={tmp_path / 'b'}",
+                    "data.tokenizer=char",
+                    f"trainer.init_from={start}",
+                    "run.name=new",
+                )
+            )
+        told = str(caught.value)
+        prints = re.findall(r"\((?:char|bpe), \d+ ids, fingerprint (\w{16})\)", told)
+        assert told.endswith(f"; {way_out}") and len(set(prints)) == 2, told
