@@ -31,13 +31,7 @@ from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihoods import Likelihood, Rows
-from hybrid.likelihoods.arguments import (
-    checked_targets,
-    checked_tokens,
-    chosen_likelihood,
-    number_of_draws,
-    with_decoder,
-)
+from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
@@ -88,21 +82,21 @@ class LanguageModel:
         Raises:
             ValueError: tokens that do not fit, or a method that this block size or decoder does not allow.
         """
-        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
+        tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
         chosen = chosen_likelihood(method)
         seed = integer("seed", seed, *SEEDS)
         draws = number_of_draws(draws, chosen, method)
         if decoder is not None:
             chosen = with_decoder(chosen, decoder, method)
-        rows = Rows.of(tokens, checked_targets(is_target, tokens), self._documents(tokens))
+        rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
             return chosen.nll(self.model, rows, size, draws, seed)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""
-        tokens = checked_tokens(tokens, self.model, self.config.data.seq_len)
+        tokens = self._check_tokens(tokens)
         size = self._block_size(block_size, tokens.shape[1])
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
