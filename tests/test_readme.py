@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -14,13 +15,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toy import random_tokens, toy_model
 
+import hybrid
+from hybrid.checkpoints import IMPORTERS
+from hybrid.checkpoints.module_state import module_tensors
 from hybrid.config import check, load_config, parse_options
 from hybrid.data.batches import Batch
+from hybrid.data.corpora import CORPORA
+from hybrid.data.tokenizers import SubwordTokenizer
 from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.model.attention import BACKENDS, Eager, select_backend
+from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives import ESTIMATORS, OBJECTIVES, SCHEDULES, ObjectiveConfig, build_objective
@@ -33,7 +41,7 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (BACKENDS, DECODERS, ESTIMATORS, OBJECTIVES, SCHEDULES)
+TABLES: tuple[dict[str, Any], ...] = (BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, OBJECTIVES, SCHEDULES)
 
 
 def commands() -> list[list[str]]:
@@ -149,7 +157,8 @@ def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, exa
 
 
 def test_every_table_has_an_example() -> None:
-    assert sorted(EXAMPLES) == ["my_attention", "my_decoder", "my_estimator", "my_objective", "my_schedule"]
+    rooms = ["attention", "corpus", "decoder", "estimator", "importer", "objective", "schedule"]
+    assert sorted(EXAMPLES) == [f"my_{name}" for name in rooms]
 
 
 def test_the_decoder_of_the_example_decodes(examples: None) -> None:
@@ -230,3 +239,26 @@ def test_the_backend_of_the_example_agrees_with_eager(examples: None) -> None:
     for model.attend in (Eager(), backend):
         outputs.append(model(rows, pattern))
     torch.testing.assert_close(*outputs)
+
+
+def test_the_corpus_of_the_example_reads_the_same_from_both_ends(examples: None, tmp_path: Path) -> None:
+    importlib.import_module("my_corpus")
+    documents = build(CORPORA, {"name": "palindromes", "documents": 20, "length": 9}, "data.corpus").load(tmp_path)
+    texts = [document.text for document in documents.read(range(20))]
+    assert all(text == text[::-1] and len(text) == 9 for text in texts) and len(set(texts)) > 15
+
+
+def test_the_importer_of_the_example_reads_what_it_says(examples: None, tmp_path: Path) -> None:
+    importlib.import_module("my_importer")
+    tokenizer = SubwordTokenizer.train(["a few words"], 257)
+    tokenizer.save(tmp_path)  # with tokenizer.json
+    sizes = {"model.dim": 16, "model.n_layers": 1, "data.seq_len": 8}
+    config = load_config(None, [f"{key}={value}" for key, value in sizes.items()], checked=False).model
+    model = build_model(config, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0)
+    theirs = {"my_format": 1, "width": 16, "depth": 1, "context": 8}
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    tensors = module_tensors(model)
+    save_file({f"net.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    lm = hybrid.load(tmp_path)
+    assert lm.config.data.seq_len == 8
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in module_tensors(lm.model).items())

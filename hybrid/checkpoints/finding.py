@@ -76,7 +76,7 @@ def _latest_undamaged(folder: Path, checkpoints: list[Path]) -> Path:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The step folders in a folder of checkpoints, in the order in which they were saved; damaged ones among them.
+    """List the step folders in a folder of checkpoints, in the order in which they were saved; damaged ones too.
 
     The order is that of saving, not of the step: after going back to an earlier step, the later ones are older.
     """
@@ -93,7 +93,7 @@ def _age(checkpoint: Path) -> tuple[int, str]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a step folder.
+    """Return the step in the name of a step folder.
 
     Raises:
         ValueError: it is not a step folder.
@@ -105,12 +105,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def steps_done(run: Path) -> int:
-    """Steps of the latest undamaged checkpoint of a run; 0 if it has saved none yet."""
+    """Count the steps of the latest undamaged checkpoint of a run; 0 if it has saved none yet."""
     return step_of(find_checkpoint(run)) if list_checkpoints(run / "checkpoints") else 0
 
 
 def read_best(folder: Path) -> tuple[Path, float] | None:
-    """The best checkpoint and its value; None if there is none."""
+    """Return the best checkpoint and its value; None if there is none."""
     try:
         name, value = (Path(folder) / "best").read_text(encoding="utf-8").split()
         checkpoint = Path(folder) / name
@@ -120,12 +120,13 @@ def read_best(folder: Path) -> tuple[Path, float] | None:
 
 
 def is_latest(folder: Path, checkpoint: Path) -> bool:
-    """Whether `checkpoint` is the one in `folder` that `latest` names."""
+    """Return whether `checkpoint` is the one in `folder` that `latest` names."""
     named = read_pointer(Path(folder) / "latest")
     return named is not None and named.absolute() == checkpoint.absolute()
 
 
 def read_pointer(pointer: Path) -> Path | None:
+    """Return the step folder that a file names; None if it names none."""
     try:
         name = pointer.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
@@ -134,7 +135,7 @@ def read_pointer(pointer: Path) -> Path | None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The `state` given to `save_checkpoint`.
+    """Return the `state` given to `save_checkpoint`.
 
     Raises:
         ValueError: it is missing or no JSON object.
@@ -144,7 +145,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """Errors inside begin with the folder of the checkpoint; of one that is damaged they tell what else there is.
+    """Let errors inside begin with the folder of the checkpoint; of a damaged one they tell what else there is.
 
     Raises:
         ValueError: one was raised inside.
@@ -158,7 +159,7 @@ def reading(folder: Path) -> Iterator[None]:
 
 
 def _way_out(damaged: Path) -> str:
-    """What to do about a damaged checkpoint: the checkpoint beside it that was saved last before it, else later."""
+    """Say what to do about a damaged checkpoint: take the one beside it that was saved last before it, else later."""
     if not _STEP.fullmatch(damaged.name):
         return "restore it from a copy, or save it again"
     saved = list_checkpoints(damaged.parent)

@@ -18,7 +18,7 @@ from hybrid.storage.json_files import read_json
 
 
 def identity_of(folder: Path) -> dict[str, Any] | None:
-    """Step (None: a saved model) and hash of the content of a checkpoint's folder; None if its manifest cannot tell.
+    """Return step (None: a saved model) and hash of the content of a checkpoint; None if its manifest cannot tell.
 
     The files themselves are not read: whoever loads a checkpoint verifies them.
     """
@@ -44,7 +44,7 @@ def identity_at(path: Path) -> dict[str, Any] | None:
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a folder is a Hugging Face model's, and none of ours."""
+    """Return whether a folder is a Hugging Face model's, and none of ours."""
     return (path / "config.json").is_file() and not (path / "config.yaml").is_file()
 
 
@@ -61,7 +61,7 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def recorded_start(run: Path) -> Any:
-    """Which checkpoint's weights a run has started from, as it says itself; None if it does not."""
+    """Return which checkpoint's weights a run has started from, as it says itself; None if it does not."""
     try:
         return read_json(run / "environment.json").get("init_from")
     except (ValueError, AttributeError):
@@ -69,6 +69,6 @@ def recorded_start(run: Path) -> Any:
 
 
 def is_same_checkpoint(one: Any, other: Any) -> bool | None:
-    """Whether two identities are of the same weights; None if one is not known."""
+    """Return whether two identities are of the same weights; None if one is not known."""
     hashes = [each.get("sha256") if isinstance(each, Mapping) else None for each in (one, other)]
     return None if None in hashes else hashes[0] == hashes[1]

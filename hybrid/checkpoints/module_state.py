@@ -17,7 +17,7 @@ class DamagedState(ValueError):
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; one that has several names (tied weights) under its first only."""
+    """Return parameters and persistent buffers by name; one of several names (tied weights) under its first only."""
     state = module.state_dict()
     return {names[0]: state[names[0]] for names in _names_of_each(module)}
 
@@ -33,13 +33,13 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     names = _names_of_each(module)
     given = {next((name for name in same if name in tensors), same[0]): own[same[0]] for same in names}
     optional = {name for same in names for name in same} & set(tensors) - set(given)
-    overwrite(tensors, {**given, **{name: own[name] for name in optional}}, "")
+    copy_into(tensors, {**given, **{name: own[name] for name in optional}}, "")
 
 
-def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+def copy_into(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
     """Copy `tensors` into those of `own`, if all can take their place: the same names and shapes, finite numbers.
 
-    Each is read twice, to be looked at and to be copied, so that no more than one of a file is in memory at a time.
+    Each is read twice, to be checked and to be copied, so that no more than one of a file is in memory at a time.
 
     Raises:
         ValueError: they cannot; one line that begins with `where` and names the first few, and nothing was copied.
@@ -72,21 +72,21 @@ def overwrite(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
 
 
 def flaw_of(tensor: Tensor, dtype: torch.dtype) -> str:
-    """Why a tensor cannot stand for one of type `dtype`; empty if it can."""
+    """Say why a tensor cannot stand for one of type `dtype`; empty if it can."""
     if tensor.dtype != dtype and not (tensor.dtype in _FLOATS and dtype in _FLOATS):
         return f"holds {str(tensor.dtype).removeprefix('torch.')} instead of {str(dtype).removeprefix('torch.')}"
     return "" if tensor.dtype not in _FLOATS or is_finite(tensor) else "is not finite"
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are; at a thirtieth of the time that `isfinite().all()` takes."""
+    """Return whether all numbers of a tensor are; at a thirtieth of the time that `isfinite().all()` takes."""
     if tensor.numel() == 0:
         return True
     return bool(torch.stack(tensor.aminmax()).isfinite().all())  # least and greatest are both NaN if one number is
 
 
 def _names_of_each(module: nn.Module) -> list[list[str]]:
-    """The names of each tensor of a module's state; tied weights are one tensor with several names."""
+    """Return the names of each tensor of a module's state; tied weights are one tensor with several names."""
     names: dict[int, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
@@ -94,5 +94,6 @@ def _names_of_each(module: nn.Module) -> list[list[str]]:
 
 
 def first_few(names: Iterable[str], most: int = 3) -> str:
+    """Join names for a message; of many the first few."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

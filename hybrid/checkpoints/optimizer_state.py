@@ -19,7 +19,7 @@ _MACHINE_OPTIONS = {"foreach", "fused", "capturable", "differentiable"}
 def flatten_optimizer(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of an optimizer as tensors `key/parameter` (not copied) and a dict for JSON.
+    """Return the state of an optimizer as tensors `key/parameter` (not copied) and a dict for JSON.
 
     Raises:
         ValueError: a parameter has no name, or a state is neither a tensor nor a number.
@@ -90,7 +90,7 @@ def restore_optimizer(
 def _checked_meta(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], meta: Any
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """The groups and the numbers of `flatten_optimizer`'s dict, if it is one and of such an optimizer."""
+    """Return the groups and the numbers of `flatten_optimizer`'s dict, if it is one and of such an optimizer."""
     kinds = {"class": str, "groups": list, "numbers": dict}
     if not isinstance(meta, Mapping) or not all(isinstance(meta.get(key), kind) for key, kind in kinds.items()):
         raise DamagedState(f"optimizer: the checkpoint's state.json has {shown(meta)} instead of what describes one")
@@ -115,7 +115,7 @@ def _checked_meta(
 
 
 def _kind(value: Any) -> Any:
-    """What of a hyperparameter cannot change: whether it is a number, a text, or several numbers, and how many."""
+    """Return what of a hyperparameter cannot change: whether it is a number or a text, and how many of them."""
     if isinstance(value, (list, tuple)):
         return [_kind(item) for item in value]
     if isinstance(value, Tensor):
@@ -126,7 +126,7 @@ def _kind(value: Any) -> Any:
 def _flaws_of_states(
     optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str], states: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """What is wrong with the states of parameters, by name. An optimizer that has not stepped has none."""
+    """Say what is wrong with the states of parameters, by name. An optimizer that has not stepped has none."""
     if not states:
         return
     yield from (f"unexpected {name}" for name in set(states) - set(names.values()))
@@ -148,7 +148,7 @@ def _flaws_of_states(
 def _state_after_a_step(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> dict[str, Any]:
-    """What this optimizer keeps of a parameter with as many dimensions, whose sizes are 2, 3, ..."""
+    """Return what this optimizer keeps of a parameter with as many dimensions, whose sizes are 2, 3, ..."""
     sample = nn.Parameter(torch.ones(tuple(range(2, 2 + parameter.ndim)), dtype=parameter.dtype))
     sample.grad = torch.ones_like(sample)
     options = {key: value for key, value in group.items() if key not in _MACHINE_OPTIONS | {"params"}}
@@ -171,7 +171,7 @@ def _flaw_of_state(value: Any, expected: Any, shape: torch.Size) -> str:
 
 
 def _like(value: Any, current: Any) -> Any:
-    """A value read from JSON as the type that the optimizer has now (JSON knows no tuples and no tensors)."""
+    """Convert a value read from JSON to the type that the optimizer has now: JSON knows no tuples and no tensors."""
     if isinstance(current, Tensor):
         return torch.full_like(current, value)
     return tuple(value) if isinstance(value, list) and isinstance(current, tuple) else value

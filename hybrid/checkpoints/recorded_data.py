@@ -33,13 +33,13 @@ _SIZES = ("documents", "tokens", "target_tokens")
 
 
 def located(data: Data) -> Data:
-    """With `corpus_path` in its description: where a corpus of local files lies, whatever folder one is in."""
+    """Add `corpus_path` to the description: where a corpus of local files lies, whatever folder one is in."""
     path = _absolute(data.description["corpus"])
     return dataclasses.replace(data, description={**data.description, "corpus_path": path})
 
 
 def _absolute(corpus: Any) -> str | None:
-    """Of a file, folder or glob; None of what is embedded, or on the Hub. A home folder's name is left out."""
+    """Return the absolute path of a file, folder or glob; None of what is embedded or on the Hub. ~ is the home."""
     if not isinstance(corpus, str) or is_embedded(corpus):
         return None
     path = Path(os.path.abspath(Path(corpus).expanduser()))
@@ -52,7 +52,7 @@ def _absolute(corpus: Any) -> str | None:
 
 
 def recorded_data(folder: Path) -> dict[str, Any] | None:
-    """What the folder of a run or of a saved model says of the data of its training; None if it does not say."""
+    """Return what the folder of a run or saved model says of the data of its training; None if it does not say."""
     for name in ("environment.json", "model.json"):
         try:
             found = read_json(folder / name)["data"]
@@ -94,7 +94,7 @@ def refuse_other_data(run: Path, now: Mapping[str, Any], config: DataConfig) -> 
 
 
 def _fingerprint(run: Path, recorded: Mapping[str, Any] | None) -> str | None:
-    """Of a run's tokenizer, as it is saved with it; where that is damaged, as it is recorded."""
+    """Return the fingerprint of a run's tokenizer, as it is saved with it; where that is damaged, as it is recorded."""
     try:
         return load_tokenizer(run / "tokenizer").fingerprint
     except ValueError:
@@ -104,7 +104,7 @@ def _fingerprint(run: Path, recorded: Mapping[str, Any] | None) -> str | None:
 def prepare_again(
     config: DataConfig, tokenizer: Tokenizer, recorded: Mapping[str, Any] | None, way_out: str = ""
 ) -> Data:
-    """The data that a model was trained on, wherever one calls from: its corpus is looked for where it lay then.
+    """Prepare the data that a model was trained on, wherever one calls from: its corpus is sought where it lay then.
 
     Args:
         recorded: what its folder says of that data; None: nothing, and nothing is compared.

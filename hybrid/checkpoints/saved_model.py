@@ -19,9 +19,10 @@ from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.importers import Origin, open_model
 from hybrid.checkpoints.module_state import module_tensors
 from hybrid.checkpoints.tensor_files import save_tensors
-from hybrid.data.tokenizers import Tokenizer
+from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
 from hybrid.model import Transformer
 from hybrid.model.fused import is_fused
+from hybrid.options import pick
 from hybrid.storage.atomic import write_json_atomic
 from hybrid.storage.folders import new_folder
 
@@ -38,9 +39,10 @@ def save_model(
         card: README.md.
 
     Raises:
-        ValueError: the folder exists and holds something else.
+        ValueError: the folder exists and holds something else, or nothing could read the tokenizer back.
         OSError: it could not be written.
     """
+    pick("save: kind of the tokenizer", tokenizer.kind, TOKENIZERS)
     with new_folder(folder) as temporary:
         save_tensors(tensors, temporary / "model.safetensors")
         (temporary / "config.yaml").write_text(config, encoding="utf-8")

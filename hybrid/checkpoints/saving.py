@@ -56,7 +56,7 @@ def save_checkpoint(
 
 @contextmanager
 def _folder_of_all(target: Path, ranks: Ranks) -> Iterator[Path]:
-    """`new_folder`, into which every rank writes; it is in place when the block has ended on all of them."""
+    """Open a `new_folder` into which every rank writes; it is in place when the block has ended on all of them."""
     if not ranks.is_main:
         yield Path(ranks.gather(None)[0])
         ranks.wait()

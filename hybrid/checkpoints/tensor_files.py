@@ -36,7 +36,7 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous CPU tensors, each with memory of its own (safetensors refuses tensors that share it)."""
+    """Copy to contiguous CPU tensors, each with memory of its own (safetensors refuses tensors that share it)."""
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -59,12 +59,12 @@ def _open(file: Path) -> Any:
 
 
 def has_group(checkpoint: Path, group: str) -> bool:
-    """Whether a checkpoint has this group of tensors."""
+    """Return whether a checkpoint has this group of tensors."""
     return bool(_files_of(checkpoint, group))
 
 
 def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
-    """A group of tensors by name, whole, however many ranks have written it; each is read when it is asked for.
+    """Open a group of tensors by name, full, however many ranks have written it. Each is read when it is asked for.
 
     Raises:
         ValueError: a file is missing, truncated or no safetensors file; one line.
@@ -74,7 +74,7 @@ def load_group(checkpoint: Path, group: str) -> Mapping[str, Tensor]:
         world = int(found.group(2))
         if [file.name for file in files] != [f"{group}.{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]:
             raise ValueError(f"{checkpoint}: {len(files)} of the {world} files of {group} are there, or not only they")
-    return _Parts(files)
+    return _ShardedGroup(files)
 
 
 def _files_of(checkpoint: Path, group: str) -> list[Path]:
@@ -85,8 +85,8 @@ def _files_of(checkpoint: Path, group: str) -> list[Path]:
     )
 
 
-class _Parts(Mapping[str, Tensor]):
-    """Tensors whose first dimension is sharded over files; what is in one file only is whole.
+class _ShardedGroup(Mapping[str, Tensor]):
+    """Tensors whose first dimension is sharded over files; what is in one file only is full.
 
     A file is opened for each tensor: pages of one that stays open count as memory of the process, all of them in the
     end.

@@ -38,7 +38,7 @@ class Batch:
 
 
 def document_numbers(tokens: Tensor, end_of_text: int) -> Tensor:
-    """The document of each token of rows [R, L], from 0 in each row: end-of-text tokens before it."""
+    """Return the document of each token of rows [R, L], from 0 in each row: end-of-text tokens before it."""
     ends = (tokens == end_of_text).long()
     return ends.cumsum(dim=1) - ends
 
@@ -78,7 +78,7 @@ class PackedTokens:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes per target token."""
+        """Return the UTF-8 bytes per target token."""
         return self.counts.target_bytes / self.counts.target_tokens
 
     def bits_per_byte(self, nats_per_token: float) -> float | None:
@@ -87,17 +87,17 @@ class PackedTokens:
 
     @property
     def has_a_document_per_row(self) -> bool:
-        """Whether every row is one document, whole."""
+        """Return whether every row is one document, whole."""
         ends = self.tokens[self.seq_len - 1 :: self.seq_len]
         return self.n_tokens == self.counts.documents * self.seq_len and bool((ends == self.end_of_text).all())
 
     def count(self, token: int) -> int:
-        """How often an id stands in the text."""
+        """Count how often an id stands in the text."""
         size = 1 << 24  # at a time
         return sum(int((self.tokens[i : i + size] == token).sum()) for i in range(0, self.n_tokens, size))
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> Batch:
-        """Rows [R, L] by index (0 to n_rows - 1). Raises IndexError for another index."""
+        """Return rows [R, L] by index (0 to n_rows - 1). Raises IndexError for another index."""
         starts = np.asarray(indices, dtype=np.int64).reshape(-1, 1)
         if starts.size and not (starts.min() >= 0 and starts.max() < self.n_rows):
             raise IndexError(f"rows {starts.min()} to {starts.max()} of {self.n_rows}")
@@ -114,7 +114,7 @@ class PackedTokens:
 
 
 def batch_rows(n_rows: int, batch_rows: int, seed: int, step: int) -> np.ndarray:
-    """Rows of optimizer step `step`, of all ranks together: int64 [batch_rows].
+    """Return the rows of optimizer step `step`, of all ranks together: int64 [batch_rows].
 
     Sample k = step * batch_rows + i is entry k % n_rows of a permutation seeded by (seed, k // n_rows): every row
     comes once per epoch, a batch may reach into the next epoch (or several), and resuming needs no replay.
@@ -134,7 +134,7 @@ def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def shard(indices: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The slice of a batch that belongs to `rank` of `world`. Raises ValueError if the slices can't be equal."""
+    """Return the slice of a batch that belongs to `rank` of `world`. Raises ValueError if the slices can't be equal."""
     if len(indices) % world:
         raise ValueError(f"a batch of {len(indices)} rows can't be shared equally by {world} ranks; make it a multiple")
     size = len(indices) // world

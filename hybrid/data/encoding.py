@@ -1,4 +1,4 @@
-"""Documents into tokens: a completion as the continuation that it is, and whether the tokens give the text back.
+"""Encode documents: a completion as the continuation that it is, and whether the tokens give the text back.
 
 A completion has the tokens that continue those of its prompt. By themselves they are as good, and as they come when a
 prompt is continued, if that spells the same text: so for bytes, characters and byte-level BPE. Tokenizers that begin
@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Encoded]:
+    """Return the ids of each document, those of its prompt first."""
     texts = tokenizer.encode_batch([document.text for document in documents])
     if not any(document.prompt for document in documents):
         return [Encoded(ids, 0) for ids in texts]
@@ -47,8 +48,8 @@ def _continued(prompt: np.ndarray, text: np.ndarray, together: np.ndarray, token
     return Encoded(together, int(differ[0]) if len(differ) else shorter)
 
 
-class GivenBack:
-    """Counts the documents that `decode` turns back into their text, of a split or of as much as is quick."""
+class RoundTrip:
+    """Counts the documents of a split that `decode` does not turn back into their text; of a large one, the first."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -56,7 +57,8 @@ class GivenBack:
         self.checked = self.lost = 0
         self.example: str | None = None
 
-    def look(self, document: Document, encoded: Encoded) -> None:
+    def check(self, document: Document, encoded: Encoded) -> None:
+        """Count one more document, unless enough of the text was checked."""
         if self._characters >= CHECKED_CHARACTERS:
             return
         text, ids = _whole(document), encoded.ids
@@ -71,7 +73,7 @@ class GivenBack:
             self.example = self.example or _difference(text, back)
 
     def entry(self) -> dict[str, Any]:
-        """For meta.json."""
+        """Return what meta.json says."""
         return {"checked": self.checked, "lost": self.lost, "example": self.example}
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from hybrid.data.corpora.files import HASHED_BYTES
 from hybrid.data.corpora.source import Documents
-from hybrid.data.encoding import GivenBack, encode_documents
+from hybrid.data.encoding import RoundTrip, encode_documents
 from hybrid.data.splitting import SPLITS, Survey, chunks, survey
 from hybrid.data.tokenizers import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
 from hybrid.options import path_of, shown
@@ -69,12 +69,12 @@ class Packed(NamedTuple):
 
     @property
     def is_lossless(self) -> bool:
-        """Whether every document that was looked at comes back from its tokens."""
+        """Return whether every document that was checked comes back from its tokens."""
         return not any(split.given_back["lost"] for split in self.splits.values())
 
 
 def cache_folder(named: str = "") -> Path:
-    """`named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if that is in a home that there isn't."""
+    """Return `named`, else $HYBRID_CACHE, else the usual place. Raises ValueError if it is in no home that there is."""
     chosen = named or os.environ.get("HYBRID_CACHE") or "~/.cache/hybrid"
     try:
         return path_of("data.cache_dir", chosen)
@@ -138,7 +138,7 @@ def _publish(work: Path, folder: Path) -> None:
 
 
 def open_packed(folder: Path) -> Packed | None:
-    """What `build` left in `folder`; None if it isn't there or is damaged."""
+    """Open what `build` left in `folder`; None if it isn't there or is damaged."""
     try:
         meta = read_json(folder / "meta.json")
         splits = {}
@@ -211,10 +211,10 @@ class _Array:
 
 
 def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write one split; returns what meta.json says of it."""
+    """Write one split. Return what meta.json says of it."""
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     n_tokens = n_bytes = target_tokens = target_bytes = 0
-    given_back = GivenBack(tokenizer)
+    round_trip = RoundTrip(tokenizer)
     with ExitStack() as files:
         tokens = files.enter_context(_Array(folder / f"{split}.bin", dtype))
         arrays = [tokens]
@@ -223,7 +223,7 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         for chunk in progress(chunks(documents, indices), len(indices), f"packing {split}"):
             batch = [document for _, document in chunk]
             for document, encoded in zip(batch, encode_documents(batch, tokenizer), strict=True):
-                given_back.look(document, encoded)
+                round_trip.check(document, encoded)
                 tokens.write(encoded.ids)
                 tokens.write([tokenizer.end_of_text])
                 n_targets = len(encoded.ids) - encoded.n_prompt + 1
@@ -239,5 +239,5 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         **counts._asdict(),
         "dtypes": {name: dtype for name, (dtype, _) in entries.items()},
         "sha256": {name: checksum for name, (_, checksum) in entries.items()},
-        "given_back": given_back.entry(),
+        "given_back": round_trip.entry(),
     }

@@ -46,7 +46,7 @@ class Data:
     description: dict[str, Any]
 
     def everything(self) -> PackedTokens:
-        """Both splits in one, in memory: to evaluate a corpus that was not trained on."""
+        """Join both splits, in memory: to evaluate a corpus that was not trained on."""
         a, b = self.train, self.validation
         masks = None
         if a.is_target is not None or b.is_target is not None:
@@ -106,7 +106,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
 
 
 def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) -> str:
-    """Of everything that decides the arrays; rows are cut later, so `seq_len` is no part of it."""
+    """Hash everything that decides the arrays; rows are cut later, so `seq_len` is no part of it."""
     if given is not None:
         tokenizer = ["given", given.fingerprint]
     elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
@@ -147,7 +147,7 @@ def _describe(
 
 
 def _warn_of_losses(packed: Packed, tokenizer: str) -> None:
-    """Bits of tokens are bits of text only if the text can be told from the tokens."""
+    """Warn of a text that cannot be told from its tokens: their bits are not those of the text."""
     if packed.is_lossless:
         return
     given_back = [split.given_back for split in packed.splits.values()]
@@ -161,7 +161,7 @@ def _warn_of_losses(packed: Packed, tokenizer: str) -> None:
 
 
 def _warn_of_little_training(packed: Packed, validation_fraction: float) -> None:
-    """Documents are split by number: a few of unequal length may leave the wrong split with most of the text."""
+    """Warn of a split that leaves little to train on: documents are split by number, whatever their length."""
     train, validation = (packed.splits[name].counts.tokens for name in SPLITS)
     if train < LEAST_OF_TRAINING * (1 - validation_fraction) * (train + validation):
         warnings.warn(

@@ -18,7 +18,7 @@ CHUNK, CHUNK_CHARACTERS = 256, 2**22  # documents in memory at once: so many, or
 
 
 def chunks(documents: Documents, indices: np.ndarray) -> Iterator[list[tuple[int, Document]]]:
-    """Documents with their indices, fewer at once where they are long."""
+    """Yield documents with their indices, fewer at once where they are long."""
     start, size = 0, 1
     while start < len(indices):
         chosen = indices[start : start + size].tolist()
@@ -41,7 +41,7 @@ def survey(documents: Documents, corpus: Any, validation_fraction: float) -> Sur
         ValueError: there are not two distinct ones with text; `corpus` is for the message.
     """
     kept: list[int] = []
-    keys: list[int] = []
+    hashes: list[int] = []
     total = sha256()
     indices = np.arange(len(documents))
     for chunk in progress(chunks(documents, indices), len(documents), "reading documents"):
@@ -58,22 +58,22 @@ def survey(documents: Documents, corpus: Any, validation_fraction: float) -> Sur
                 ) from None
             # Chosen by the text or group alone: equal ones fall together, and a corpus that grows keeps its split.
             chosen_by = whole if document.group is None else sha256(document.group.encode()).digest()
-            keys.append(int.from_bytes(chosen_by[:8], "little"))
+            hashes.append(int.from_bytes(chosen_by[:8], "little"))
             kept.append(index)
             total.update(whole + len(prompt).to_bytes(8, "little"))
-    key = np.array(keys, dtype=np.uint64)
-    distinct = len(np.unique(key))
+    hashed = np.array(hashes, dtype=np.uint64)
+    distinct = len(np.unique(hashed))
     if distinct < 2:
         held = "no documents with text" if not kept else f"only {distinct} distinct document or group"
         raise ValueError(
             f"data.corpus: {shown(corpus)} holds {held}; training and validation need one each: add files, or "
             "rows (jsonl, parquet), one a document"
         )
-    is_validation = key / 2.0**64 < validation_fraction
+    is_validation = hashed / 2.0**64 < validation_fraction
     if not is_validation.any():
-        is_validation = key == key.min()
+        is_validation = hashed == hashed.min()
     elif is_validation.all():
-        is_validation = key != key.max()
-    shuffle = np.random.default_rng(SHUFFLE_SEED).permutation(len(key))
+        is_validation = hashed != hashed.max()
+    shuffle = np.random.default_rng(SHUFFLE_SEED).permutation(len(hashed))
     index, is_validation = np.array(kept)[shuffle], is_validation[shuffle]
     return Survey({"train": index[~is_validation], "validation": index[is_validation]}, total.hexdigest())

@@ -23,7 +23,7 @@ same distribution, up to rounding that differs with the batch; without ties the 
 
 
 def surest_first(score: Tensor, among: Tensor) -> Tensor:
-    """(r, B) rank of each position of `among` by decreasing score; the others rank behind.
+    """Return the (r, B) rank of each position of `among` by decreasing score; the others rank behind.
 
     Scores are rounded as distances from the best of the row, so that what is equal to the best stays so.
     """

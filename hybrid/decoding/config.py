@@ -24,7 +24,6 @@ class GenerationConfig(Sampling):
 
     Raises:
         ValueError: an option of the wrong kind or out of range.
-
     """
 
     block_size: int | None = option(

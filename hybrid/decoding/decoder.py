@@ -1,4 +1,4 @@
-"""What a decoder sees, and what it must be.
+"""The view that a decoder is given, and the protocol that it follows.
 
 Shape legend: r rows of the batch, B positions of the live block, V vocabulary, m masked positions.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of m masked positions of a live block, in the order of their `nonzero()`."""
+    """Distributions and candidates of the m masked positions of a live block, in the order of their `nonzero()`."""
 
     log_probs: Tensor  # (m, V) at temperature 1
     candidates: Tensor  # (m,) ids

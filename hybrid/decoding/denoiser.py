@@ -64,7 +64,7 @@ class LiveBlocks:
         self.is_masked = (tokens == self.mask) & self.is_valid
 
     def is_open(self, finished_too: bool) -> Tensor:
-        """(r, B): what may be written and taken back. A finished row stays as it is, in whatever company."""
+        """Return (r, B): what may be written and taken back. A finished row stays as it is, in whatever company."""
         free = self.is_valid & ~self.is_fixed
         return free if finished_too else free & self.is_masked.any(-1, keepdim=True)
 
@@ -87,7 +87,7 @@ class Network:
     nfe: int = 0
 
     def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
-        """Hidden states (r, B, dim) that predict the live blocks `tokens` (r, B): one forward, if it computes anything.
+        """Return hidden states (r, B, dim) that predict the live blocks `tokens` (r, B): one forward, if any.
 
         Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
         """
@@ -103,7 +103,7 @@ class Network:
         return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
 
     def read_causally(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
-        """Hidden states (r, B, dim) that predict each of `tokens` (r, B) from those before it, as at block size 1.
+        """Return hidden states (r, B, dim) that predict `tokens` (r, B), each from those before it, as at block size 1.
 
         One forward, and one more if something before the live blocks is not read yet.
 
@@ -133,7 +133,7 @@ class Network:
         return torch.cat([first, F.pad(others, (0, 0, 0, behind))], dim=1)
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
-        """One pass of the active texts through the network."""
+        """Run the active texts through the network once."""
         with torch.no_grad():
             return block_hidden(self.model, self.cache, rows, self._sight(live))
 
@@ -149,7 +149,7 @@ class Network:
         return pending if self.cache.lengths == lengths else self.unread(text, live)
 
     def _pieces(self, pending: list[Tensor]) -> Iterator[list[Tensor]]:
-        """All but the last piece of long prompts, in whole blocks: attention is quadratic in what is read at once."""
+        """Yield all but the last piece of long prompts, in whole blocks: attention is quadratic in them."""
         B, window, read = self.sight.block_size, self.sight.window, self.cache.lengths
         longest = max(len(p) for p in pending)
         span = longest + max(read) + B if window is None else 2 * window
@@ -164,11 +164,11 @@ class Network:
             first = [piece if before else n for before, n in zip(self.cache.lengths, first, strict=True)]
 
     def unread(self, text: Tensor, live: LiveBlocks) -> list[Tensor]:
-        """What stands before the live block of each row and is not in the cache."""
+        """Return what stands before the live block of each row and is not in the cache."""
         return [self._unread(text, live, row, n) for row, n in zip(live.rows, self.cache.lengths, strict=True)]
 
     def _unread(self, text: Tensor, live: LiveBlocks, row: Row, length: int) -> Tensor:
-        """What stands between the `length` slots that the cache holds and the live block of the row."""
+        """Return what stands between the `length` slots that the cache holds and the live block of the row."""
         begin = self.model.config.begin
         first = max(length - begin, 0)
         unread = text[row.index, first : row.start]

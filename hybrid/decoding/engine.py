@@ -115,7 +115,7 @@ class Engine:
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None,
         watch: Callable[[int, Change], None] | None = None,
     ) -> Iterator[GenerationState]:  # fmt: skip
-        """An iterator that yields after every step that revealed something. The weights must not change meanwhile.
+        """Yield the state after every step that revealed something. The weights must not change meanwhile.
 
         Args:
             prompts: token ids. MASK among them is a gap to be filled, see `prompts.py`.
@@ -139,7 +139,7 @@ class Engine:
 def generate_shared(
     engine: Engine, prompts: Sequence[Sequence[int]], max_new_tokens: int, ranks: Ranks = ALONE, batch: int = BATCH
 ) -> Generation:
-    """`Engine.generate`, each rank a share of the prompts and in batches: the same texts, whatever the numbers of both.
+    """Generate as `Engine.generate`, each rank a share of the prompts and in batches; no text depends on either.
 
     `nfe` (of all batches together) and `seconds` are those of the rank that took longest.
     """
@@ -160,7 +160,7 @@ def generate_shared(
 
 
 def n_batches(texts: int, ranks: Ranks = ALONE, batch: int = BATCH) -> int:
-    """In which `texts` are written: as many on every rank."""
+    """Return in how many batches `texts` are written: as many on every rank."""
     return -(-texts // (ranks.world * batch))
 
 

@@ -21,7 +21,10 @@ from hybrid.options import build, option
 
 
 def ranks(scores: Tensor, among: Tensor) -> Tensor:
-    """(r, B) rank of each position of `among` by increasing score, equal ones from the left; the others rank behind."""
+    """Return the (r, B) rank of each position of `among` by increasing score; the others rank behind.
+
+    Equal scores rank from the left.
+    """
     return scores.double().masked_fill(~among, torch.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""What a generation is given: prompts that fit, and those with gaps (infilling), MASK where a token is to be written.
+"""Check prompts: their ids, their length, and their gaps (infilling), which are MASK where a token is to be written.
 
 Nothing attends to a later block. A gap is filled in view of the given tokens behind it only if they stand in its own
 block, so the block size must be one with which all of them do. MASK that no given token follows is no gap but a text
@@ -25,7 +25,7 @@ def check_prompts(
     seq_len: int,
     slide: bool,
 ) -> tuple[list[list[int]], int]:
-    """`prompts` and `max_new_tokens` as plain lists and integers.
+    """Return `prompts` and `max_new_tokens` as plain lists and integers.
 
     Raises:
         ValueError: no token ids, texts that do not fit into the context, or a gap that would not see what follows it.
@@ -55,12 +55,12 @@ def check_prompts(
 
 
 def unknown_from(prompt: Sequence[int], mask_token_id: int) -> int:
-    """The first position of a prompt or behind it that is not given."""
+    """Return the first position of a prompt or behind it that is not given."""
     return prompt.index(mask_token_id) if mask_token_id in prompt else len(prompt)
 
 
 def gap_span(prompt: Sequence[int], mask_token_id: int) -> tuple[int, int] | None:
-    """The first position to fill and the last given one behind it; None if there is no such pair."""
+    """Return the first position to fill and the last given one behind it; None if there is no such pair."""
     if mask_token_id not in prompt:
         return None
     first = unknown_from(prompt, mask_token_id)
@@ -69,7 +69,7 @@ def gap_span(prompt: Sequence[int], mask_token_id: int) -> tuple[int, int] | Non
 
 
 def sees_both_sides(span: tuple[int, int], block_size: int, prediction: str) -> bool:
-    """Whether what is given behind the gap can be seen from all of it, at this block size.
+    """Return whether what is given behind the gap can be seen from all of it, at this block size.
 
     The first token of a block of `next_token` models is read off the block before, which sees nothing of its own.
     """
@@ -82,7 +82,7 @@ def infilling_size(
     prompts: Sequence[Sequence[int]], mask_token_id: int, prediction: str, sizes: Sequence[int], seq_len: int,
     others: Sequence[int] = (),
 ) -> int:  # fmt: skip
-    """The first of `sizes` with which every gap sees what is given behind it.
+    """Return the first of `sizes` with which every gap sees what is given behind it.
 
     Args:
         others: sizes that a user may be told to take instead, before any.

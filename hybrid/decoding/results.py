@@ -1,4 +1,4 @@
-"""What a generation yields: its state after each step, what a step changed, and the finished texts."""
+"""Results of a generation: its state after each step, what a step changed, and the finished texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class GenerationState:
 
 @dataclass(frozen=True)
 class Change:
-    """What a step did to one text: it revealed tokens, and then took some back, of these or of earlier ones."""
+    """The tokens that a step revealed in one text, and those that it then took back, of these or of earlier ones."""
 
     nfe: int  # of the batch so far
     revealed: list[tuple[int, int, float]]  # position, token, and its `View.confidence`

@@ -1,4 +1,4 @@
-"""One step of the block loop: what the networks say of the live blocks, asked only where a decoder wants to know.
+"""Ask the networks about the live blocks at one step of the loop, and only where a decoder wants to know.
 
 Shape legend: r active rows, B block size, V vocabulary, m positions that are read.
 """

@@ -14,7 +14,7 @@ from hybrid.storage.temporaries import open_locked, remove_leftovers, temporary_
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """`write_bytes_atomic` of `text` in UTF-8."""
+    """Write a text in UTF-8, as `write_bytes_atomic`."""
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
@@ -44,7 +44,7 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 
 
 def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
-    """`write_text_atomic` of `to_json(value)`, indented.
+    """Write `to_json(value)`, indented, as `write_text_atomic`.
 
     Raises:
         ValueError, OSError: as those two.
@@ -53,6 +53,7 @@ def write_json_atomic(path: Path, value: Any, *, strict: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder, and needs no sync of it
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -62,7 +63,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: Exception) -> OSError:
-    """What to raise for an error met while `path` was written: one line without a stack of causes.
+    """Return what to raise for an error met while `path` was written: one line without a stack of causes.
 
     safetensors reports the system's error only as text.
     """

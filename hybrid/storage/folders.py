@@ -116,7 +116,7 @@ def _seal(folder: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Rename; as a folder cannot replace a full one, that one steps aside first, under a name that is still found."""
+    """Rename. A folder cannot replace a full one: that one steps aside first, under a name that is still found."""
     replaced = path.with_name(path.name + _REPLACED)
     if path.exists():
         shutil.rmtree(replaced, ignore_errors=True)

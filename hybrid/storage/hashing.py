@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def sha256_of(path: Path) -> str:
-    """Of the content of a file, in hexadecimal digits."""
+    """Return the SHA-256 of the content of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(*parts: str | bytes) -> str:
-    """A sha256 of parts that can't be confused with another way of cutting them."""
+    """Return a SHA-256 of parts that can't be confused with another way of cutting them."""
     total = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part

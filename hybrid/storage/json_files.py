@@ -12,7 +12,7 @@ from hybrid.options import shown
 
 
 def to_json(value: Any, *, strict: bool = False, indent: int | None = None) -> str:
-    """JSON text of `value`; numbers of numpy and torch become plain ones, paths and other objects their `str`.
+    """Return the JSON text of `value`; numbers of numpy and torch become plain, paths and other objects their `str`.
 
     JSON has no NaN and no infinity. They become null, or, if `strict` (for what must come back as it was), an error.
 
@@ -43,7 +43,7 @@ def _plain(value: Any, strict: bool, where: str) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         ValueError: the file is missing or is not JSON, or is nested deeper than Python can follow.
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Return the JSON object in a file.
 
     Raises:
         ValueError: as `read_json`, or it holds something else.

@@ -14,8 +14,10 @@ _HEAD = 2**20  # bytes of a text in which a mark is looked for
 def refuse_overwriting(
     path: Path, is_ours: Callable[[Path], bool], foreign: str, option: str = "--output", what: str = "file"
 ) -> None:
-    """The rule for all outputs: one may replace an earlier result of its own kind and nothing else, be it a file, a
-    folder, a device, or a link to one of these. To be called before the work begins, and again before it is written.
+    """Refuse an output that would replace anything but an earlier result of its own kind.
+
+    Anything else may be a file, a folder, a device, or a link to one of these. To be called before the work begins, and
+    again before it is written.
 
     Args:
         is_ours: whether what exists there is such a result: `has_mark` of a text, `has_keys` of JSON.
@@ -34,7 +36,7 @@ def refuse_overwriting(
 
 
 def has_mark(path: Path, mark: str) -> bool:
-    """Whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
+    """Return whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
@@ -42,7 +44,7 @@ def has_mark(path: Path, mark: str) -> bool:
 
 
 def has_keys(path: Path, keys: Collection[str]) -> bool:
-    """Whether a file holds a JSON object with these keys, by which a command knows what it wrote itself."""
+    """Return whether a file holds a JSON object with these keys, by which a command knows what it wrote itself."""
     try:
         content = read_json(path) if path.is_file() else None
     except ValueError:

@@ -24,18 +24,18 @@ _TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
 def temporary_of(path: Path) -> Path:
-    """Where this process writes what will be at `path`."""
+    """Return where this process writes what will be at `path`."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def target_of(path: Path) -> str | None:
-    """The name of the file or folder that a temporary was to become; None if `path` is no temporary."""
+    """Return the name of the file or folder that a temporary was to become; None if `path` is no temporary."""
     match = _TEMPORARY.fullmatch(path.name)
     return match.group(1) if match is not None else None
 
 
 def open_locked(path: Path) -> int:
-    """The descriptor of an empty new file, locked for as long as it is open.
+    """Return the descriptor of an empty new file, locked for as long as it is open.
 
     Raises:
         OSError: the file cannot be made.

@@ -26,7 +26,7 @@ BETWEEN = "\n---\n"
 
 @dataclass(frozen=True)
 class Texts:
-    """What was generated: texts without their prompt (with it where the prompt had gaps), and what they cost.
+    """Generated texts: without their prompt (with it where the prompt had gaps), and what they cost.
 
     `finish_reasons` are those of `Generation`, or `stop`: a stop string was found. `n_tokens` counts the tokens that
     the texts are made of, not those behind a stop string.
@@ -41,7 +41,7 @@ class Texts:
 
     @classmethod
     def one_after_another(cls, parts: Iterable[Texts]) -> Texts:
-        """Those of several batches; costs add up."""
+        """Join those of several batches; costs add up."""
         result = cls([], 0, 0, 0.0)
         for part in parts:
             result = cls(
@@ -52,7 +52,7 @@ class Texts:
         return result
 
     def of_all(self, ranks: Ranks) -> Texts:
-        """What all ranks generated; forwards and seconds are those of the rank that needed most."""
+        """Gather what all ranks generated; forwards and seconds are those of the rank that needed most."""
         costs = ranks.gather((self.n_tokens, self.nfe, self.seconds))
         tokens, nfe, seconds = zip(*costs, strict=True)
         texts, reasons, filled = map(ranks.interleave, (self.texts, self.finish_reasons, self.filled))
@@ -134,7 +134,7 @@ class Console:
         return continuation(self.tokenizer, before, new)
 
     def _finished(self, head: list[int], new: list[int]) -> tuple[str, int, bool]:
-        """A text, the tokens that were written for it, and whether a stop string ended it."""
+        """Return a text, the tokens that were written for it, and whether a stop string ended it."""
         known, cut = self._known(head, new), self._cut(head, new)
         text = self._added(head, known) if cut is None else cut
         n = len(known)
@@ -145,13 +145,13 @@ class Console:
         return text, n + sum(b - a for a, b in self.gaps), cut is not None
 
     def _known(self, head: list[int], new: list[int]) -> list[int]:
-        """The new tokens before the first unknown one."""
+        """Return the new tokens before the first unknown one."""
         if self.mask in head:
             return []
         return new[: new.index(self.mask)] if self.mask in new else new
 
     def _cut(self, head: list[int], new: list[int]) -> str | None:
-        """The new text before the first stop string, or None if there is none in it."""
+        """Return the new text before the first stop string, or None if there is none in it."""
         if not self.stops or self.mask in head:
             return None
         text = self._added(head, self._known(head, new))
@@ -159,7 +159,7 @@ class Console:
         return text[: min(found)] if found else None
 
     def _shown(self, head: list[int], new: list[int]) -> str:
-        """What is known so far, and a sign for each token that is not."""
+        """Return what is known so far, and a sign for each token that is not."""
         before, row = ([], head + new) if self.gaps else (head, new)
         known = row.index(self.mask) if self.mask in row else len(row)
         text = self.prompt + self._added(before, row[:known])
@@ -192,6 +192,6 @@ class Console:
 
 
 def _rows(state: GenerationState) -> list[tuple[list[int], list[int]]]:
-    """Of each row the prompt's tokens, its gaps filled as far as they are, and the new ones."""
+    """Return of each row the prompt's tokens, its gaps filled as far as they are, and the new ones."""
     pairs = zip(state.sequences, state.tokens, strict=True)
     return [(whole[: len(whole) - len(new)], new) for whole, new in pairs]

@@ -12,7 +12,7 @@ from hybrid.data.tokenizers import END_OF_TEXT, Tokenizer
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], between: str = END_OF_TEXT) -> str:
-    """What the tokens `new` add to the text of `prompt`.
+    """Return what the tokens `new` add to the text of `prompt`.
 
     A character of which the prompt holds the first bytes only belongs to what is added, as a whole.
 
@@ -53,7 +53,7 @@ def _added(tokenizer: Tokenizer, before: list[int], new: list[int]) -> str:
 
 
 def spelled(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """The text of tokens in the middle of a text whose earlier tokens are not known; each counts for itself."""
+    """Spell tokens in the middle of a text whose earlier tokens are not known; each counts for itself."""
     end = tokenizer.end_of_text
     parts = [END_OF_TEXT.encode() if token == end else tokenizer.piece(token) for token in tokens]
     return b"".join(parts).decode("utf-8", errors="replace")

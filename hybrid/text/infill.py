@@ -19,8 +19,9 @@ _MARK = re.compile(r"(\\*)<gap:([^<>]*)>")
 
 
 def ids_with_gaps(text: str, tokenizer: Tokenizer, mask_token_id: int, most: int) -> list[int]:
-    """Token ids, `mask_token_id` where something is to be filled in. The pieces between gaps are encoded one by one,
-    those behind a gap as something that goes on.
+    """Return token ids, `mask_token_id` where something is to be filled in.
+
+    The pieces between gaps are encoded one by one, those behind a gap as something that goes on.
 
     Args:
         most: tokens of a gap.
@@ -65,7 +66,7 @@ def _encoded(text: str, tokenizer: Tokenizer, is_behind: bool) -> list[int]:
 
 
 def gaps_of(ids: Sequence[int], mask_token_id: int) -> list[tuple[int, int]]:
-    """Where each run of `mask_token_id` begins and ends."""
+    """Return where each run of `mask_token_id` begins and ends."""
     gaps, position = [], 0
     for is_gap, run in groupby(ids, lambda token: token == mask_token_id):
         n = len(list(run))

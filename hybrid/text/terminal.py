@@ -1,4 +1,4 @@
-"""What a terminal shows of a text: which characters it would obey, and how many columns the others take."""
+"""Fit a text to a terminal: without the characters that it would obey, in lines of its columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SKIN_TONES = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 
 
 def printable(text: str) -> str:
-    """Blanks for the control characters, which a terminal would obey; a model of bytes can produce anything.
+    """Replace control characters, which a terminal would obey, by blanks; a model of bytes can produce anything.
 
     Everything else is kept: joiners and marks of direction belong to their languages, and to emoji.
     """
@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def wrapped(line: str, width: int) -> list[str]:
-    """The line in pieces of at most `width` columns, at least one piece; what is joined stays together."""
+    """Cut the line into pieces of at most `width` columns, at least one piece; what is joined stays together."""
     pieces, columns = [""], 0
     for cluster, wide in _clusters(line):
         if columns and columns + wide > width:
@@ -32,7 +32,7 @@ def wrapped(line: str, width: int) -> list[str]:
 
 
 def _clusters(line: str) -> Iterator[tuple[str, int]]:
-    """Characters with what is drawn upon or joined to them, and the columns of each."""
+    """Yield characters with what is drawn upon or joined to them, and the columns of each."""
     cluster, wide = "", 0
     for c in line:
         is_joined = wide == 2 and (cluster[-1] == JOINER or c in SKIN_TONES)

@@ -93,7 +93,7 @@ def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[st
 
 
 def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> dict[str, Any]:
-    """What the page shows, small: tokens are spelled once, and steps are what they changed."""
+    """Return what the page shows, small: tokens are spelled once, and steps are what they changed."""
     ids = {token for text in trace.texts for token in text.prompt} - {trace.engine.model.mask_token_id}
     ids |= {token for text in trace.texts for step in text.steps for _, token, _ in step.revealed}
     return {

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from hybrid.checkpoints import finding, saving
-from hybrid.checkpoints.module_state import is_finite, load_state, module_tensors, overwrite
+from hybrid.checkpoints.module_state import copy_into, is_finite, load_state, module_tensors
 from hybrid.checkpoints.tensor_files import load_group
 from hybrid.distributed import Ranks, local
 from hybrid.options import shown
@@ -94,7 +94,7 @@ def _restore(s: Stepper, path: Path) -> Counts:
     load_state(s.model, load_group(path, "model"))
     s.optimizer.restore(load_group(path, "optimizer"), state.get("optimizer"))
     if s.ema is not None:
-        overwrite(load_group(path, "ema"), s.ema.shadow, "ema: ")
+        copy_into(load_group(path, "ema"), s.ema.shadow, "ema: ")
     return counts
 
 

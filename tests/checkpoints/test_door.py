@@ -79,6 +79,14 @@ def test_a_model_of_another_format_is_loaded_saved_and_generates(
     ).out  # fmt: skip
 
 
+def test_a_tokenizer_that_nothing_reads_back_is_not_saved(foreign: Path, tmp_path: Path, monkeypatch) -> None:
+    imported = hybrid.load(foreign)
+    monkeypatch.setattr(type(imported.tokenizer), "kind", "theirs")
+    with pytest.raises(ValueError, match=r"^save: kind of the tokenizer: 'theirs' is not one of bpe, byte, char"):
+        imported.save(tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_training_starts_from_it_and_says_from_which(
     foreign: Path, lm: LanguageModel, configure: Configure, tmp_path: Path
 ) -> None:

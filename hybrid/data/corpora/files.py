@@ -1,6 +1,6 @@
 """Documents, and the local files they come from: text, jsonl and parquet, a folder of `datasets.save_to_disk`.
 
-A text file is one document, whole. A row of the others is one document. How text is read says hybrid/reading.py.
+A text file is one document, whole. A row of the others is one document. reading.py says how text is read.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class SavedTable:
 
 
 def saved_table(corpus: str, split: str, column: str) -> SavedTable | None:
-    """The data set that a folder holds, if it is one of `datasets.save_to_disk`; of several splits, `split`.
+    """Return the data set that a folder holds, if it is one of `datasets.save_to_disk`; of several splits, `split`.
 
     Raises:
         ValueError: there is no such split.
@@ -162,7 +162,7 @@ def sections(text: str, smallest: int = 1024, most: int = 256) -> list[str]:
 
 
 def identity(paths: Sequence[Path], *settings: str) -> str:
-    """Of the content of files, or if there is much of it of their paths, sizes and times."""
+    """Return a hash of the content of files, or if there is much of it of their paths, sizes and times."""
     try:
         stats = [path.stat() for path in paths]
         if sum(s.st_size for s in stats) <= HASHED_BYTES:
@@ -174,14 +174,14 @@ def identity(paths: Sequence[Path], *settings: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The innermost cause in one line."""
+    """Return the innermost cause in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return bare(f"{type(error).__name__}: {error}", 300)
 
 
 def quiet_datasets() -> Any:
-    """The `datasets` library; its progress bars only where somebody watches."""
+    """Return the `datasets` library; its progress bars only where somebody watches."""
     import datasets
 
     datasets.logging.set_verbosity_error()

@@ -31,7 +31,7 @@ KNOWN = sum(SUFFIXES.values(), ())
 
 
 def find_files(corpus: str, format: str = "auto") -> tuple[Path, ...]:
-    """Files of a path, glob or folder (searched through, hidden names left out), sorted; () if there is no such thing.
+    """List the files of a path, glob or folder (searched through, hidden names left out); () if there is no such thing.
 
     In a folder only files whose suffix belongs to `format` count (any known suffix for `auto`).
 
@@ -48,7 +48,7 @@ def find_files(corpus: str, format: str = "auto") -> tuple[Path, ...]:
 
 
 def format_of(files: Sequence[Path], format: str, corpus: str) -> str:
-    """The format of files, `auto` by their suffixes.
+    """Return the format of files, `auto` by their suffixes.
 
     Raises:
         ValueError: they have several, or a suffix that says nothing.
@@ -82,7 +82,7 @@ def format_of(files: Sequence[Path], format: str, corpus: str) -> str:
 
 
 def suffix_of(path: Path | str) -> str:
-    """The suffix that tells the format, in lower case: `.jsonl` of `A.JSONL.gz`."""
+    """Return the suffix that tells the format, in lower case: `.jsonl` of `A.JSONL.gz`."""
     name = os.path.basename(path).lower()
     for packed in PACKED:
         name = name.removesuffix(packed)
@@ -141,7 +141,7 @@ def _of_glob(pattern: str, corpus: str) -> tuple[Path, ...]:
 
 
 def _unread_on_the_way(pattern: str) -> Iterator[OSError]:
-    """The errors of folders that `glob` would pass over in silence."""
+    """Return the errors of folders that `glob` would pass over in silence."""
     parts = Path(pattern).parts
     for i, part in enumerate(parts):
         if has_magic(part):
@@ -168,7 +168,7 @@ def _refuse_unread(errors: Iterable[OSError]) -> None:
 
 
 def _regular(path: str) -> Path:
-    """The path of a file that can be read from its start, as often as one likes."""
+    """Return the path of a file that can be read from its start, as often as one likes."""
     mode = _mode(path)
     if mode is None:
         raise ValueError(f"data.corpus: {path!r} is a link to nothing; remove it, or restore what it links to")
@@ -178,7 +178,7 @@ def _regular(path: str) -> Path:
 
 
 def _mode(path: str) -> int | None:
-    """What a path is, links followed; None if there is nothing."""
+    """Return what a path is, links followed; None if there is nothing."""
     try:
         return os.stat(path).st_mode
     except OSError as error:

@@ -59,7 +59,7 @@ def locate(
 
 
 def is_embedded(corpus: str | Mapping[str, Any]) -> bool:
-    """Whether `corpus` is an entry of `CORPORA`: its name, or a mapping with its name and options."""
+    """Return whether `corpus` is an entry of `CORPORA`: its name, or a mapping with its name and options."""
     return not isinstance(corpus, str) or corpus in CORPORA
 
 

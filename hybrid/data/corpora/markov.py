@@ -47,7 +47,7 @@ class Chain:
 
     @cached_property
     def stationary(self) -> np.ndarray:
-        """The law of a context [C] that one step does not change: float64, every document starts in it.
+        """Return the law of a context [C] that one step does not change: float64, every document starts in it.
 
         By the elimination of Grassmann, Taksar and Heyman (1985): it subtracts nothing, so it is exact to rounding
         even where the chain hardly mixes.
@@ -65,12 +65,12 @@ class Chain:
         return law / law.sum()
 
     def entropy(self, length: int) -> float:
-        """Nats of `length` symbols: H(first context) + (length - order) * mean entropy of a row of `transition`."""
+        """H(first context) + (length - order) * mean entropy of a row of `transition`: nats of `length` symbols."""
         rate = self.stationary @ _entropy(self.transition)
         return float(_entropy(self.stationary) + (length - self.order) * rate)
 
     def sample(self, random: np.random.Generator, n: int, length: int) -> np.ndarray:
-        """`n` sequences: int64 [n, length]."""
+        """Draw `n` sequences: int64 [n, length]."""
         up_to = self.transition.cumsum(1)[:, :-1]
         context = np.searchsorted(self.stationary.cumsum()[:-1], random.random(n), side="right")
         columns: list[np.ndarray] = list(np.unravel_index(context, [self.symbols] * self.order))
@@ -80,7 +80,7 @@ class Chain:
         return np.stack(columns, axis=1)
 
     def log_prob(self, symbols: np.ndarray) -> np.ndarray:
-        """Log-probabilities, nats, of sequences [D, T]: float64 [D]."""
+        """Return the log-probabilities, nats, of sequences [D, T]: float64 [D]."""
         context = symbols[:, : self.order] @ self.symbols ** np.arange(self.order)[::-1]
         total = np.log(self.stationary[context])
         for column in symbols[:, self.order :].T:
@@ -93,7 +93,7 @@ class Chain:
 
 
 def _entropy(law: np.ndarray) -> np.ndarray:
-    """Nats of laws [..., n]: [...]."""
+    """Return the nats of laws [..., n]: [...]."""
     return -(law * np.log(law, where=law > 0, out=np.zeros_like(law))).sum(-1)
 
 
@@ -125,7 +125,7 @@ class Spelt(ABC):
     @cached_property
     @abstractmethod
     def spelling(self) -> list[str]:
-        """How each symbol is written; all different, of one length."""
+        """Return how each symbol is written; all different, of one length."""
 
     def identity(self) -> str:
         return digest(str(VERSION), repr(self))
@@ -136,11 +136,11 @@ class Spelt(ABC):
         return InMemory([Document(row.tobytes().decode()) for row in letters[symbols]])
 
     def entropy(self) -> float:
-        """Nats of a document."""
+        """Return the nats of a document."""
         return self.chain.entropy(self._steps)
 
     def log_prob(self, texts: Sequence[str]) -> np.ndarray:
-        """Log-probabilities, nats, of texts of `length` characters: float64 [D]; -inf for what is not made of words."""
+        """Return log-probabilities, nats, of texts of `length` characters: float64 [D]; -inf if not made of words."""
         number = {word: index for index, word in enumerate(self.spelling)}
         size = len(self.spelling[0])
         starts = range(0, self.length, size)

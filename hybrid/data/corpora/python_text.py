@@ -52,7 +52,7 @@ class PyDocs:
 
 
 def _stdlib_files() -> list[Path]:
-    """Source files of the standard library without tests and third-party packages, sorted by name."""
+    """List the source files of the standard library without tests and third-party packages, sorted by name."""
     root = sysconfig.get_path("stdlib")
     found = []
     for folder, subfolders, names in os.walk(root):
@@ -76,7 +76,7 @@ def _source_text(path: Path) -> str | None:
 
 
 def _docstrings(path: Path) -> list[str]:
-    """Docstrings of a module, its classes and functions, in source order, read without importing it."""
+    """Read the docstrings of a module, its classes and functions, in source order, without importing it."""
     text = _source_text(path)
     try:
         with warnings.catch_warnings():

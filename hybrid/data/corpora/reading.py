@@ -38,7 +38,7 @@ SNIFFED = 4096  # bytes that tell text from other data
 
 @contextmanager
 def opened(path: Path | str, key: str = "data.corpus") -> Iterator[IO[bytes]]:
-    """A file to read bytes from, unpacked if its first bytes are those of gzip or zstd.
+    """Open a file to read bytes from, unpacked if its first bytes are those of gzip or zstd.
 
     Raises:
         ValueError: it can't be opened, read or unpacked; names the file.
@@ -68,7 +68,7 @@ def opened(path: Path | str, key: str = "data.corpus") -> Iterator[IO[bytes]]:
 
 
 def read_text(path: Path, key: str = "data.corpus") -> str:
-    """A UTF-8 file by the rule above.
+    """Read a UTF-8 file by the rule above.
 
     Raises:
         ValueError: it can't be read, or is no UTF-8; names the file, where, and what it seems to be.
@@ -78,7 +78,7 @@ def read_text(path: Path, key: str = "data.corpus") -> str:
 
 
 def decoded(content: bytes, path: Path | str, key: str = "data.corpus") -> str:
-    """The text of `content`, all that the file at `path` holds, by the rule above. Raises ValueError as `read_text`."""
+    """Decode `content`, all that the file at `path` holds, by the rule above. Raises ValueError as `read_text`."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def decoded(content: bytes, path: Path | str, key: str = "data.corpus") -> str:
 
 
 def not_utf8(path: Path | str, offset: int, content: bytes, key: str = "data.corpus") -> ValueError:
-    """The error for a file whose byte `offset` is not UTF-8; `content` is what it begins with, or more."""
+    """Return the error for a file whose byte `offset` is not UTF-8; `content` is what it begins with, or more."""
     what = what_is(content[:SNIFFED])
     if what is not None:
         return ValueError(f"{key}: {path} is {what}")
@@ -100,7 +100,7 @@ def not_utf8(path: Path | str, offset: int, content: bytes, key: str = "data.cor
 
 
 def what_is(start: bytes) -> str | None:
-    """What a file that begins like this is, and the way out, as the end of a sentence; None for what may be text."""
+    """Say what a file that begins like this is, and the way out, to end a sentence; None for what may be text."""
     for magic, what in _KINDS:
         if start.startswith(magic):
             return what
@@ -110,7 +110,7 @@ def what_is(start: bytes) -> str | None:
 
 
 def file_start(path: Path | str) -> bytes:
-    """The first bytes of a file; none if it can't be read."""
+    """Return the first bytes of a file; none if it can't be read."""
     try:
         with open(path, "rb") as file:
             return file.read(SNIFFED)
@@ -119,7 +119,7 @@ def file_start(path: Path | str) -> bytes:
 
 
 def _is_utf16(start: bytes) -> bool:
-    """Whether about every other byte is zero."""
+    """Return whether about every other byte is zero."""
     few, many = sorted([start[::2].count(0), start[1::2].count(0)])
     return many >= 8 and many > len(start) / 4 and few < many / 4
 

@@ -1,4 +1,4 @@
-"""What a corpus is: a source says cheaply who it is, and gives its documents on demand."""
+"""What a corpus is: a source of documents, perhaps of known entropy."""
 
 from __future__ import annotations
 
@@ -53,8 +53,15 @@ class InMemory:
 
 
 class Source(Protocol):
-    def identity(self) -> str: ...
-    def load(self, folder: Path) -> Documents: ...
+    """Where text comes from."""
+
+    def identity(self) -> str:
+        """Return what changes when the content may have changed: the key of the cache. Quick."""
+        ...
+
+    def load(self, folder: Path) -> Documents:
+        """Return the documents; `folder` is scratch space on disk, which may not be there yet."""
+        ...
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ Row = tuple[str, int, dict[str, Any]]  # file, line number from 1, object
 
 
 def text_columns(names: Iterable[str], column: str, where: str) -> tuple[str, ...]:
-    """The columns that count: `column`, else prompt and completion. Raises ValueError if there is neither."""
+    """Return the columns that count: `column`, else prompt and completion. Raises ValueError if there is neither."""
     names = list(names)
     chosen = (column,) if column in names else PAIR if set(PAIR) <= set(names) else None
     if chosen is None:
@@ -38,12 +38,13 @@ def text_columns(names: Iterable[str], column: str, where: str) -> tuple[str, ..
 
 
 def shown_names(names: Sequence[str]) -> str:
+    """Join names of columns for a message."""
     text = ", ".join(bare(name) for name in names[:20])
     return text + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
 
 
 def of_files(paths: Sequence[Path]) -> str:
-    """Files in a message."""
+    """Name files in a message."""
     return f"{paths[0]}{f' and {len(paths) - 1:,} more' if len(paths) > 1 else ''}"
 
 
@@ -52,8 +53,10 @@ def of_files(paths: Sequence[Path]) -> str:
 
 
 def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
-    """As `text_columns`, by what most of the first rows have that have either: the others are each an error of its own,
-    which names its line."""
+    """Choose `text_columns` by what most of the first rows have that have either.
+
+    Each of the others is an error of its own, which names its line.
+    """
     seen: dict[str, None] = {}
     where = ""
     votes: list[tuple[str, ...]] = []
@@ -72,7 +75,7 @@ def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
 
 
 def jsonl_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The text of each row, a string per column. Raises ValueError, naming file and line, for what is no text."""
+    """Yield the text of each row, a string per column. Raises ValueError, naming file and line, for what is no text."""
     for path, number, row in json_rows(paths):
         for name in columns:
             value = row.get(name)
@@ -93,7 +96,7 @@ def jsonl_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple
 
 
 def json_rows(paths: Sequence[Path]) -> Iterator[Row]:
-    """Every object, of files with one a line (blank lines left out) and of files that hold one array."""
+    """Yield every object, of files with one a line (blank lines left out) and of files that hold one array."""
     for path in paths:
         with opened(path) as file:
             yield from _rows_of(path, file)
@@ -129,7 +132,7 @@ def _object(path: Path, number: int, text: str, hint: str) -> dict[str, Any]:
 
 
 def _array(path: Path, number: int, text: str) -> Iterator[Row]:
-    """The objects of an array, one after the other: `text` begins at line `number` of the file."""
+    """Yield the objects of an array, one after the other: `text` begins at line `number` of the file."""
     decoder, where = json.JSONDecoder(), f"data.corpus: {path}"
     position = text.index("[") + 1
     counted = 0  # of the text, for the line number
@@ -191,12 +194,12 @@ def _utf8(path: Path, data: bytes, offset: int) -> str:
 
 
 def parquet_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
-    """As `text_columns`, of the first file."""
+    """Choose `text_columns` of the first file."""
     return text_columns(_parquet(paths[0]).schema_arrow.names, column, str(paths[0]))
 
 
 def parquet_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Any]:
-    """Record batches of `columns`, as large strings. Raises ValueError, naming the file, for what can't be read."""
+    """Yield record batches of `columns` as large strings. Raises ValueError for what can't be read."""
     import pyarrow
 
     schema = _schema(columns)
@@ -248,7 +251,7 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def batches(texts: Iterable[tuple[str, ...]], columns: Sequence[str]) -> Iterator[Any]:
-    """Rows of strings as record batches."""
+    """Yield rows of strings as record batches."""
     import pyarrow
 
     schema, rows, characters = _schema(columns), [], 0
@@ -268,7 +271,7 @@ def _batch(pyarrow: Any, rows: list[tuple[str, ...]], schema: Any) -> Any:
 
 
 def write_table(path: Path, record_batches: Iterable[Any], columns: Sequence[str]) -> None:
-    """An arrow stream, as `datasets.Dataset.from_file` maps it into memory."""
+    """Write an arrow stream, as `datasets.Dataset.from_file` maps it into memory."""
     import pyarrow
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ class Sudoku:
 
     @property
     def range_of_blanks(self) -> list[int]:
-        """The fewest and the most blank cells; each puzzle draws a number between them."""
+        """Return the fewest and the most blank cells; each puzzle draws a number between them."""
         blanks = BLANKS[self.size] if self.blanks is None else self.blanks
         return [blanks, blanks] if isinstance(blanks, int) else blanks
 
@@ -69,7 +69,7 @@ class Sudoku:
         return _distinct(lambda: self._document(random), self.puzzles, "data.corpus.puzzles", "making puzzles")
 
     def _document(self, random: Random) -> Document | None:
-        """One puzzle; None if the cells that were tried could not be removed."""
+        """Draw one puzzle; None if the cells that were tried could not be removed."""
         grid = next(solutions([0] * self.size**2, self.size, random))
         puzzle = remove_cells(grid, self.size, random.randint(*self.range_of_blanks), random)
         answer = "".join(map(str, grid))
@@ -110,7 +110,7 @@ class Sums:
         return Document(f"{int(a) + int(b):0{self.digits + 1}}", f"{a}+{b}=", group="+".join(sorted((a, b))))
 
     def _column(self, random: Random) -> tuple[int, int]:
-        """Two digits. With nines = 0.1 every pair is equally likely."""
+        """Draw two digits. With nines = 0.1 every pair is equally likely."""
         if random.random() < self.nines:
             digit = random.randrange(10)
             return digit, 9 - digit
@@ -121,7 +121,7 @@ class Sums:
 
 
 def _distinct(draw: Callable[[], Document | None], n: int, key: str, what: str) -> Documents:
-    """`n` documents with different prompts. Raises ValueError if they seem to run out."""
+    """Draw `n` documents with different prompts. Raises ValueError if they seem to run out."""
     found: dict[str, Document] = {}
     chunks = (range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK))
     attempts = 0
@@ -139,7 +139,7 @@ def _distinct(draw: Callable[[], Document | None], n: int, key: str, what: str) 
 
 
 def solutions(cells: Sequence[int], size: int, random: Random | None = None) -> Iterator[tuple[int, ...]]:
-    """Every full grid that agrees with `cells` (size * size digits row by row, 0 for a blank), one after the other.
+    """Yield every full grid that agrees with `cells` (size * size digits row by row, 0 for a blank).
 
     Depth first, always at the blank with the fewest digits left; `random` shuffles the digits that are tried there.
     """
@@ -185,7 +185,7 @@ def solutions(cells: Sequence[int], size: int, random: Random | None = None) -> 
 
 
 def remove_cells(grid: Sequence[int], size: int, blanks: int, random: Random) -> list[int] | None:
-    """A puzzle with `blanks` blanks whose one solution is `grid`; None if the random order of cells led nowhere."""
+    """Make a puzzle with `blanks` blanks whose one solution is `grid`; None if the random order led nowhere."""
     puzzle = list(grid)
     left = blanks
     for cell in random.sample(range(len(puzzle)), len(puzzle)):
@@ -197,7 +197,7 @@ def remove_cells(grid: Sequence[int], size: int, blanks: int, random: Random) ->
 
 
 def _has_other(puzzle: list[int], size: int, cell: int) -> bool:
-    """Whether some grid agrees with the puzzle except at `cell`; if none does, a unique puzzle stays so without it."""
+    """Return whether some grid agrees with the puzzle except at `cell`. If none does, the cell may go."""
     peers = {puzzle[other] for other in _peers(size)[cell]}
     for digit in range(1, size + 1):
         if digit != puzzle[cell] and digit not in peers:
@@ -209,7 +209,7 @@ def _has_other(puzzle: list[int], size: int, cell: int) -> bool:
 
 @cache
 def _units(size: int) -> list[tuple[int, int, int]]:
-    """The row, column and box of each cell, numbered 0 to 3 * size - 1."""
+    """Return the row, column and box of each cell, numbered 0 to 3 * size - 1."""
     height, width = BOXES[size]
     cells = [divmod(cell, size) for cell in range(size**2)]
     per_band = size // width  # boxes side by side
@@ -218,6 +218,6 @@ def _units(size: int) -> list[tuple[int, int, int]]:
 
 @cache
 def _peers(size: int) -> list[list[int]]:
-    """Of each cell: the other cells of its row, column and box."""
+    """Return the other cells of the row, column and box of each cell."""
     units = [set(of_cell) for of_cell in _units(size)]
     return [[b for b in range(size**2) if b != a and units[a] & units[b]] for a in range(size**2)]

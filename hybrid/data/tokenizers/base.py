@@ -35,12 +35,12 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """Everything that defines it, as JSON values."""
+        """Return everything that defines it, as JSON values."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
-        """The reverse of `state`; `folder` is where it was saved."""
+        """Return the reverse of `state`; `folder` is where it was saved."""
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]: ...
@@ -54,12 +54,12 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """A hash (16 hex digits) of all that decides what `encode` returns."""
+        """Return a hash (16 hex digits) of all that decides what `encode` returns."""
         text = json.dumps([self.kind, self.state()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; never `end_of_text`, whatever the text spells.
+        """Return the ids of `text`; never `end_of_text`, whatever the text spells.
 
         Raises:
             ValueError: no string, a lone surrogate (it has no UTF-8 form), or a character that the vocabulary lacks.
@@ -68,7 +68,7 @@ class Tokenizer(ABC):
         return self._encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each as an array of unsigned integers, which takes less room and, for some, less time.
+        """Encode each text as an array of unsigned integers, which takes less room and, for some, less time.
 
         Raises:
             ValueError: no sequence of strings, or as `encode`.
@@ -83,7 +83,7 @@ class Tokenizer(ABC):
         return [np.array(self._encode(text), dtype=np.uint32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids` (any integers or an integer tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
+        """Return the text of `ids` (integers, or a tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
 
         Raises:
             ValueError: no integers in one row, or an id outside the vocabulary (a MASK that is still there, say).
@@ -96,7 +96,7 @@ class Tokenizer(ABC):
         return self._decode([number for number in numbers if number != self.end_of_text])
 
     def piece(self, token: int) -> bytes:
-        """What a token adds to the UTF-8 of a text, perhaps a part of a character; nothing for an end of text."""
+        """Return what a token adds to the UTF-8 of a text, perhaps part of a character; nothing for end of text."""
         return b"" if token == self.end_of_text else self._piece(token)
 
     def _piece(self, token: int) -> bytes:

@@ -36,7 +36,7 @@ class SubwordTokenizer(Tokenizer):
     sized = True
 
     def __init__(self, tokenizer: Any) -> None:
-        """Takes a `tokenizers.Tokenizer`; adds an end-of-text token if it has none."""
+        """Take a `tokenizers.Tokenizer`; add an end-of-text token if it has none."""
         vocab = tokenizer.get_vocab(with_added_tokens=True)
         found = [name for name in END_OF_TEXT_NAMES if name in vocab]
         self._end_of_text_name = found[0] if found else END_OF_TEXT
@@ -51,7 +51,7 @@ class SubwordTokenizer(Tokenizer):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Self:
-        """Byte-level BPE with at most `vocab_size` ids (fewer if the texts run out of pairs), end of text first."""
+        """Train byte-level BPE of at most `vocab_size` ids (fewer if the texts run out of pairs), end of text first."""
         if vocab_size < 257:
             raise ValueError(
                 f"data.vocab_size: {vocab_size!r} is too small; bpe needs at least 257 (256 bytes and end of text)"
@@ -113,7 +113,7 @@ class SubwordTokenizer(Tokenizer):
         return [np.array(self._without_end_of_text(text, encoding.ids), np.uint32) for text, encoding in pairs]
 
     def _encode_long(self, text: str) -> np.ndarray:
-        """In pieces: the library takes some 200 bytes of memory for one of text."""
+        """Encode in pieces: the library takes some 200 bytes of memory for one of text."""
         pieces = _pieces(text)
         parts = [np.array([], np.uint32)]
         while group := list(islice(pieces, 64)):
@@ -124,7 +124,7 @@ class SubwordTokenizer(Tokenizer):
 
     @cached_property
     def _may_be_cut(self) -> bool:
-        """Whether pieces that `_pieces` makes of a text have the tokens of the text: so for what is trained here."""
+        """Return whether the pieces of a text have the tokens of the text: so for what is trained here."""
         spec = json.loads(self._tokenizer.to_str())
         cuts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
         only_special = all(token["special"] for token in spec["added_tokens"])
@@ -134,7 +134,7 @@ class SubwordTokenizer(Tokenizer):
         return self._without_end_of_text(text, self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _without_end_of_text(self, text: str, ids: list[int]) -> list[int]:
-        """Some foreign models know the end-of-text string as an ordinary word: spell it out in two pieces there."""
+        """Spell an end-of-text string in the text out in two pieces: some models know it as an ordinary word."""
         if self.end_of_text not in ids:
             return ids
         first, rest = self._end_of_text_name[:1], self._end_of_text_name[1:]
