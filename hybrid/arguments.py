@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hybrid.options import shown
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 SEEDS = (-(1 << 63), (1 << 63) - 1)
 """Seeds and keys are 64 bits; beyond them two would mean the same."""
@@ -103,6 +103,45 @@ def token_ids(name: str, ids: Any) -> list[int]:
     if None in numbers:
         raise ValueError(f"{name}: {shown(given[numbers.index(None)])} is no integer; give a list of token ids")
     return numbers  # type: ignore[return-value]
+
+
+def text_rows(tokens: Any, seq_len: int, vocab_size: int, banned: int | None = None) -> Tensor:
+    """`tokens` if they are int64 (batch, length), at most `seq_len` long, of a vocabulary.
+
+    Args:
+        banned: the MASK that lies in the vocabulary of some models, which texts do not hold.
+
+    Raises:
+        ValueError: they are not, named `tokens`.
+    """
+    from torch import Tensor, int64  # late: commands check numbers before they load it
+
+    if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype != int64 or tokens.numel() == 0:
+        got = f"{list(tokens.shape)} {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens: {got} is not a non-empty int64 tensor [batch, length]")
+    if tokens.shape[1] > seq_len:
+        raise ValueError(f"tokens: rows of {tokens.shape[1]} exceed the context of {seq_len} (data.seq_len); cut them")
+    bad = (tokens < 0) | (tokens >= vocab_size)
+    if bad.any():
+        raise ValueError(f"tokens: {int(tokens[bad][0])} is not in the vocabulary (0 to {vocab_size - 1})")
+    if banned is not None and (tokens == banned).any():
+        raise ValueError(f"tokens: {banned} is MASK, which texts do not hold; give what stands there")
+    return tokens
+
+
+def target_flags(is_target: Any, tokens: Tensor) -> Tensor:
+    """`is_target` if it is a bool tensor of the shape of `tokens`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    from torch import Tensor
+    from torch import bool as flags
+
+    if not isinstance(is_target, Tensor) or is_target.dtype != flags or is_target.shape != tokens.shape:
+        got = f"{list(is_target.shape)} {is_target.dtype}" if isinstance(is_target, Tensor) else shown(is_target)
+        raise ValueError(f"is_target: {got} is not a bool tensor {list(tokens.shape)}, as tokens is")
+    return is_target
 
 
 def _prompt(i: int, prompt: Any, encode: Callable[[str], list[int]] | None, texts: str) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.arguments import SEEDS, integer, prompt_ids
+from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
 from hybrid.checkpoints.importers import Origin, StoredModel, open_model
 from hybrid.checkpoints.module_state import load_state
@@ -220,6 +220,13 @@ class LanguageModel:
             known = ", ".join(map(str, planner.block_sizes))
             warnings.warn(f"planner: it was not trained at block size {block_size} (trained: {known})", stacklevel=4)
         return planner.model
+
+    def _check_tokens(self, tokens: Tensor) -> Tensor:
+        model = self.model
+        return text_rows(tokens, self.config.data.seq_len, model.vocab_size, model.banned_token_id).to(self.device)
+
+    def _check_targets(self, is_target: Tensor | None, tokens: Tensor) -> Tensor | None:
+        return None if is_target is None else target_flags(is_target, tokens).to(self.device)
 
     def _documents(self, tokens: Tensor) -> Tensor | None:
         if not self.config.data.document_mask:
