@@ -60,10 +60,14 @@ def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest(*(part for path, _, _ in files for part in (path.name, sha256_of(path))))
 
 
-def recorded_start(run: Path) -> Any:
-    """Return which checkpoint's weights a run has started from, as it says itself; None if it does not."""
+def recorded_model(run: Path, role: str) -> Any:
+    """Return which checkpoint a run was made with, as it says itself; None if it does not.
+
+    Args:
+        role: `init_from`, the weights it started from, or `teacher`.
+    """
     try:
-        return read_json(run / "environment.json").get("init_from")
+        return read_json(run / "environment.json").get(role)
     except (ValueError, AttributeError):
         return None
 

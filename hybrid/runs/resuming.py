@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import finding
-from hybrid.checkpoints.identity import recorded_start
 from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config
 from hybrid.config.schema import check_specs
@@ -78,7 +77,7 @@ class ResumePlan:
     @property
     def recorded_start(self) -> Any:
         """The checkpoint whose weights the run that is continued had started from, as it says itself."""
-        return None if self.run is None else recorded_start(self.run)
+        return None if self.run is None else recorded_model(self.run, "init_from")
 
     def check_data(self, description: Mapping[str, Any], config: DataConfig) -> None:
         """Compare the data with those of the run that is continued, and warn of what else differs.

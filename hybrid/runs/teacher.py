@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from hybrid.checkpoints.identity import is_same_checkpoint
+from hybrid.checkpoints.identity import is_same_checkpoint, recorded_model
 from hybrid.config import Config
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.lm import LanguageModel, load
 from hybrid.options import path_of
-from hybrid.storage.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def load_teacher(
     if untrained := [size for size in block_sizes if size not in teacher.block_sizes]:
         log.warning("objective.teacher: it was not trained at block size %s", ", ".join(map(str, untrained)))
     if resumed is not None:
-        _refuse_another(path, _recorded(resumed), teacher.origin.checkpoint)
+        _refuse_another(path, recorded_model(resumed, "teacher"), teacher.origin.checkpoint)
     log.info("learning from %s (%s)", path, teacher.config.run.name)
     return teacher
 
@@ -72,11 +71,3 @@ def _refuse_another(path: str, recorded: Any, now: Any) -> None:
             "put that one back, or start a new run with trainer.init_from (a teacher that trains on is best named by "
             "the folder of one of its checkpoints)"
         )
-
-
-def _recorded(run: Path) -> Any:
-    """Step and hash of the checkpoint that a run has learned from, as it says itself; None if it does not."""
-    try:
-        return read_json(run / "environment.json").get("teacher")
-    except (ValueError, AttributeError):
-        return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import finding
-from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_start
+from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_model
 from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
 from hybrid.options import path_of
@@ -121,13 +121,17 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     data = prepared[key]
     if data is not None:
         refuse_other_data(folder, data, config.data)
-    start = config.trainer.init_from
-    if start is None:
-        return
-    recorded, today = recorded_start(folder), identity_at(path_of("trainer.init_from", start))
-    if is_same_checkpoint(recorded, today) is False:
-        was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
-        raise _other(folder, f"started from {start} at {was}", who, f"what is there now, {now}")
+    others = (
+        ("trainer.init_from", config.trainer.init_from, "started"),
+        ("objective.teacher", config.objective.teacher, "learned"),
+    )
+    for key, path, did in others:
+        if path is None:
+            continue
+        recorded, today = recorded_model(folder, key.partition(".")[2]), identity_at(path_of(key, path))
+        if is_same_checkpoint(recorded, today) is False:
+            was, now = (f"step {dict(each or {}).get('step')}" for each in (recorded, today))
+            raise _other(folder, f"{did} from {path} at {was}", who, f"what is there now, {now}")
 
 
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:

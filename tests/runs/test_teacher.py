@@ -19,6 +19,8 @@ from hybrid.model import Transformer
 from hybrid.objectives import OBJECTIVES, Loss, Objective
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.options import provided
+from hybrid.sweep.plan import Planned
+from hybrid.sweep.state import state_of
 
 SEEN: list[Transformer] = []
 
@@ -110,9 +112,13 @@ def test_a_resumed_run_has_the_teacher_that_it_had(configure: Configure, trained
     teacher = shutil.copytree(trained, tmp_path / "teacher")
     words = ["objective.name=taught", f"objective.teacher={teacher}", "trainer.resume=auto"]
     train(configure(tmp_path, *words))
-    train(configure(tmp_path, *words, "trainer.steps=9"))
+    config = configure(tmp_path, *words, "trainer.steps=9")
+    train(config)
+    assert state_of(Planned("tiny", config, [])).is_finished
     shutil.rmtree(teacher / "checkpoints" / "step-00000008")  # so that it is at step 4
     for link in ("latest", "best"):
         (teacher / "checkpoints" / link).unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"is another model \(step 4\) than the run to resume .* from \(step 8\)"):
         train(configure(tmp_path, *words, "trainer.steps=10"))
+    with pytest.raises(ValueError, match=r"learned from .*teacher at step 8, and the sweep wants .*, step 4"):
+        state_of(Planned("tiny", config, []))
