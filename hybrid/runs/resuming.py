@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import finding
+from hybrid.checkpoints.identity import recorded_model
 from hybrid.checkpoints.recorded_data import SETTLED_BY_CONTENT, recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, ROUNDING, Config, differences, load_config
 from hybrid.config.schema import check_specs
