@@ -43,3 +43,17 @@ def test_the_command_of_a_table_is_still_accepted(page, monkeypatch):
     assert Path(arguments.output).name == page.name
     assert re.search(r"commit [0-9a-f]{7};", facts), "made at a commit without changes"
     assert "seed" in facts and "threads" in facts
+
+
+def test_files_and_tests_that_are_named_are_there():
+    """Of the map of the rooms: paths in backquotes, in its drawings and in its tables."""
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for path in re.findall(r"(?:tests|\.ci)/[\w/.]+\b", text):
+        assert (REPO / path).exists(), path
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert any(f"def {name}(" in file.read_text(encoding="utf-8") for file in REPO.glob("tests/**/*.py")), name
+    drawings = "".join(re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    named = re.findall(r"^ *([\w/]+\.py)\b", drawings, re.MULTILINE)
+    assert len(named) > 20
+    for path in named:
+        assert (REPO / path).exists() or (REPO / "hybrid" / path).exists(), path
