@@ -46,6 +46,23 @@ WORDS = (
 Configure = Callable[..., Config]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `thin(n)`, all but n of its cases are slow: those kept are spread evenly over all."""
+    cases: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("thin"):
+            cases.setdefault((str(item.path), item.name.partition("[")[0]), []).append(item)
+    for same in cases.values():
+        marker = same[0].get_closest_marker("thin")
+        assert marker is not None
+        n = min(*marker.args, len(same))
+        kept = {round((i + 0.5) * len(same) / n - 0.5) for i in range(n)}
+        for number, item in enumerate(same):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache_and_one_thread(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is written into the user's cache; models this small are slower with several threads."""

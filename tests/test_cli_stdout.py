@@ -37,6 +37,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
 def test_a_full_stdout_does_not_lose_the_trace(
     words: list[str], trained: Path, tmp_path: Path, environment_of_a_child: dict[str, str]
@@ -62,6 +63,7 @@ def test_a_reader_that_goes_away_does_not_lose_the_trace(
     assert (tmp_path / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_closed_stdout_is_no_traceback(trained: Path, environment_of_a_child: dict[str, str]) -> None:
     done = generate(trained, environment=environment_of_a_child, preexec_fn=lambda: os.close(1))
     assert done.returncode == 0 and "tokens/s" in done.stderr.decode().splitlines()[-1]

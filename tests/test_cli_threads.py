@@ -33,6 +33,7 @@ def test_importing_leaves_the_process_as_it_was(environment: dict[str, str]) -> 
     child(code, environment)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "variables, is_ours", [({}, True), ({"GOMP_SPINCOUNT": "5"}, False), ({"OMP_WAIT_POLICY": "active"}, False)]
 )

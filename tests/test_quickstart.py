@@ -41,6 +41,7 @@ def nats_per_byte(run: Run) -> float:
     return result.bits_per_byte * math.log(2)
 
 
+@pytest.mark.slow
 def test_the_bigram_baseline_is_what_it_was_when_the_target_was_set() -> None:
     """2.66 nats on one Python's documentation; other versions differ a little."""
     assert bigram_nats_per_byte(prepare(load_config(QUICKSTART).data)) == pytest.approx(2.66, abs=0.1)

@@ -11,6 +11,7 @@ SMALL = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "data.seq_len=16
 SMALL += ["objective.block_size=4", "trainer.precision=fp32"]
 
 
+@pytest.mark.slow
 def test_tables(command: Command, tmp_path):
     file, table = tmp_path / "bench.json", tmp_path / "speed.md"
     done = command(
@@ -28,6 +29,7 @@ def test_tables(command: Command, tmp_path):
     assert all(name in table.read_text() for name in names)
 
 
+@pytest.mark.slow
 def test_parts_of_a_step(command: Command, tmp_path):
     file = tmp_path / "bench.json"
     results = {}
@@ -48,6 +50,7 @@ def test_parts_of_a_step(command: Command, tmp_path):
     assert len(results["data"]) == 2 and all(row["tokens/s"] > 0 for row in results["data"])
 
 
+@pytest.mark.slow
 def test_growth(command: Command, tmp_path):
     file = tmp_path / "bench.json"
     done = command("bench.__main__", "growth", *SMALL, "trainer.batch_tokens=512", "--repeats", 1, "--json", file)

@@ -87,6 +87,7 @@ WEIGHTS = [
 ]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("damage, words", WEIGHTS)
 def test_weights_that_do_not_fit_are_refused_wherever_they_are_read(
     damage: Damage, words: str, configure: Configure, copy_of_trained: Path, tmp_path: Path

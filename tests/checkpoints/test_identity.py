@@ -155,6 +155,7 @@ def test_an_experiment_takes_no_run_of_other_settings(
         state_of(planned(other), "this one", strict=True)
 
 
+@pytest.mark.slow
 def test_objectives_are_not_printed_under_other_settings(command: Command, corpus: Path, tmp_path: Path) -> None:
     words = (
         "--config", "configs/quickstart.yaml", "--only", "elbo", "bert", "--seeds", 0, "--folder", tmp_path / "runs",

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from checkpoint_folders import assert_whole, debris, save
 
@@ -21,6 +22,7 @@ from hybrid.checkpoints.saving import prune
 from hybrid.storage.folders import clean_up, verify_folder
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_the_folder_resumes():
     """One child dies before its n-th call to the system, for every n; others at random times of a loop of saves."""
     # A kill leaves what was written in the page cache, so a folder in memory shows the same, without the wait.

@@ -55,6 +55,7 @@ def values(key: Key) -> st.SearchStrategy[Any]:
     return st.one_of([kinds[name] for name in type_name(key.annotation).split(" or ")])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_dump_loads_as_the_same_config(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -37,6 +37,7 @@ def write_parquet(path: Path, **columns: list) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_pydocs_is_a_few_megabytes_of_prose(tmp_path) -> None:
     source = CORPORA["pydocs"]()
     documents = source.load(tmp_path)

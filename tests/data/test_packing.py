@@ -89,6 +89,7 @@ print(preparing.prepare(config).train.tokens.sum())
 """
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path, corpus: str) -> None:
     command = [sys.executable, "-c", BUILD, corpus, str(tmp_path / "cache")]
     processes = [
@@ -214,6 +215,7 @@ print(peak(large, "byte") - before, peak(large, "bpe") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
 def test_one_long_row_needs_a_sane_multiple_of_its_size(tmp_path) -> None:
     """Bytes of memory for a byte of text: were all tokens in a list at once, 23 for bytes and 260 for byte pairs."""

@@ -219,6 +219,7 @@ def test_broken_text_is_named_before_anything_is_kept(tmp_path) -> None:
     assert cache_folders(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_pydocs_is_the_default_and_enough_for_rows_of_1024(tmp_path) -> None:
     data = prepare(DataConfig(seq_len=1024, cache_dir=str(tmp_path / "cache")))
     assert data.description["corpus"] == "pydocs"

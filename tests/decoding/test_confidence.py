@@ -33,6 +33,7 @@ def surest(score):
     return choose
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("spec", [{"name": "confidence", "token": "best"}, "margin", "entropy"], ids=as_name)
 def test_a_sure_order_samples_the_product_of_its_conditionals(spec, mode):

@@ -20,6 +20,7 @@ def last_document(prompt: list[int], length: int) -> list[int]:
     return [sum(token == END for token in prompt[:i]) for i in range(length)]
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("block_size", [1, 4, 5])
 @pytest.mark.parametrize("cache", [True, False], ids=["cached", "anew"])

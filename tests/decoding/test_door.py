@@ -153,6 +153,7 @@ def test_tokens_drawn_jointly_follow_the_law_of_left_to_right(configure: Configu
         assert pair.tokens == single.tokens
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_drafts_checked_by_the_same_network_follow_its_causal_law(
     configure: Configure, tmp_path: Path, size: int

@@ -49,6 +49,7 @@ def modes_of(spec):
     return MODES if isinstance(spec, str) else [MODES[0], MODES[3]]
 
 
+@pytest.mark.thin(24)
 @pytest.mark.parametrize(
     "spec, mode", [pytest.param(s, m, id=f"{as_name(s)}-{'-'.join(m)}") for s in SPECS for m in modes_of(s)]
 )
@@ -90,6 +91,7 @@ def test_revealed_tokens_change_only_where_they_are_remasked(spec):
     assert taken_back == (spec in REMASKING and spec != NEVER_BACK)
 
 
+@pytest.mark.thin(24)
 @pytest.mark.parametrize(
     "spec, mode", [pytest.param(s, m, id=f"{as_name(s)}-{'-'.join(m)}") for s in SPECS for m in modes_of(s)]
 )

@@ -17,6 +17,7 @@ from hybrid.objectives.schedules import SCHEDULES
 from hybrid.options import build
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("spec", ["first_hitting", {"name": "ancestral", "steps": 100_000}], ids=as_name)
@@ -82,6 +83,7 @@ def test_ancestral_reveals_as_many_per_cell_as_the_schedule_says(block, steps, s
             assert (rank[row, i] < rank[row, j]) == (cell[row, i] > cell[row, j])
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("spec", ["left_to_right", "random", {"name": "random", "order_seed": 1}], ids=as_name)
 def test_a_fixed_order_samples_the_product_of_its_conditionals(spec, mode):

@@ -50,6 +50,7 @@ def test_guided_log_probs_are_those_of_the_formula(block_size, mode):
     assert checked >= 24
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 def test_guided_texts_are_the_same_cached_and_not_alone_and_in_a_batch(mode):
     model = toy_model(*mode, vocab=9, dtype=torch.float32)

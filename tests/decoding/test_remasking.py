@@ -77,6 +77,7 @@ def conditionals_of(seed=0, mode=MODES[0]):
     return model, Conditionals(model, 3, 3, (1,))
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("mode", [MODES[0], MODES[3]], ids="-".join)
 @pytest.mark.parametrize("rounds", [1, 2, 3, 5])
 def test_mask_predict_follows_its_enumerated_chain(rounds, mode):
@@ -88,6 +89,7 @@ def test_mask_predict_follows_its_enumerated_chain(rounds, mode):
     assert chi_square_alarm(counts, law) > 1e-5
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("strategy, eta", [("cap", 0.4), ("rescale", 0.7), ("confidence", 1.0)])
 def test_remdm_follows_its_enumerated_chain(strategy, eta):
     """As above, also where a block is complete before the grid is over and is opened again."""
@@ -101,6 +103,7 @@ def test_remdm_follows_its_enumerated_chain(strategy, eta):
     assert chi_square_alarm(counts, without) < 1e-5, "the test would notice if nothing were re-masked"
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("strategy", ["cap", "rescale", "confidence"])
 def test_remdm_without_remasking_is_ancestral_decoding(strategy):
     """Both against the enumerated law of a grid of three cells; false alarm below 1e-5 a case."""

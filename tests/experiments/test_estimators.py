@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from toy import random_tokens, toy_model
 
@@ -30,6 +31,7 @@ def test_the_least_gradient_variance_comes_first():
     assert rows[0][3:] == ["1", "0.500 ± 0.100", "0.250 ± 0.050", "1"] and rows[1][-1] is None
 
 
+@pytest.mark.slow
 def test_the_table_tells_biased_from_unbiased():
     """A few repeats of every contender on a toy. All unbiased ones within 5 standard errors of the pooled mean."""
     model, batch = toy_model(dtype=torch.float32), batch_of(3, 8)

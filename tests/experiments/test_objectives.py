@@ -71,6 +71,7 @@ def test_a_dearer_step_gets_fewer_of_them():
     assert fitting_steps(config, 1.5, 1.0) == 200 and fitting_steps(config, 1.03, 1.0) == 300
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_not_repeated(command, corpus, tmp_path, capsys):
     words = (
         "--config", "configs/quickstart.yaml", "--only", "elbo", "maskgit", "--seeds", 0, "--folder", tmp_path / "runs",

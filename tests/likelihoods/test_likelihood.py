@@ -42,6 +42,7 @@ def test_enumerate_is_the_mean_over_orders(mode):
     assert got.stderr == 0 and got.tokens == 5 and got.method == "enumerate"
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_bound_is_above_the_any_order_likelihood(mode):
     model, tokens = toy_model(*mode), random_tokens(8, 9)

@@ -32,6 +32,7 @@ def as_name(spec):
     return spec if isinstance(spec, str) else "-".join(map(str, spec.values()))
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("spec", POLICIES, ids=as_name)
 def test_a_policy_is_a_distribution_over_texts(spec, mode):
@@ -95,6 +96,7 @@ def test_at_block_size_one_every_order_is_exact():
             torch.testing.assert_close(nll_of(model, tokens, 1, method, **options).nll, exact)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 def test_how_the_likelihoods_are_ordered(mode):
     """best order <= tightest of several <= each of them; best order <= any order <= importance, on average <= bound."""
@@ -118,6 +120,7 @@ def test_how_the_likelihoods_are_ordered(mode):
     assert (means[1].mean(0) + 4.5 * means[1].std(0) / math.sqrt(60) > any_order).all(), "never below in expectation"
 
 
+@pytest.mark.slow
 def test_importance_approaches_the_any_order_likelihood_and_knows_its_error():
     """With 2,000 orders, within 5 of its own standard errors (false alarm 6e-7 a row), which are what 40 replicates of
     100 orders say."""

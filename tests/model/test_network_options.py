@@ -162,6 +162,7 @@ def test_new_options_keep_the_names_and_order_of_weights():
     ]  # fmt: skip
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_texts_are_the_same_cached_and_not_alone_and_in_a_batch(name):
     for mode in MODES:

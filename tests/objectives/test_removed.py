@@ -50,6 +50,7 @@ def test_a_run_with_an_adaptive_proposal_generates_and_does_not_train(
     train(configure(tmp_path, f"trainer.init_from={copy_of_trained}", "run.name=new", "trainer.steps=1"))
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "old, removed, today",
     [

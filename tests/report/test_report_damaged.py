@@ -68,6 +68,7 @@ def damaged(value: Any, path: tuple[Any, ...], new: Any, delete: bool) -> Any:
     return value
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("name", FILES)
 def test_every_field_may_be_missing_or_of_another_kind(name: str, runs: Path) -> None:
     """Read as far as a report reads it, or refused in a line that names the file."""
@@ -94,6 +95,7 @@ def test_every_field_may_be_missing_or_of_another_kind(name: str, runs: Path) ->
     assert 10 < len(refused) < len(every)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize(
     "name, content",
     [
@@ -115,6 +117,7 @@ def test_a_damaged_run_is_left_out_with_a_reason(
     assert str(file) in alone
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_damaged_there_is_a_page_or_one_line(
     seed: int, runs: Path, command: Command, tmp_path: Path

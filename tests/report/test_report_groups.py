@@ -13,6 +13,7 @@ from hybrid.report.generated import written
 from hybrid.report.run_record import find_runs, refuse_different_data
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize(
     "name, seed, label",
     [
@@ -50,6 +51,7 @@ def test_runs_of_other_data_are_no_seeds_of_one_model(make: Make, tmp_path: Path
     assert set(found[0].settings) == {"data.seq_len", "data.validation_fraction"}
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize(
     "override, is_another",
     [

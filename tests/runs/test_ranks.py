@@ -131,6 +131,7 @@ def test_what_two_ranks_saved_is_a_model_like_any_other(mode: str, trained_by: T
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_each_rank_writes_its_part(trained_by: Trained) -> None:
     step = finding.find_checkpoint(trained_by("fsdp"))
     parts = sorted(step.glob("model.*"))
@@ -139,6 +140,7 @@ def test_each_rank_writes_its_part(trained_by: Trained) -> None:
     assert all(0.3 * whole < part.stat().st_size < 0.75 * whole for part in parts)
 
 
+@pytest.mark.slow
 def test_a_missing_part_is_no_checkpoint(trained_by: Trained, tmp_path: Path) -> None:
     step = shutil.copytree(finding.find_checkpoint(trained_by("fsdp")), tmp_path / "step-00000008")
     (step / "model.00001-of-00002.safetensors").unlink()

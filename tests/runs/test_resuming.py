@@ -42,6 +42,7 @@ def signals_that_nobody_catches_fail() -> Iterator[None]:
 # Resuming
 
 
+@pytest.mark.thin(2)
 @pytest.mark.usefixtures("signals_that_nobody_catches_fail")
 @pytest.mark.parametrize(
     "optimizer, others",
@@ -219,6 +220,7 @@ def lines_in(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_cleanly(
     kind: signal.Signals, overrides, configure: Configure, tmp_path: Path, environment_of_a_child: dict[str, str]
@@ -237,6 +239,7 @@ def test_a_signal_saves_and_exits_cleanly(
     assert finding.step_of(finding.find_checkpoint(tmp_path / "tiny")) == step + 2
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes(
     overrides, configure: Configure, tmp_path: Path, environment_of_a_child: dict[str, str]
 ) -> None:

@@ -38,6 +38,7 @@ def contents(path: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()}
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("script", OUTPUTS)
 def test_a_full_disk_leaves_the_earlier_result_whole(
     script: str, command: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ def test_and_by_its_option(words: tuple[str, ...], command: Command, home: Path)
     assert done.code == 2 and done.error.startswith(f"error: {words[-1]}: '{NOBODY}': "), done.error
 
 
+@pytest.mark.slow
 def test_everything_of_a_run_may_lie_at_home(
     command: Command, overrides: Callable[[Path], list[str]], home: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,7 @@ def test_options_of_the_evaluation_and_a_judge_of_the_sweep(base: Path, tmp_path
     ]  # fmt: skip
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)
 def test_the_sweeps_that_ship(file: Path, tmp_path: Path) -> None:
     found = plan(file, [], tmp_path)

@@ -23,6 +23,7 @@ from hybrid.text.infill import gaps_of, ids_with_gaps
 LAW = [("first_hitting", mode) for mode in MODES] + [("ancestral", MODES[0])]
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("decoder, mode", LAW, ids=lambda value: value if isinstance(value, str) else "-".join(value))
 def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str, str]) -> None:
     """Two tokens between given ones, in the second block: chi-square of 6,000 fillings against the any-order law given
@@ -43,6 +44,7 @@ def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str
     assert chi_square_alarm(counts, blind) < 1e-5
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("name", sorted(DECODERS))
 def test_every_decoder_fills_gaps_and_leaves_what_is_given(name: str) -> None:
     """Alone and in a batch beside a prompt without a gap, cached and not; with new tokens behind and without."""

@@ -51,6 +51,7 @@ def replay(text: TracedText, width: int) -> list[int]:
 # The record
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("spec", SPECS, ids=as_name)
 def test_the_steps_lead_to_the_text_and_watching_changes_nothing(spec: Any) -> None:
     for options in ({}, {"cache": False}, {"stop_at_end": False, "guidance": 1.0}):
@@ -69,6 +70,7 @@ def test_the_steps_lead_to_the_text_and_watching_changes_nothing(spec: Any) -> N
             assert any(step.remasked for text in trace.texts for step in text.steps)
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize("spec", ["left_to_right", {"name": "confidence", "steps": 2}, *REMASKING], ids=as_name)
 def test_confidence_is_the_probability_at_temperature_1(spec: Any) -> None:
     """By enumeration, whatever the sampling settings."""

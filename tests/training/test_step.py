@@ -218,6 +218,7 @@ OBJECTIVES = {
 }
 
 
+@pytest.mark.thin(6)
 @pytest.mark.usefixtures("meta_trains")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("prediction", ["in_place", "next_token"])

@@ -24,6 +24,7 @@ from hybrid.training.metrics import read_metrics
 from hybrid.training.optim import Optimizer, lr_factor
 
 
+@pytest.mark.thin(2)
 @pytest.mark.parametrize(
     "options, trained, others",
     [

@@ -26,6 +26,7 @@ def batch_of(rows: int, length: int, seed: int = 0) -> Batch:
     return Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
+@pytest.mark.slow
 def test_mean_and_variance_are_the_enumerated_ones():
     """One block of 3 tokens: every n and every set. Two draws halve the variance of one. 800 repeats: the mean within
     4.5 standard errors (false alarm 7e-6), the variance within 25%."""

@@ -57,6 +57,7 @@ def test_a_finer_grid_comes_nearer_as_one_over_its_steps(toy: Toy, schedule: str
     assert distance[-2] / distance[-1] == pytest.approx(4, rel=0.02)
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 3, 16])
 def test_the_decoder_follows_the_enumerated_law(toy: Toy, steps: int, schedule: str) -> None:
