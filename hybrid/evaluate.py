@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hybrid.evaluation.base import EvaluationModel
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import Setting
+    from hybrid.likelihoods import LikelihoodMethod
     from hybrid.lm import LanguageModel
 
 CONFIDENT = "confidence:token=best"
@@ -52,7 +53,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     """Evaluate on each rank a share; the first prints and writes."""
     from hybrid.device import precision_context
     from hybrid.evaluation.scores import Scores
-    from hybrid.evaluation.setting import ALL, choose_decoders
+    from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
     from hybrid.lm import load
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
@@ -61,6 +62,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     sizes = block_sizes(lm, arguments)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
+    likelihoods = choose_likelihoods(arguments.likelihoods, "--likelihoods")
     generation = prepare_generation(lm, arguments) if decoders else None
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
@@ -69,7 +71,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
         ranks=ranks,
     )  # fmt: skip
-    results = evaluate_likelihoods(scores, sizes, orders, arguments)
+    results = evaluate_likelihoods(scores, sizes, orders, likelihoods, arguments)
     if generation is not None:
         results |= evaluate_texts(scores, sizes, decoders, orders, *generation)
     if ranks.is_main:
@@ -79,13 +81,14 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
 
 def evaluate_likelihoods(
-    scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
+    scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], likelihoods: Mapping[str, LikelihoodMethod],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
     """Print the table of likelihoods; return it as eval.json has it."""
     from hybrid.evaluation.scores import notes, table
     from hybrid.evaluation.setting import ALL
 
-    lines = scores.lines(sizes, arguments.enumerate, orders, every=ALL in arguments.orders)
+    lines = scores.lines(sizes, arguments.enumerate, orders, ALL in arguments.orders, likelihoods)
     if scores.ranks.is_main:
         print("\n".join([table(lines), *notes(lines)]))
     return {"results": [line.as_json() for line in lines]}
@@ -196,8 +199,9 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what the results depend on, as eval.json has it. `imports` stands there where something is imported."""
-    return {key: value for key, value in vars(arguments).items() if key != "output" and (key != "imports" or value)}
+    """Say what the results depend on, as eval.json has it: `imports` and `likelihoods` where there are any."""
+    optional = ("imports", "likelihoods")
+    return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
 def write(
@@ -233,6 +237,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--orders", nargs="+", default=[], metavar="NAME[:key=value,...]",
         help="add the likelihood of each decoder's order; all: of every decoder that has one, of random orders and of "
         "the best order (short blocks)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--likelihoods", nargs="+", default=[], metavar="NAME[:key=value,...]", help="add likelihoods of the table",
     )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
