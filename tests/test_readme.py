@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from safetensors.torch import save_file
 from toy import random_tokens, toy_model
 
@@ -111,6 +112,16 @@ def test_training_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, example
     for arguments in found:
         a = parsed(train.parse, arguments, monkeypatch)
         assert check(load_config(a.config, a.overrides)) == [], arguments
+
+
+def test_help_lists_the_entries_of_modules_that_are_named(command: Command, examples: None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run: {imports: [my_schedule]}")
+    done = command("train.py", "--config", tmp_path / "mine.yaml", "--help")
+    assert (done.code, done.err) == (0, "") and "smoothstep: alpha = 1 - t^2 (3 - 2t)" in done.out
+    done = command("train.py", "run.imports=my_decoder", "--help")
+    assert (done.code, done.err) == (0, "") and "strided: Every `stride`-th position at once" in done.out
+    done = command("train.py", "trainer.stesp=3", "--help")
+    assert done.code == 0 and "trainer.steps=" in done.out and "did you mean 'trainer.steps'" in done.err
 
 
 def test_generation_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
