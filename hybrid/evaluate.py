@@ -218,11 +218,9 @@ def write(
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """From `words`; None: the command line."""
-    parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
-    )  # fmt: skip
+    parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__, add_help=False)
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this and both tables (behind --imports)")
+    cli.add_model(parser)
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
     parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
@@ -243,15 +241,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
-    parser.add_argument(
-        "--imports", nargs="+", default=[], metavar="MODULE",
-        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
-    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="default: eval.json in the run's folder")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
-    )
+    cli.add_machine(parser)
     of_texts = _add_generation(parser)
     arguments = parser.parse_args(words)
     for name, least in (("draws", 1), ("batch_rows", 1), ("rows", 0), ("samples", 1)):
@@ -261,6 +252,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         if not arguments.decoders and getattr(arguments, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')}: has no effect without --decoders; add --decoders all")
     return arguments
+
+
+class _Help(argparse.Action):
+    """Print the options and the entries of both tables, those of modules that `--imports` names before it as well."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        from hybrid.config import describe_table, import_modules
+        from hybrid.evaluation import METRICS
+        from hybrid.likelihoods import LIKELIHOODS
+
+        import_modules(namespace.imports, "--imports")
+        likelihoods = describe_table("likelihoods (--likelihoods)", LIKELIHOODS)
+        metrics = describe_table("metrics of generated text (--decoders)", METRICS)
+        print(parser.format_help(), likelihoods, metrics, sep="\n")
+        parser.exit()
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> list[str]:
