@@ -28,6 +28,9 @@ from hybrid.data.corpora import CORPORA
 from hybrid.data.tokenizers import SubwordTokenizer
 from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
+from hybrid.evaluation import METRICS, Texts
+from hybrid.likelihoods import LIKELIHOODS, Rows
+from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
@@ -42,7 +45,9 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, OBJECTIVES, SCHEDULES)
+TABLES: tuple[dict[str, Any], ...] = (
+    BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, LIKELIHOODS, METRICS, OBJECTIVES, SCHEDULES,
+)  # fmt: skip
 
 
 def commands() -> list[list[str]]:
@@ -168,8 +173,10 @@ def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, exa
 
 
 def test_every_table_has_an_example() -> None:
-    rooms = ["attention", "corpus", "decoder", "estimator", "importer", "objective", "schedule"]
-    assert sorted(EXAMPLES) == [f"my_{name}" for name in rooms]
+    doors = [
+        "attention", "corpus", "decoder", "estimator", "importer", "likelihood", "metric", "objective", "schedule",
+    ]  # fmt: skip
+    assert sorted(EXAMPLES) == [f"my_{name}" for name in doors] and len(doors) == len(TABLES)
 
 
 def test_the_decoder_of_the_example_decodes(examples: None) -> None:
@@ -250,6 +257,24 @@ def test_the_backend_of_the_example_agrees_with_eager(examples: None) -> None:
     for model.attend in (Eager(), backend):
         outputs.append(model(rows, pattern))
     torch.testing.assert_close(*outputs)
+
+
+def test_the_likelihood_of_the_example_masks_each_token_alone(examples: None) -> None:
+    importlib.import_module("my_likelihood")
+    model, tokens = toy_model(), random_tokens(3, 10)
+    rows = Rows.of(tokens, torch.arange(10).expand(3, -1) != 4)
+    with torch.no_grad():
+        got = LIKELIHOODS["pseudo"]().nll(model, rows, 4)
+        blocks = mask_table(model, rows, 4)  # of 4, 4 and 2 tokens
+    expected = -sum(table[:, 1 << i, i] for table, _ in blocks for i in range(table.shape[2]))
+    torch.testing.assert_close(got.nll, expected)
+    assert got.tokens.tolist() == [9] * 3
+
+
+def test_the_metric_of_the_example_is_a_share_of_words(examples: None) -> None:
+    importlib.import_module("my_metric")
+    texts, real = Texts([], ["a b", "b c d"]), Texts([], ["b", "d e"])
+    assert METRICS["shared_words"]().measure(texts, real) == {"shared_words": 3 / 5}
 
 
 def test_the_corpus_of_the_example_reads_the_same_from_both_ends(examples: None, tmp_path: Path) -> None:
