@@ -16,9 +16,9 @@ from hybrid import rng
 from hybrid.model import Transformer
 from hybrid.objectives.noise import NoiseKeys
 
-EQUAL, BOUND, HINDSIGHT = "=", "<=", "~"
+EQUAL, BOUND, NO_PROCEDURE = "=", "<=", "~"
 """How a number stands to the negative log-likelihood of a procedure that generates text: it is that of one; it is at
-least that of one; or what it multiplies was chosen when the text was known, so it is that of none."""
+least that of one; or it is that of none."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class LikelihoodMethod(ABC):
     """An entry of `LIKELIHOODS`: a frozen dataclass, whose fields are its options, with `nll`."""
 
     relation: ClassVar[str] = EQUAL
+    note: ClassVar[str] = "the likelihood of no procedure"
+    """Said once below a table in which its relation is `NO_PROCEDURE`."""
+
+    is_exact_at_1: ClassVar[bool] = False
+    """Whether it is `exact` at block size 1, so that it needs no line of its own there."""
+
     max_block_size: ClassVar[int | None] = None
     """Largest block that it can do; None: any."""
 
