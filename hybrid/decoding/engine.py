@@ -36,7 +36,7 @@ from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.fused import for_inference
-from hybrid.options import build
+from hybrid.options import build, needs
 
 BATCH = 64
 """Texts written at a time, which bounds the memory; no text depends on its batch."""
@@ -73,6 +73,7 @@ class Engine:
         config, planner = self.config, self.config.planner
         object.__setattr__(self, "block_size", integer("block_size", config.block_size, 1))
         object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
+        needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
         if getattr(self.decoder, "ignores_sampling", False):
             for option, default in vars(Sampling()).items():

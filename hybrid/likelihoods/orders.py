@@ -28,7 +28,7 @@ from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import cross_entropies
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.noise import block_view, target_ranks
-from hybrid.options import build, option
+from hybrid.options import build, needs, option
 
 ORDERS_PER_FORWARD = 8
 """Orders that share one clean pass; bounds the memory."""
@@ -143,6 +143,7 @@ class _Walk:
 
     def follow(self, decoder: Decoder) -> Tensor:
         """(b, g) float64 nats of the blocks in the order of the decoder."""
+        needs("decoder", decoder, "start", "select")
         masked = self._blocks(self.rows.is_target, False)
         nll = torch.zeros(len(masked), dtype=torch.float64, device=masked.device)
         step, state, patience = 0, None, Patience(decoder, self.block_size)
