@@ -107,3 +107,21 @@ class LikelihoodMethod(ABC):
         Raises:
             ValueError: a block size, or an option, with which it has no value.
         """
+
+
+def checked(likelihood: Likelihood, method: LikelihoodMethod, rows: Rows) -> Likelihood:
+    """Return what a method gave for rows of text.
+
+    Raises:
+        ValueError: it is no `Likelihood` of them; the message names the method.
+    """
+    name = f"method: nll of {type(method).__name__} gave"
+    if not isinstance(likelihood, Likelihood):
+        what = type(likelihood).__name__
+        raise ValueError(f"{name} a {what}; it must be a Likelihood, e.g. Likelihood.without_noise(nll, rows, 'mine')")
+    for key in ("nll", "stderr", "tokens"):
+        value, n = getattr(likelihood, key), len(rows.tokens)
+        if not isinstance(value, Tensor) or value.shape != (n,):
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} {what} as {key!r}; it must be a tensor of shape ({n},), a number for each row")
+    return likelihood
