@@ -146,7 +146,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
 
 def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
-    """The data of a run with the corpus of --data."""
+    """Make the settings of the data of a run with the corpus of --data."""
     return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
@@ -211,7 +211,7 @@ def write(
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """From `words`; None: the command line."""
+    """Parse `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")

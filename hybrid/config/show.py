@@ -87,7 +87,7 @@ def _describe_key(key: Key) -> list[str]:
 
 
 def _describe_table(address: tuple[str, str], with_options: bool = True) -> list[str]:
-    """Each entry of a table with the first paragraph of its docstring, then the options that a spec may give."""
+    """List each entry of a table with the first paragraph of its docstring, then the options that a spec may give."""
     lines = []
     for name, entry in table(address).items():
         doc = " ".join((entry.__doc__ or "").strip().split("\n\n")[0].split())

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def metrics_for(evaluation_model: EvaluationModel | None) -> list[Metric]:
-    """All metrics that apply, with or without an evaluation model."""
+    """Make all metrics that apply, with or without an evaluation model."""
     return [m() for m in METRICS.values() if evaluation_model is not None or not m.needs_evaluation_model]
 
 
@@ -84,7 +84,7 @@ class Comparison:
         return result
 
     def real_text(self) -> DecoderResult:
-        """What is held against real text is a second sample of it: the best that can be hoped for."""
+        """Measure real text, against a second sample of it: the best that can be hoped for."""
         log.info("%s: %d pieces of %d tokens", REAL, len(self.pieces), self.setting.new_tokens)
         second = self._texts(self.other_prompts, self.others) if self.others else None
         numbers: dict[str, float] = {}
@@ -132,7 +132,7 @@ class Comparison:
         return Texts(rows, texts, None if self.evaluation_model is None else self.evaluation_model.read(texts))
 
     def _answers(self, engine: Engine) -> Answers | None:
-        """Of the split's prompts; None where it has none."""
+        """Answer the prompts of the split; None where it has none."""
         if not self.has_answers:
             return None
         engine = replace(engine, config=replace(engine.config, stop_at_end=True))

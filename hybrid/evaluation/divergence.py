@@ -78,7 +78,7 @@ def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clus
 
 
 def load_sklearn() -> tuple[Any, Any]:
-    """The classes KMeans and PCA. Raises a ValueError if scikit-learn is not installed."""
+    """Import the classes KMeans and PCA. Raises a ValueError if scikit-learn is not installed."""
     try:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA

@@ -80,7 +80,7 @@ class DecoderResult:
 
 
 def columns() -> Iterator[Column]:
-    """Those of the table, behind the name of the decoder."""
+    """Yield the columns of the table that follow the name of the decoder."""
     yield Column("block", "block_size", "d")
     yield Column("NFE/tok", "nfe_per_token", ".3f")
     yield Column("tok/s", "tokens_per_second", ",.0f")
@@ -91,7 +91,7 @@ def columns() -> Iterator[Column]:
 
 
 def table(results: Sequence[DecoderResult]) -> str:
-    """Plain text, one line per decoder and block size; `-` where there is no such number.
+    """Format as plain text, one line per decoder and block size; `-` where there is no such number.
 
     A column in which no line has a value is not shown.
     """
@@ -103,7 +103,7 @@ def table(results: Sequence[DecoderResult]) -> str:
 
 
 def notes(results: Sequence[DecoderResult], setting: Setting, evaluation_model: EvaluationModel | None) -> list[str]:
-    """What must be said below the table."""
+    """List what must be said below the table."""
     prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
     found = [
         f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of a "

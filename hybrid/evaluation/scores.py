@@ -132,7 +132,7 @@ class Scores:
 
 
 def table(lines: Sequence[SplitLikelihood]) -> str:
-    """Plain text; `+-` is the standard error of the noise, for these rows of text."""
+    """Format as plain text; `+-` is the standard error of the noise, for these rows of text."""
     rows = [["block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"]]
     for line in lines:
         rows.append(

@@ -29,8 +29,8 @@ class Rows:
         tokens: (b, N) int64.
         is_target: (b, N) bool, the tokens that count; the others are given.
         documents: (b, N) int64, the document of each token; None: all are of one.
-        row_keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result does
-            not depend on the batch.
+        row_keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result
+            does not depend on the batch.
     """
 
     tokens: Tensor

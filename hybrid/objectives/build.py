@@ -61,7 +61,7 @@ def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None)
 
 
 def fields_of(config: ObjectiveConfig) -> Mapping[str, dataclasses.Field[Any]]:
-    """The fields of the objective's entry by name: what it reads."""
+    """Return the fields of the objective's entry by name: what it reads."""
     entry = type(build(OBJECTIVES, config.name, "objective.name"))
     return {f.name: f for f in dataclasses.fields(entry)}
 

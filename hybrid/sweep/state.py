@@ -135,7 +135,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
 
 
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
-    """Whether eval.json is the result of hybrid.evaluate with these options, of checkpoint, models and text of today.
+    """Return whether eval.json is the result of hybrid.evaluate with these options, of today's checkpoint, models and text.
 
     Raises:
         ValueError: an option that hybrid.evaluate does not take.
