@@ -1,4 +1,4 @@
-"""Where to compute and in which precision: the one place that decides."""
+"""Decide where to compute and in which precision; nothing else does."""
 
 from __future__ import annotations
 

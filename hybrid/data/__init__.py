@@ -1,4 +1,4 @@
-"""From text to rows of tokens: corpora, tokenizers, packing.
+"""Turn text into rows of tokens: corpora, tokenizers, packing.
 
 data = prepare(DataConfig(corpus="pydocs", seq_len=256))
 data.train.rows([0, 1])     a Batch

@@ -1,4 +1,4 @@
-"""From log-probabilities to a token, exactly: float64, one uniform per token, MASK never among the categories.
+"""Draw tokens from log-probabilities, exactly: float64, one uniform per token, MASK never among the categories.
 
 Joint sampling over tokens and MASK in float32 truncates the Gumbel noise and lowers the effective temperature (Zheng et
 al. 2409.02908, section 5). Here the decoder decides *whether* a position is revealed and this file *what* it shows.

@@ -1,4 +1,4 @@
-"""A trained model evaluated: likelihoods of a split, decoders by the text that they write, answers that are right.
+"""Evaluate a trained model: likelihoods of a split, decoders by the text that they write, answers that are right.
 
 A new metric of generated text is a frozen dataclass with `measure` (see `base.Metric`) and a line in `METRICS`: then
 `python -m hybrid.evaluate --decoders ...` prints its columns, and eval.json has its numbers. Of a metric of your own,

@@ -1,4 +1,4 @@
-"""What metrics of generated text are given: texts, and what an evaluation model says of them."""
+"""A metric of generated text, and what it is given: texts, and what an evaluation model says of them."""
 
 from __future__ import annotations
 

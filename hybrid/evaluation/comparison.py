@@ -1,4 +1,4 @@
-"""Decoders side by side: what each costs, and what the metrics say of its texts.
+"""Compare decoders: what each costs, and what the metrics say of its texts.
 
 Every decoder generates the same number of texts of the same length from the same prompts, in the same batches, and goes
 on behind end-of-text tokens. Pieces of real text of that number and length are measured beside them: that is what the

@@ -1,4 +1,4 @@
-"""How far generated text is from real text, as a distribution: one number from features of both, as MAUVE does.
+"""Measure how far generated text is from real text, as a distribution: one number from features of both, as MAUVE does.
 
     features -> unit length -> PCA -> k-means over both sets -> smoothed histograms -> divergence frontier -> area
 

@@ -1,4 +1,4 @@
-"""What is compared: the decoders as they are typed, and how all of them generate."""
+"""Choose what is compared: the decoders as they are typed, and how all of them generate."""
 
 from __future__ import annotations
 

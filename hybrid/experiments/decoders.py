@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.measuring.subject import add_judged_texts
+from hybrid.experiments.measuring.subject import add_evaluated_texts
 from hybrid.options import at_least
 from hybrid.results.table import Table, column, standard_error
 
@@ -148,7 +148,7 @@ the tokens of a text. The MAUVE-like value of real text is that of two disjoint 
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.decoders", description=__doc__)
-    add_judged_texts(parser, samples=64, rows=64)
+    add_evaluated_texts(parser, samples=64, rows=64)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
     parser.add_argument("--block-size", type=int, metavar="B", help="default: as it was trained")
     arguments = parser.parse_args()

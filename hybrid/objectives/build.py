@@ -1,4 +1,4 @@
-"""From the group `objective` of a configuration to what is minimised."""
+"""Build what is minimised from the group `objective` of a configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the decoders of the runs wrote: quality against speed."""
+"""Compare what the decoders of the runs wrote: quality against speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run folder says of its run: settings, curves, likelihoods, generated texts."""
+"""Read what a run folder says of its run: settings, curves, likelihoods, generated texts."""
 
 from __future__ import annotations
 
