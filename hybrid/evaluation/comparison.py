@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import generate_shared, n_batches
 from hybrid.distributed import ALONE, Ranks
-from hybrid.evaluation import METRICS
 from hybrid.evaluation.answers import Answers, score
-from hybrid.evaluation.base import EvaluationModel, Metric, Texts
-from hybrid.evaluation.results import REAL, DecoderResult
+from hybrid.evaluation.base import EvaluationModel, Texts
+from hybrid.evaluation.results import REAL, DecoderResult, metrics_for
 from hybrid.evaluation.setting import Setting
 from hybrid.lm import LanguageModel
 from hybrid.text.continuation import continuation
@@ -29,11 +28,6 @@ if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
 
 log = logging.getLogger(__name__)
-
-
-def metrics_for(evaluation_model: EvaluationModel | None) -> list[Metric]:
-    """Make all metrics that apply, with or without an evaluation model."""
-    return [m() for m in METRICS.values() if evaluation_model is not None or not m.needs_evaluation_model]
 
 
 @dataclass
