@@ -113,7 +113,7 @@ class Comparison:
     def _engine(self, size: int, decoder: Any) -> Engine:
         with warnings.catch_warnings():  # who chose the sizes has been warned already
             warnings.filterwarnings("ignore", message="block_size: .* was not trained")
-            return self.lm.engine(size, decoder, stop_at_end=False, **self.setting.sampling)
+            return self.lm.engine(config=self.setting.generation, block_size=size, decoder=decoder, stop_at_end=False)
 
     def _warm_up(self, size: int) -> None:
         """One forward per row, so that nobody's time has in it what is done only once."""

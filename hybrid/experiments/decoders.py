@@ -9,7 +9,6 @@ Each decoder writes the same number of texts with each seed. Real text of that n
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import statistics
 import sys
@@ -100,11 +99,14 @@ def compare(lm: Any, evaluation_model: Any, split: Any, arguments: argparse.Name
 
     decoders = choose_decoders(arguments.decoders, "--decoders")
     size = arguments.block_size or lm.block_sizes[0]
-    setting = setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples)
+    settings = [
+        setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples, seed=seed)
+        for seed in arguments.seeds
+    ]
     scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows)
     results: dict[str, list[dict[str, Any]]] = {}
-    for seed in arguments.seeds:
-        comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), evaluation_model, scores.policy)
+    for setting in settings:
+        comparison = Comparison(lm, split, setting, evaluation_model, scores.policy)
         for result in comparison.lines([size], decoders):
             results.setdefault(result.decoder, []).append(result.as_json())
     return [Row.of(decoder, of_seed) for decoder, of_seed in results.items()]
