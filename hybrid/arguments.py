@@ -161,7 +161,7 @@ def _prompt(i: int, prompt: Any, encode: Callable[[str], list[int]] | None, text
 
 
 def _index(value: Any) -> int | None:
-    """The integer that `value` is, or None: neither bools nor numbers with a fraction are integers."""
+    """Return the integer that `value` is, or None: neither bools nor numbers with a fraction are integers."""
     if isinstance(value, bool) or (_is_array(value) and "bool" in str(value.dtype)):
         return None
     try:
@@ -171,7 +171,7 @@ def _index(value: Any) -> int | None:
 
 
 def _is_array(value: Any) -> bool:
-    """A tensor of torch or an array of numpy."""
+    """Return whether it is a tensor of torch or an array of numpy."""
     return hasattr(value, "dtype") and hasattr(value, "tolist") and hasattr(value, "ndim")
 
 

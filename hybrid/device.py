@@ -1,4 +1,4 @@
-"""Where to compute and in which precision: the one place that decides."""
+"""Decide where to compute and in which precision; nothing else does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 
 
 def parse_device(name: Any, key: str = "run.device") -> torch.device:
-    """The device that a name means, whether or not this machine has it.
+    """Return the device that a name means, whether or not this machine has it.
 
     Raises:
         ValueError: not the name of a device that models run on here.
@@ -52,7 +52,7 @@ def resolve_device(name: str, ranks: Ranks = ALONE, key: str = "run.device") -> 
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on `device`. To a GPU it goes through pinned memory, for which the host does not have to wait."""
+    """Copy a tensor to `device`. To a GPU it goes through pinned memory, for which the host does not have to wait."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -91,7 +91,7 @@ def precision_context(name: str, device: torch.device) -> Callable[[], AbstractC
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that matrix multiplications of `x` run in."""
+    """Return the dtype that matrix multiplications of `x` run in."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 

@@ -110,7 +110,7 @@ class LanguageModel:
         self, *values: Any, config: GenerationConfig | None = None, prompts: Sequence[Sequence[int]] = (),
         **options: Any,
     ) -> Engine:  # fmt: skip
-        """The engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
+        """Make the engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
         config = GenerationConfig.of(config, *values, **options)
         size = self._block_size(self._infilling_size(prompts, config.block_size), self.config.data.seq_len)
         planner = None if config.planner is None else self._planner(config.planner, size)
@@ -166,7 +166,7 @@ class LanguageModel:
         return infilling_size(prompts, *limits, others=trained)
 
     def _fuse(self) -> None:
-        """Of a loaded model, as generation does it: likelihoods do not depend on whether it has generated before."""
+        """Fuse a loaded model, as generation does: likelihoods do not depend on whether it has generated before."""
         if self.model.is_expendable and not self.model.training:
             with precision_context(self.precision, self.device)():
                 for_inference(self.model, autocast_dtype(self.model.embedding.weight))
@@ -187,7 +187,7 @@ class LanguageModel:
         return target
 
     def _block_size(self, value: int | None, length: int) -> int:
-        """The block size that is meant, with a warning if it was not trained."""
+        """Choose the block size that is meant, with a warning if it was not trained."""
         if value is None:
             return min(self.block_sizes[0], length)
         value = self._possible_size(value)

@@ -22,7 +22,7 @@ _SCALARS = {int, float, bool, str, type(None)}
 
 
 def option(default: Any, doc: str, choices: Iterable[str] | None = None) -> Any:
-    """A dataclass field with a one-line doc (shown by `--help`) and, where the values are few, its choices."""
+    """Declare a dataclass field with a one-line doc (shown by `--help`) and, where the values are few, its choices."""
     metadata = {"doc": doc, "choices": tuple(choices) if choices is not None else None}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -30,7 +30,7 @@ def option(default: Any, doc: str, choices: Iterable[str] | None = None) -> Any:
 
 
 def provided(default: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that is no option: who builds the entry provides its value, by its name (`build`).
+    """Declare a dataclass field that is no option: who builds the entry provides its value, by its name (`build`).
 
     Without a default the entry cannot do without it.
     """
@@ -38,7 +38,7 @@ def provided(default: Any = dataclasses.MISSING) -> Any:
 
 
 def is_option(f: dataclasses.Field[Any]) -> bool:
-    """Whether a user may set a field of an entry."""
+    """Return whether a user may set a field of an entry."""
     return f.init and not f.metadata.get("provided", False)
 
 
@@ -59,7 +59,7 @@ class RemovedEntry(ValueError):
 
 
 def renamed(key: str, spec: Any) -> Any:
-    """A spec of an old run, with today's names of the entries that were there twice, also in its options."""
+    """Return a spec of an old run with today's names of the entries that were there twice, also in its options."""
     if isinstance(spec, str):
         removed = REMOVED.get((key.rpartition(".")[2], spec))
         return spec if removed is None or removed.same_as is None else removed.same_as
@@ -88,8 +88,9 @@ def _cut(text: str, most: int) -> str:
 
 
 def path_of(key: str, value: Any) -> Path:
-    """The path that a user has given. A home folder at its start, `~` or `~user`, is written out: a shell does so only
-    where a word begins with it, and not in `key=~/x`.
+    """Return the path that a user has given, with a home folder at its start, `~` or `~user`, written out.
+
+    A shell does so only where a word begins with it, and not in `key=~/x`.
 
     Raises:
         ValueError: it is empty, or nothing that names a file, or there is no such home folder; the message names key
@@ -191,13 +192,13 @@ def needs(key: str, entry: Any, *methods: str) -> None:
 
 
 def _provided(entry: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of `given`, what the entry has fields for; None for a field that cannot do without."""
+    """Take from `given` what the entry has fields for; None for a field that cannot do without."""
     fields = [f for f in dataclasses.fields(entry) if f.metadata.get("provided")]
     return {f.name: given.get(f.name) for f in fields if f.name in given or f.default is dataclasses.MISSING}
 
 
 def title(spec: str | Mapping[str, Any]) -> str:
-    """How an entry is called in a sentence: `pydocs`, `sudoku (size 4)`."""
+    """Name an entry as in a sentence: `pydocs`, `sudoku (size 4)`."""
     if isinstance(spec, str):
         return spec
     options = ", ".join(f"{name} {value}" for name, value in spec.items() if name != "name")
@@ -259,7 +260,7 @@ def convert(key: str, value: Any, annotation: Any) -> Any:
 
 
 def type_name(annotation: Any) -> str:
-    """How a type is written in messages and in `--help`: `int or null`, `list of str`, `any`."""
+    """Write a type as in messages and in `--help`: `int or null`, `list of str`, `any`."""
     if annotation is Any:
         return "any"
     if annotation is type(None):

@@ -23,7 +23,7 @@ _MUL1, _MUL2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def _mix(x: Tensor | int) -> Tensor | int:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64-bit integers in which every bit matters."""
+    """Finalise as SplitMix64 does (Steele et al. 2014): a bijection of 64-bit integers in which every bit matters."""
     x = _times(x ^ _shift(x, 30), _MUL1)
     x = _times(x ^ _shift(x, 27), _MUL2)
     return x ^ _shift(x, 31)
@@ -45,7 +45,7 @@ def _shift(x: Tensor | int, bits: int) -> Tensor | int:
 
 
 def _signed(x: int) -> int:
-    """The same 64 bits as a signed integer."""
+    """Read the same 64 bits as a signed integer."""
     return x - (1 << 64) if x >> 63 else x
 
 

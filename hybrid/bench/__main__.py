@@ -115,7 +115,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="R", help="generate: texts (default: 1)")
     parser.add_argument("--uncached", action="store_true", help="generate: also without a cache, and committing apart")
     parser.add_argument("--output", metavar="FILE", help="a Markdown file for the table")
-    parser.add_argument("--json", metavar="FILE", help="a file for the figures")
+    parser.add_argument("--json", metavar="FILE", help="a file for the results")
     a = parser.parse_intermixed_args()
     at_least("--vocab", a.vocab, 2)
     at_least("--repeats", a.repeats, 1)

@@ -1,4 +1,4 @@
-"""What the project's training pass and engine are measured against: the same network, run as one would write it."""
+"""Baselines of the training pass and of the engine: the same network, run as one would write it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a computation costs, and could cost: the machine's own rates, FLOPs, peak memory."""
+"""Measure what a computation costs, and could cost: the machine's own rates, FLOPs, peak memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Folders that hold a model: written, found and read back; and those of other formats, which importers read."""
 
-from hybrid.checkpoints.importers import IMPORTERS, Importer, StoredModel, open_model
+from hybrid.checkpoints.importers import IMPORTERS, Importer, StoredModel
 
-__all__ = ["IMPORTERS", "Importer", "StoredModel", "open_model"]
+__all__ = ["IMPORTERS", "Importer", "StoredModel"]

@@ -1,4 +1,4 @@
-"""The parameters and buffers of a module as named tensors, and back."""
+"""Turn the parameters and buffers of a module into named tensors, and back."""
 
 from __future__ import annotations
 

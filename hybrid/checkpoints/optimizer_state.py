@@ -1,4 +1,4 @@
-"""The state of an optimizer as named tensors and JSON, and back."""
+"""Turn the state of an optimizer into named tensors and JSON, and back."""
 
 from __future__ import annotations
 

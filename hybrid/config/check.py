@@ -208,7 +208,7 @@ def _check_objective(config: Config, block_sizes: list[int]) -> None:
 
 
 def _bias(config: Config) -> list[str]:
-    """A line for each part of the objective that makes it another one than the ELBO."""
+    """Write a line for each part of the objective that makes it another one than the ELBO."""
     objective, estimator = config.objective, build_estimator(config.objective)
     if not is_elbo(build(table(SPECS["objective.name"]), objective.name, "objective.name")):
         return [f"objective.name = {title(objective.name)} is not the ELBO: what it trains is no bound, val/nelbo is"]

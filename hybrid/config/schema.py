@@ -125,12 +125,12 @@ def known_keys() -> dict[str, Key]:
 
 
 def groups() -> list[str]:
-    """The names of the groups, `decoder` among them."""
+    """Return the names of the groups, `decoder` among them."""
     return [f.name for f in dataclasses.fields(Config)]
 
 
 def choices(key: Key) -> tuple[str, ...] | None:
-    """The choices of a key, with the user's own attention backends among them."""
+    """Return the choices of a key, with the user's own attention backends among them."""
     if key.name != "model.attention" or key.choices is None:
         return key.choices
     return tuple(dict.fromkeys((*key.choices, *table(BACKENDS))))

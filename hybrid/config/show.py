@@ -93,7 +93,7 @@ def _describe_key(key: Key) -> list[str]:
 
 
 def _describe_entries(entries: Mapping[str, type], with_options: bool = True) -> list[str]:
-    """Describe each entry by the first paragraph of its docstring, then the options that a spec may give."""
+    """List each entry with the first paragraph of its docstring, then the options that a spec may give."""
     lines = []
     for name, entry in entries.items():
         doc = " ".join((entry.__doc__ or "").strip().split("\n\n")[0].split())

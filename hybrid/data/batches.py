@@ -73,10 +73,6 @@ class PackedTokens:
         return len(self.tokens)
 
     @property
-    def n_bytes(self) -> int:
-        return self.counts.bytes
-
-    @property
     def bytes_per_token(self) -> float:
         """Return the UTF-8 bytes per target token."""
         return self.counts.target_bytes / self.counts.target_tokens

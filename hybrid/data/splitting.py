@@ -1,4 +1,4 @@
-"""Which documents train and which validate: by the hash of each, so that a corpus that grows keeps its split."""
+"""Divide documents into training and validation by the hash of each, so that a corpus that grows keeps its split."""
 
 from __future__ import annotations
 

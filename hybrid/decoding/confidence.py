@@ -105,7 +105,7 @@ class Confidence(ByConfidence):
     def score(self, view: View) -> Tensor:
         if self.token == "drawn":
             return view.confidence
-        return view.spread(view.prediction.log_probs.amax(-1).exp(), 1.0)
+        return view.scatter(view.prediction.log_probs.amax(-1).exp(), 1.0)
 
     def start(self, view: View) -> Tensor | None:
         return super().start(view) if self.factor is None else None
@@ -127,7 +127,7 @@ class Margin(ByConfidence):
 
     def score(self, view: View) -> Tensor:
         two = view.prediction.log_probs.topk(2, dim=-1).values.exp()
-        return view.spread(two[:, 0] - two[:, 1], 1.0)
+        return view.scatter(two[:, 0] - two[:, 1], 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Entropy(ByConfidence):
             raise ValueError(f"threshold: {self.threshold} is above 0; the score is minus an entropy, so use e.g. -0.5")
 
     def score(self, view: View) -> Tensor:
-        return view.spread(-entropies(view.prediction.log_probs), 0.0)
+        return view.scatter(-entropies(view.prediction.log_probs), 0.0)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class EntropyBounded:
         return None
 
     def select(self, view: View, state: None) -> tuple[Tensor, None]:
-        entropy = view.spread(entropies(view.prediction.log_probs).double(), 0.0)
+        entropy = view.scatter(entropies(view.prediction.log_probs).double(), 0.0)
         rank = surest_first(-entropy, view.is_masked)
         ordered = torch.empty_like(entropy).scatter_(-1, rank, entropy)
         before = ordered.cumsum(-1) - ordered  # the sum without the largest, which is the last

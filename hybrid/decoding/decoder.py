@@ -103,7 +103,7 @@ class View:
     def confidence(self) -> Tensor:
         """(r, B) probability, at temperature 1, of the candidate of each masked position; elsewhere 1."""
         known = self.prediction  # of a text that is known it has no candidates, which says why when they are read
-        return self.spread(probability(known.log_probs, known.candidates), 1.0)
+        return self.scatter(probability(known.log_probs, known.candidates), 1.0)
 
     @cached_property
     def planned(self) -> Tensor:
@@ -122,7 +122,7 @@ class View:
         """(r, B): neither prompt nor behind the end of the block: what is to be written, known or not."""
         return self.is_valid & ~self.is_fixed
 
-    def spread(self, values: Tensor, elsewhere: float) -> Tensor:
+    def scatter(self, values: Tensor, elsewhere: float) -> Tensor:
         """Values (m,) of the masked positions -> (r, B)."""
         full = values.new_full(self.is_masked.shape, elsewhere)
         full[self.is_masked] = values

@@ -145,7 +145,7 @@ def generate_shared(
     share = ranks.share(len(prompts))
     parts = []
     for start in range(0, n_batches(len(prompts), ranks, batch) * batch, batch):
-        # A rank that has written all of its own helps to put a model together that is spread over the ranks.
+        # A rank that has written all of its own helps to gather a model that is sharded over the ranks.
         mine = share[start : start + batch] or range(min(1, len(prompts)))
         done = engine.generate([prompts[i] for i in mine], max_new_tokens, [row_keys[i] for i in mine])
         parts.append((done, len(share[start : start + batch])))

@@ -1,4 +1,4 @@
-"""From log-probabilities to a token, exactly: float64, one uniform per token, MASK never among the categories.
+"""Draw tokens from log-probabilities, exactly: float64, one uniform per token, MASK never among the categories.
 
 Joint sampling over tokens and MASK in float32 truncates the Gumbel noise and lowers the effective temperature (Zheng et
 al. 2409.02908, section 5). Here the decoder decides *whether* a position is revealed and this file *what* it shows.
@@ -98,8 +98,10 @@ class Uniforms:
         return table[:, step - first_step, offset : offset + B].contiguous()
 
     def _offset(self, rows: list[tuple[int, int]], of: list[tuple[int, int]]) -> int | None:
-        """Where the live blocks stand in a table made for the rows `of`; None unless all rows have moved on by the same
-        number of blocks, to one that it holds."""
+        """Find where the live blocks stand in a table made for the rows `of`.
+
+        None unless all rows have moved on by the same number of blocks, to one that it holds.
+        """
         if len(rows) != len(of):
             return None
         moved = rows[0][1] - of[0][1]

@@ -66,8 +66,7 @@ class Step:
         return self._predict(self.is_masked)
 
     def revealed(self, view: View, chosen: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """The tokens (r, B) with those of the masked positions `chosen` (r, B) revealed, and what makes their
-        confidences (r, B), for who wants to know.
+        """Reveal the masked positions `chosen` (r, B): tokens (r, B), and a function that gives confidences (r, B).
 
         If the decoder has not looked, head and sampling run on the chosen positions alone; the tokens are the same, as
         their uniforms are keyed by position.
@@ -82,7 +81,7 @@ class Step:
         )
 
     def written(self, where: Tensor, own: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
-        """As `revealed`, of tokens `own` (r, B) that the decoder chose for the positions `where` (r, B)."""
+        """Do the same with tokens `own` (r, B) that the decoder chose for the positions `where` (r, B)."""
         model = self.networks.denoiser.model
         chosen = own[where]
         bad = (chosen < 0) | (chosen >= model.vocab_size) | (chosen == model.mask_token_id)

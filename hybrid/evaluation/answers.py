@@ -73,7 +73,7 @@ def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 
 
 
 def _batches(examples: list[Example], batch_rows: int) -> Iterator[list[Example]]:
-    """Of answers of the same length, so that none asks for more than its row holds."""
+    """Batch answers of the same length, so that none asks for more than its row holds."""
     for _, group in groupby(examples, key=lambda example: len(example.answer)):
         same = list(group)
         for start in range(0, len(same), batch_rows):
@@ -81,7 +81,7 @@ def _batches(examples: list[Example], batch_rows: int) -> Iterator[list[Example]
 
 
 def _examples(split: PackedTokens, rows: int) -> list[Example]:
-    """What each row begins with."""
+    """Cut from each row the prompt and the answer that it begins with."""
     if split.is_target is None:
         raise ValueError(
             "data.corpus: its documents have no prompts, so there is nothing to answer; use one with columns prompt "

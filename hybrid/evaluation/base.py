@@ -1,10 +1,10 @@
-"""What metrics of generated text are given: texts, and what an evaluation model says of them."""
+"""A metric of generated text, and what it is given: texts, and what an evaluation model says of them."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -104,3 +104,12 @@ class Metric(ABC):
     @abstractmethod
     def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
         """Measure texts, beside real ones: numbers by their keys in eval.json, NaN where there is no value."""
+
+    def notes(self, numbers: Sequence[Mapping[str, float]], model: EvaluationModel | None) -> list[str]:
+        """List what must be said below the table.
+
+        Args:
+            numbers: of each line, those of all metrics that apply, by their keys.
+            model: the evaluation model, if there is one.
+        """
+        return []

@@ -1,4 +1,4 @@
-"""Decoders side by side: what each costs, and what the metrics say of its texts.
+"""Compare decoders: what each costs, and what the metrics say of its texts.
 
 Every decoder generates the same number of texts of the same length from the same prompts, in the same batches, and goes
 on behind end-of-text tokens. Pieces of real text of that number and length are measured beside them: that is what the
@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import generate_shared, n_batches
 from hybrid.distributed import ALONE, Ranks
-from hybrid.evaluation import METRICS
 from hybrid.evaluation.answers import Answers, score
 from hybrid.evaluation.base import EvaluationModel, Metric, Texts
-from hybrid.evaluation.results import REAL, DecoderResult
+from hybrid.evaluation.results import REAL, DecoderResult, metrics_for
 from hybrid.evaluation.setting import Setting
 from hybrid.lm import LanguageModel
 from hybrid.options import shown
@@ -31,11 +30,6 @@ if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
 
 log = logging.getLogger(__name__)
-
-
-def metrics_for(evaluation_model: EvaluationModel | None) -> list[Metric]:
-    """All metrics that apply, with or without an evaluation model."""
-    return [m() for m in METRICS.values() if evaluation_model is not None or not m.needs_evaluation_model]
 
 
 def measured(metric: Metric, texts: Texts, reference: Texts) -> dict[str, float]:
@@ -102,7 +96,7 @@ class Comparison:
         return result
 
     def real_text(self) -> DecoderResult:
-        """What is held against real text is a second sample of it: the best that can be hoped for."""
+        """Measure real text, against a second sample of it: the best that can be hoped for."""
         log.info("%s: %d pieces of %d tokens", REAL, len(self.pieces), self.setting.new_tokens)
         second = self._texts(self.other_prompts, self.others) if self.others else None
         numbers: dict[str, float] = {}
@@ -137,7 +131,7 @@ class Comparison:
     def _engine(self, size: int, decoder: Any) -> Engine:
         with warnings.catch_warnings():  # who chose the sizes has been warned already
             warnings.filterwarnings("ignore", message="block_size: .* was not trained")
-            return self.lm.engine(size, decoder, stop_at_end=False, **self.setting.sampling)
+            return self.lm.engine(config=self.setting.generation, block_size=size, decoder=decoder, stop_at_end=False)
 
     def _warm_up(self, size: int) -> None:
         """One forward per row, so that nobody's time has in it what is done only once."""
@@ -150,7 +144,7 @@ class Comparison:
         return Texts(rows, texts, None if self.evaluation_model is None else self.evaluation_model.read(texts))
 
     def _answers(self, engine: Engine) -> Answers | None:
-        """Of the split's prompts; None where it has none."""
+        """Answer the prompts of the split; None where it has none."""
         if not self.has_answers:
             return None
         engine = replace(engine, config=replace(engine.config, stop_at_end=True))

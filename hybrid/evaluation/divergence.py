@@ -1,4 +1,4 @@
-"""How far generated text is from real text, as a distribution: one number from features of both, as MAUVE does.
+"""Measure how far generated text is from real text, as a distribution: one number from features of both, as MAUVE does.
 
     features -> unit length -> PCA -> k-means over both sets -> smoothed histograms -> divergence frontier -> area
 
@@ -11,12 +11,13 @@ a second sample of real text gets. With fewer than `LEAST` there is none.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hybrid.evaluation.base import Column, Metric, Texts
+from hybrid.evaluation.base import Column, EvaluationModel, Metric, Texts
 from hybrid.options import option
 
 SCALE = 5.0
@@ -51,6 +52,12 @@ class MauveLike(Metric):
         value = mauve_like(texts.reading.features, reference.reading.features, self.seed, self.clusters)
         return {"mauve_like": value}
 
+    def notes(self, numbers: Sequence[Mapping[str, float]], model: EvaluationModel | None) -> list[str]:
+        found = ["MAUVE*: like MAUVE, on the judge's features; compare within this table only"]
+        if any(math.isnan(of_line.get("mauve_like", 0.0)) for of_line in numbers):
+            found.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")
+        return found
+
 
 def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clusters: int | None = None) -> float:
     """Area under the divergence frontier of two sets of features, in (0, 1]; 1 where their histograms are the same.
@@ -78,7 +85,7 @@ def mauve_like(generated: np.ndarray, reference: np.ndarray, seed: int = 0, clus
 
 
 def load_sklearn() -> tuple[Any, Any]:
-    """The classes KMeans and PCA. Raises a ValueError if scikit-learn is not installed."""
+    """Import the classes KMeans and PCA. Raises a ValueError if scikit-learn is not installed."""
     try:
         from sklearn.cluster import KMeans
         from sklearn.decomposition import PCA

@@ -119,7 +119,7 @@ def self_bleu(texts: Sequence[str], most: int = MAX_BLEU_TEXTS) -> float:
 
 
 def load_bleu() -> Any:
-    """The metric of sacrebleu, for single sentences. Raises a ValueError if it is not installed."""
+    """Make the metric of sacrebleu, for single sentences. Raises a ValueError if it is not installed."""
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybrid.evaluation import METRICS
 from hybrid.evaluation.answers import Answers
-from hybrid.evaluation.base import Column, EvaluationModel
-from hybrid.evaluation.divergence import LEAST
+from hybrid.evaluation.base import Column, EvaluationModel, Metric
 from hybrid.evaluation.setting import Setting
 from hybrid.results.text import aligned, formatted
 from hybrid.storage.fields import Fields, is_number
@@ -79,8 +77,13 @@ class DecoderResult:
         )
 
 
+def metrics_for(evaluation_model: EvaluationModel | None) -> list[Metric]:
+    """Make all metrics that apply, with or without an evaluation model."""
+    return [m() for m in METRICS.values() if evaluation_model is not None or not m.needs_evaluation_model]
+
+
 def columns() -> Iterator[Column]:
-    """Those of the table, behind the name of the decoder."""
+    """Yield the columns of the table that follow the name of the decoder."""
     yield Column("block", "block_size", "d")
     yield Column("NFE/tok", "nfe_per_token", ".3f")
     yield Column("tok/s", "tokens_per_second", ",.0f")
@@ -91,7 +94,7 @@ def columns() -> Iterator[Column]:
 
 
 def table(results: Sequence[DecoderResult]) -> str:
-    """Plain text, one line per decoder and block size; `-` where there is no such number.
+    """Format as plain text, one line per decoder and block size; `-` where there is no such number.
 
     A column in which no line has a value is not shown.
     """
@@ -103,7 +106,7 @@ def table(results: Sequence[DecoderResult]) -> str:
 
 
 def notes(results: Sequence[DecoderResult], setting: Setting, evaluation_model: EvaluationModel | None) -> list[str]:
-    """What must be said below the table."""
+    """List what must be said below the table."""
     prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
     found = [
         f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of a "
@@ -111,15 +114,6 @@ def notes(results: Sequence[DecoderResult], setting: Setting, evaluation_model: 
     ]
     if any(result.policy_nats_per_token is not None for result in results):
         found.append("policy: nats per token of the real text in the decoder's order, where that is deterministic")
-    if evaluation_model is not None:
-        about, metrics = evaluation_model.about, [result.metrics for result in results]
-        bound = " (a bound: upper ends)" if about["likelihood"] == "bound" else ""
-        cut = max(numbers.get("texts_cut", 0) for numbers in metrics)
-        short = f", which cuts up to {cut} texts to its {about['context']} tokens" if cut else ""
-        found.append(f"gen-ppl, nats/byte: of the judge {about['path']}{bound}{short}")
-        if any(math.isnan(numbers.get("judge_nats_per_byte", 0.0)) for numbers in metrics):
-            found.append("nats/byte: no value (-) where the judge's tokens do not give the texts back")
-        found.append("MAUVE*: like MAUVE, on the judge's features; compare within this table only")
-        if any(math.isnan(numbers.get("mauve_like", 0.0)) for numbers in metrics):
-            found.append(f"MAUVE* needs {LEAST} texts, and as many of real text: no value (-) without them")
+    for metric in metrics_for(evaluation_model):
+        found += metric.notes([result.metrics for result in results], evaluation_model)
     return found

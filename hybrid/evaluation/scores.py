@@ -92,9 +92,11 @@ class Scores:
                 yield self._line(size, name, self._by_row(size, entry(), name))
             elif entry is not Bound and every and size <= (entry.max_block_size or size):
                 try:
-                    yield self._line(size, name, self._by_row(size, build(LIKELIHOODS, name, "method"), name))
-                except ValueError as error:
+                    method = build(LIKELIHOODS, name, "method")
+                except ValueError as error:  # an entry whose options have no defaults
                     log.info("%s: left out: %s", name, error)
+                    continue
+                yield self._line(size, name, self._by_row(size, method, name))
 
     def _policies(self, size: int, decoders: Mapping[str, Any], every: bool) -> Iterator[SplitLikelihood]:
         have: list[RowLikelihoods] = []
@@ -139,7 +141,7 @@ class Scores:
 
 
 def table(lines: Sequence[SplitLikelihood]) -> str:
-    """Plain text; `+-` is the standard error of the noise, for these rows of text."""
+    """Format as plain text; `+-` is the standard error of the noise, for these rows of text."""
     rows = [["block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"]]
     for line in lines:
         rows.append(

@@ -1,14 +1,14 @@
-"""What is compared: the decoders as they are typed, and how all of them generate."""
+"""Choose what is compared: the decoders as they are typed, and how all of them generate."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hybrid.config import parse_options
-from hybrid.decoding import DECODERS, Sampling
+from hybrid.decoding import DECODERS, GenerationConfig, Sampling
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
 from hybrid.options import at_least, build
 
@@ -23,25 +23,21 @@ class Setting:
     samples: int
     new_tokens: int
     prompt_tokens: int = 0  # of rows of the split; 0: no prompt
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # says what is out of range
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What `LanguageModel.engine` takes."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "seed": self.seed}
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
-def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, **rest: Any) -> Setting:
+SETTING_KEYS = ("samples", "new_tokens", "prompt_tokens", *(f.name for f in fields(Sampling)), "seed")
+"""What eval.json says of a setting, by the names of the options of hybrid.evaluate."""
+
+
+def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, *, samples: int, **options: Any) -> Setting:
     """Make a setting that fits into a context of `seq_len`; `new_tokens` None: until it is full.
 
+    Args:
+        options: those of `GenerationConfig`.
+
     Raises:
-        ValueError: it does not fit; names the option of the command line.
+        ValueError: it does not fit, and then the option of the command line is named; or an option is out of range.
     """
     at_least("--prompt-tokens", prompt_tokens, 0)
     room = seq_len - prompt_tokens
@@ -54,7 +50,7 @@ def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, **rest
             f"--new-tokens: {new_tokens} behind {prompt_tokens} prompt tokens exceed the context of {seq_len} "
             f"(data.seq_len); at most {room}"
         )
-    return Setting(new_tokens=new_tokens, prompt_tokens=prompt_tokens, **rest)
+    return Setting(samples, new_tokens, prompt_tokens, GenerationConfig(**options))
 
 
 def choose_decoders(words: Iterable[str], key: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Each decoder writes the same number of texts with each seed. Real text of that n
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import statistics
 import sys
@@ -19,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.measuring.subject import add_judged_texts
+from hybrid.experiments.measuring.subject import add_evaluated_texts
 from hybrid.options import at_least
 from hybrid.results.table import Table, column, standard_error
 
@@ -100,11 +99,14 @@ def compare(lm: Any, evaluation_model: Any, split: Any, arguments: argparse.Name
 
     decoders = choose_decoders(arguments.decoders, "--decoders")
     size = arguments.block_size or lm.block_sizes[0]
-    setting = setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples)
+    settings = [
+        setting_for(lm.config.data.seq_len, arguments.new_tokens, 0, samples=arguments.samples, seed=seed)
+        for seed in arguments.seeds
+    ]
     scores = Scores(lm, split, precision_context("fp32", lm.device), rows=arguments.rows)
     results: dict[str, list[dict[str, Any]]] = {}
-    for seed in arguments.seeds:
-        comparison = Comparison(lm, split, dataclasses.replace(setting, seed=seed), evaluation_model, scores.policy)
+    for setting in settings:
+        comparison = Comparison(lm, split, setting, evaluation_model, scores.policy)
         for result in comparison.lines([size], decoders):
             results.setdefault(result.decoder, []).append(result.as_json())
     return [Row.of(decoder, of_seed) for decoder, of_seed in results.items()]
@@ -148,7 +150,7 @@ the tokens of a text. The MAUVE-like value of real text is that of two disjoint 
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.decoders", description=__doc__)
-    add_judged_texts(parser, samples=64, rows=64)
+    add_evaluated_texts(parser, samples=64, rows=64)
     parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
     parser.add_argument("--block-size", type=int, metavar="B", help="default: as it was trained")
     arguments = parser.parse_args()

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
-from hybrid.experiments.measuring.subject import add_judged_texts
+from hybrid.experiments.measuring.subject import add_evaluated_texts
 from hybrid.options import at_least
 from hybrid.results.table import Table, column, plus_minus
 
@@ -155,7 +155,7 @@ it, in nats per token: it rewards nothing but the right distribution, and decode
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.forwards", description=__doc__)
-    add_judged_texts(parser, samples=16, rows=16)
+    add_evaluated_texts(parser, samples=16, rows=16)
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: those it was trained with")
     arguments = parser.parse_args()
     at_least("--samples", arguments.samples, 1)

@@ -1,4 +1,4 @@
-"""What a model assigns to a text: one table of likelihoods, never confused with each other.
+"""Score a text: one table of likelihoods, never confused with each other.
 
 A new likelihood is a frozen dataclass with `nll` (see `base.LikelihoodMethod`) and a line in `LIKELIHOODS`: then
 `lm.nll(method=...)` and `python -m hybrid.evaluate --likelihoods NAME` take it, and `--orders all` lists it.

@@ -1,4 +1,4 @@
-"""What every likelihood takes and gives: rows of text, a method, and nats per row.
+"""A likelihood, what it takes and what it gives: rows of text, a method, nats per row.
 
 Shape legend: b rows, N text length, g blocks.
 """

@@ -34,8 +34,7 @@ Norm = RMSNorm | LayerNorm
 
 
 def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
-    """What a norm does before its weights: x / sqrt(sum(x^2) + eps d), the RMS norm without the factor sqrt(d) that is
-    in `_scale`; or (x - mean) / std."""
+    """x / sqrt(sum(x^2) + eps d), the RMS norm without the factor sqrt(d) that is in `_scale`; or (x - mean) / std."""
     if kind == "layer":
         return F.layer_norm(x, x.shape[-1:], eps=eps)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -44,7 +43,7 @@ def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
 
 
 def _scale(norm: Norm) -> Tensor:
-    """The factors behind `normalised`."""
+    """Return the factors behind `normalised`."""
     weight = full(norm.weight.detach())
     return weight if isinstance(norm, LayerNorm) else weight * weight.shape[0] ** 0.5
 
@@ -117,14 +116,14 @@ class FusedLayer(Layer):
         return [tensor for tensor in found if tensor is not None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FusedLayer:
-        """What torch calls to move or convert a module."""
+        """Move or convert the module, as torch asks for."""
         self.heads = None if self.heads is None else fn(self.heads)
         for affine in self.affines:
             affine.matrix, affine.bias = fn(affine.matrix), None if affine.bias is None else fn(affine.bias)
         return self
 
     def train(self, mode: bool = True) -> FusedLayer:
-        """What torch calls to begin or end training.
+        """Begin or end training, as torch asks for.
 
         Raises:
             ValueError: it begins.
@@ -201,7 +200,7 @@ def fuse(model: Transformer, dtype: torch.dtype | None = None) -> None:
 
 
 def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
-    """The head's matrix (vocab, dim), in memory as (dim, vocab); None where the embedding serves as it is."""
+    """Copy the head's matrix (vocab, dim), in memory as (dim, vocab); None where the embedding serves as it is."""
     weight = full(model.head_matrix().detach())
     if model.config.tied_embeddings and weight.dtype == dtype:
         return None
@@ -209,7 +208,7 @@ def _head(model: Transformer, dtype: torch.dtype) -> Tensor | None:
 
 
 def for_inference(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """What generation runs: an expendable model itself, fused from then on, or a copy of another with fused weights.
+    """Fuse for generation: an expendable model itself, which stays fused, or a copy of another.
 
     The copy is kept as long as the model lives, and made current, in place, when the weights have changed. Of a model
     that is sharded over ranks none is kept, since a copy is full. Several threads may ask at once.
@@ -256,8 +255,11 @@ _LOCK = Lock()
 
 
 def _state(model: Transformer) -> list[Any]:
-    """What differs when weights do. Versions are not enough, since writing to `.data` leaves them and so do torch's
-    fused optimizers. Sums are not either: they miss a permutation. It reads the weights once, as a forward does."""
+    """Return what differs when weights do.
+
+    Versions are not enough, since writing to `.data` leaves them and so do torch's fused optimizers. Sums are not
+    either: they miss a permutation. It reads the weights once, as a forward does.
+    """
     parameters = list(model.parameters())
     wide = [torch.promote_types(parameter.dtype, torch.float32) for parameter in parameters]
     sums = torch.stack([p.detach().sum(dtype=dtype) for p, dtype in zip(parameters, wide, strict=True)]).tolist()

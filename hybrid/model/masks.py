@@ -1,4 +1,4 @@
-"""Who may attend to whom.
+"""Decide who may attend to whom.
 
 Training reads two streams of the same text: **clean** `x`, and **noisy** `x` in which some tokens are MASK. Generation
 reads finished (clean) blocks from a cache and one live (noisy) block. One predicate, `may_attend`, says what both are;

@@ -73,7 +73,7 @@ class Yarn:
         half = len(plain)
 
         def index(turns: float) -> float:
-            """Of the frequency that turns so often in the old context."""
+            """d/2 ln(N / (2 pi turns)) / ln(theta): find which frequency turns so often in the old context N."""
             return half * math.log(self.original_length / (turns * 2 * math.pi)) / math.log(theta)
 
         low = max(math.floor(index(self.beta_fast)), 0)

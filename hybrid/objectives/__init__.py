@@ -1,4 +1,4 @@
-"""What training minimises: an objective, which tokens it masks (estimators), and how each counts (weightings)."""
+"""Define what is trained: an objective, which tokens it masks (estimators), and how each counts (weightings)."""
 
 from hybrid.objectives.build import OBJECTIVES, ObjectiveConfig, build_objective
 from hybrid.objectives.estimators import ESTIMATORS

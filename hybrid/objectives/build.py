@@ -1,4 +1,4 @@
-"""From the group `objective` of a configuration to what is minimised."""
+"""Build what is minimised from the group `objective` of a configuration."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None)
 
 
 def fields_of(config: ObjectiveConfig) -> Mapping[str, dataclasses.Field[Any]]:
-    """The fields of the objective's entry by name: what it reads."""
+    """Return the fields of the objective's entry by name: what it reads."""
     entry = type(build(OBJECTIVES, config.name, "objective.name"))
     return {f.name: f for f in dataclasses.fields(entry)}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.evaluation.results import DecoderResult
+from hybrid.evaluation.setting import SETTING_KEYS
 from hybrid.likelihoods.rows import SplitLikelihood
 from hybrid.storage.fields import Fields
 from hybrid.storage.json_files import read_json
@@ -14,7 +15,6 @@ from hybrid.storage.json_files import read_json
 COMPARED = ("bound", "exact")
 """Likelihoods of runs that are compared with each other."""
 
-_HOW_TEXTS = ("samples", "new_tokens", "prompt_tokens", "temperature", "top_k", "top_p", "seed")
 _COMPARED_METRICS = ("entropy", "judge_nats_per_byte")
 
 
@@ -76,7 +76,7 @@ class Evaluation:
             precision=settings.text("precision", "fp32"),
             checkpoint=None if checkpoint is None else _identity(checkpoint),
             generated=[_decoder_result(line) for line in content.rows("generation", [])],
-            how_generated={name: settings.number(name, None) for name in _HOW_TEXTS},
+            how_generated={name: settings.number(name, None) for name in SETTING_KEYS},
             evaluation_model=None if model is None else _evaluation_model(model),
         )
 

@@ -1,4 +1,4 @@
-"""What the decoders of the runs wrote: quality against speed."""
+"""Compare what the decoders of the runs wrote: quality against speed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _mean(group: str, decoder: str, size: int, pairs: Sequence[Pair]) -> Written
 
 
 def front(points: Sequence[Written]) -> list[Written]:
-    """Those that no other beats in both speed and quality, by speed; texts that repeat themselves do not count."""
+    """Keep those that no other beats in both speed and quality, by speed; texts that repeat themselves do not count."""
     best: list[Written] = []
     for point in sorted(points, key=lambda w: (-w.tokens_per_second, w.nats_per_byte or 0.0)):
         if point.nats_per_byte is None or point.is_repetitive:

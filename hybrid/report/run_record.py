@@ -1,4 +1,4 @@
-"""What a run folder says of its run: settings, curves, likelihoods, generated texts."""
+"""Read what a run folder says of its run: settings, curves, likelihoods, generated texts."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class RunRecord:
         return found
 
     def own(self) -> SplitLikelihood | None:
-        """The likelihood at the block size that it was trained for, if there is one."""
+        """Find the likelihood at the block size that it was trained for, if there is one."""
         if len(self.block_sizes) > 1:
             return None
         return next((m for m in self.likelihoods if m.block_size == self.block_sizes[0]), None)

@@ -1,4 +1,4 @@
-"""Where and how something was measured: versions, commit, machine."""
+"""Record where and how something was measured: versions, commit, machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its curves: its settings, and at the end its last values and plots."""
+"""Show in TensorBoard, beside the curves of a run, its settings, and at the end its last values and plots."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def log_end(
 def log_unmasking_orders(tracker: Tracker, own: dict[str, Any], sample: SampleWriter, step: int) -> None:
     """Draw in which order a few blocks are unmasked, by the decoder of the run (`own`) and by others.
 
-    Every rank writes the whole text: a model that is spread over ranks runs on all of them at once.
+    Every rank writes the whole text: a model that is sharded over ranks runs on all of them at once.
     """
     size, seq_len = sample.engine.block_size, sample.engine.seq_len
     prompt = sample.tokenizer.encode(sample.prompts[0])

@@ -136,5 +136,5 @@ def _compare(run: Path, config: Config) -> list[str]:
 
 
 def _run_of(checkpoint_folder: Path) -> Path:
-    """The run folder that a step folder belongs to."""
+    """Find the run folder that a step folder belongs to."""
     return checkpoint_folder.absolute().parent.parent

@@ -45,7 +45,7 @@ def check_place(folder: Path) -> None:
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a run has begun here, if only to write its configuration, the first thing that it writes."""
+    """Return whether a run has begun here, if only to write its configuration, the first thing that it writes."""
     if (folder / CONFIG).is_file():
         return True
     found = list(folder.iterdir()) if folder.is_dir() else []
@@ -53,7 +53,7 @@ def is_begun(folder: Path) -> bool:
 
 
 def is_occupied(folder: Path) -> bool:
-    """Whether there is something in the folder, but for what a killed process left before it had written anything."""
+    """Return whether something is in the folder, but for what a killed process left before it had written anything."""
     remove_leftovers(folder, CONFIG)
     return folder.is_dir() and any(folder.iterdir())
 

@@ -1,4 +1,4 @@
-"""What a sweep trains: the product of arms and of `key=a,b,c`, each run with a name that tells it from the others.
+"""Plan a sweep: the product of arms and of `key=a,b,c`, each run with a name that tells it from the others.
 
 A sweep file names a run's configuration and what is varied over it:
 

@@ -1,4 +1,4 @@
-"""How far each run of a sweep is, as its folder tells; and whether it is the run that is asked for."""
+"""Read how far each run of a sweep is, from its folder; and whether it is the run that is asked for."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
 
 
 def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
-    """Whether eval.json is the result of hybrid.evaluate with these options, of checkpoint, models and text of today.
+    """Return whether eval.json is what hybrid.evaluate gives today: same options, checkpoint, models and text.
 
     Raises:
         ValueError: an option that hybrid.evaluate does not take.

@@ -68,7 +68,7 @@ class Trace:
 
 
 def check_path(path: Path) -> None:
-    """A page may replace an older page, but nothing else.
+    """Refuse to replace anything but an older page.
 
     Raises:
         ValueError: something else is there, or the folder is missing.
@@ -116,7 +116,7 @@ def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> di
 
 
 def _spelled(piece: bytes) -> str | list[int]:
-    """A string, or bytes that are no UTF-8 without their neighbours."""
+    """Spell a piece as a string, or as bytes that are no UTF-8 without their neighbours."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError:

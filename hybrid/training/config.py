@@ -15,7 +15,7 @@ class TrainerConfig:
     minutes: float | None = option(None, "stop (and save) after this many minutes, whatever the step; null: no cap")
     batch_tokens: int = option(8192, "text tokens per optimizer step, over all ranks")
     micro_batch_tokens: int | None = option(None, "text tokens per forward of one rank; null: no accumulation")
-    parallel: str = option("ddp", "of several ranks (torchrun): each holds the whole model, or a part (fsdp)", PARALLEL)
+    parallel: str = option("ddp", "of several ranks (torchrun): each holds the full model, or a shard (fsdp)", PARALLEL)
     precision: str = option("auto", "auto: bf16 autocast where the processor has it; tf32: of GPUs", PRECISIONS)
     compile: str = option("auto", "compile the layers (auto: on GPUs); it takes a minute", ("auto", "on", "off"))
     recompute: bool = option(False, "compute activations again in the backward pass: less memory, a third more work")

@@ -158,7 +158,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside the block."""
+        """Give the model the averaged weights inside the block."""
         own = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         try:
             self._copy(self.shadow)
@@ -176,7 +176,7 @@ class EMA:
 
 @contextmanager
 def averaged(model: nn.Module, ema: EMA | None) -> Iterator[None]:
-    """The model has the averaged weights inside the block, where there are any."""
+    """Give the model the averaged weights inside the block, where there are any."""
     with ema.applied() if ema is not None else nullcontext():
         yield
     reshard(model)

@@ -58,7 +58,7 @@ def _broken(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
 
 
 def is_best(folder: Path, value: float | None) -> bool:
-    """Whether a bound is lower than those of all checkpoints in a folder; None and what is not finite are not."""
+    """Return whether a bound is below those of all checkpoints in a folder; None and what is not finite are not."""
     if value is None or not math.isfinite(value):
         return False
     best = finding.read_best(folder)

@@ -144,7 +144,7 @@ class Trainer:
                 window = Window()
 
     def _is_stopped(self, is_late: bool = False) -> bool:
-        """Whether any rank was told to stop or finds it late: all must do the same."""
+        """Return whether any rank was told to stop or finds it late: all must do the same."""
         return self.stepper.ranks.any(is_late or self._stop.name is not None)
 
     def _evaluate_last(self, path: Path) -> None:

@@ -32,9 +32,9 @@ def test_packed_tokens_are_the_documents(tmp_path, corpus: str, tokenizer: str) 
     in_order = [text for text in texts_of(200) if text in set(train)]
     assert train != in_order  # shuffled
     for split, documents in ((data.train, train), (data.validation, validation)):
-        assert split.n_bytes == sum(len(text.encode()) for text in documents)
+        assert split.counts.bytes == sum(len(text.encode()) for text in documents)
         assert split.counts.documents == len(documents)
-        assert split.bytes_per_token == split.n_bytes / split.n_tokens
+        assert split.bytes_per_token == split.counts.bytes / split.n_tokens
         assert split.n_rows == split.n_tokens // 16
         batch = split.rows(range(split.n_rows))
         assert batch.tokens.dtype == torch.int64 and batch.tokens.shape == (split.n_rows, 16)
@@ -110,7 +110,7 @@ def test_text_files_by_folder_glob_and_alone(tmp_path) -> None:
     lone = tmp_path / "book.txt"
     lone.write_text("\n\n".join(texts_of(300)), encoding="utf-8")
     data = prepared(tmp_path, corpus=str(lone), validation_fraction=0.3)
-    assert data.train.n_bytes + data.validation.n_bytes == lone.stat().st_size
+    assert data.train.counts.bytes + data.validation.counts.bytes == lone.stat().st_size
 
 
 def test_parquet(tmp_path) -> None:

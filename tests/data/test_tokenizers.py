@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybrid.data.tokenizers import (
-    KIND_FILE,
     TOKENIZERS,
     ByteTokenizer,
     CharTokenizer,
@@ -17,6 +16,7 @@ from hybrid.data.tokenizers import (
     Tokenizer,
     load_tokenizer,
 )
+from hybrid.data.tokenizers.base import KIND_FILE
 
 TEXTS = ["the cat sat on the mat\n", "naïve café, 日本語 and 🙂\r\n", "def f(x):\n\treturn x  <|endoftext|>"] * 5
 any_text = st.text(st.characters(exclude_categories=("Cs",)))

@@ -12,7 +12,7 @@ import pytest
 
 import hybrid
 from hybrid.data.batches import PackedTokens
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.fixed_order import LeftToRight
 from hybrid.evaluation.comparison import Comparison
 from hybrid.evaluation.divergence import LEAST
@@ -24,7 +24,7 @@ from hybrid.evaluation.setting import Setting, choose_decoders
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
-SETTING = Setting(samples=5, new_tokens=16, seed=1)
+SETTING = Setting(5, 16, generation=GenerationConfig(seed=1))
 
 
 def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
@@ -117,7 +117,7 @@ def test_what_is_solved(lm: hybrid.LanguageModel, split: PackedTokens, caplog: p
     is_target = np.zeros_like(rows, dtype=np.uint8)
     is_target[:, len(ids) :] = 1
     task = PackedTokens(rows.ravel(), is_target.ravel(), split.counts, rows.shape[1], end)
-    setting = Setting(samples=2, new_tokens=8, temperature=0.0)
+    setting = Setting(2, 8, generation=GenerationConfig(temperature=0.0))
     line = Comparison(lm, task, setting).line(4, "margin", DECODERS["margin"]())
     assert (line.as_json()["solved"], line.as_json()["answers"]) == (0.5, 2)
     ragged = PackedTokens(rows.ravel(), is_target.ravel(), split.counts, rows.shape[1] - 1, end)

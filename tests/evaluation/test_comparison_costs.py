@@ -6,7 +6,7 @@ import pytest
 
 import hybrid
 from hybrid.data.batches import PackedTokens
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Generation, generate_shared, n_batches
 from hybrid.distributed import Ranks
 from hybrid.evaluation import comparison
@@ -16,7 +16,7 @@ from hybrid.evaluation.diversity import distinct, entropy
 from hybrid.evaluation.own_model import OwnModel
 from hybrid.evaluation.setting import Setting
 
-SETTING = Setting(samples=5, new_tokens=16, seed=1)
+SETTING = Setting(5, 16, generation=GenerationConfig(seed=1))
 
 
 def test_costs_of_a_line_by_hand(
@@ -53,14 +53,14 @@ def test_all_settings_of_sampling_count(lm: hybrid.LanguageModel, split: PackedT
     """The texts are those that the model writes with them, behind the prompts of the split."""
     decoder = {"name": "left_to_right"}
     for options in ({"seed": 3}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.4}):
-        c = Comparison(lm, split, Setting(samples=3, new_tokens=12, prompt_tokens=4, **options))
+        c = Comparison(lm, split, Setting(3, 12, 4, GenerationConfig(**options)))
         texts = lm.generate(c.prompts, 12, 4, decoder, stop_at_end=False, **options).tokens
         line = c.line(4, "x", DECODERS["left_to_right"]())
         assert line.metrics["entropy"] == entropy(texts) and line.metrics["distinct_2"] == distinct(texts, 2)
 
 
 def test_texts_are_held_against_real_ones(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
-    c = Comparison(lm, split, Setting(samples=20, new_tokens=16, seed=1), OwnModel(lm))
+    c = Comparison(lm, split, Setting(20, 16, generation=GenerationConfig(seed=1)), OwnModel(lm))
     real, line = c.lines([4], {"x": DECODERS["left_to_right"]()})
     written = lm.generate([[]] * 20, 16, 4, "left_to_right", seed=1, stop_at_end=False).tokens
     features = [

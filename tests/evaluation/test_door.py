@@ -28,6 +28,9 @@ class Shared(Metric):
         words = " ".join(texts.texts).split()
         return {"shared_words": sum(word in known for word in words) / max(len(words), 1), "words": len(words)}
 
+    def notes(self, numbers, model):
+        return [f"shared: of {sum(of_line['words'] for of_line in numbers)} words"]
+
 METRICS["shared"] = Shared
 '''
 
@@ -55,3 +58,4 @@ def test_evaluate_prints_and_writes_an_entry_of_ones_own(
     lines = json.loads((copy_of_trained / "eval.json").read_text())["generation"]
     for text, line in zip((real.replace("(real text)", "real"), margin), lines, strict=True):
         assert line["words"] > 0 and text.split()[at] == f"{line['shared_words']:.2f}"
+    assert f"shared: of {sum(line['words'] for line in lines)} words" in done.out.splitlines()

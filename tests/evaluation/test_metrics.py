@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from hybrid.evaluation import METRICS, Metric, Reading, Texts
-from hybrid.evaluation.comparison import metrics_for
 from hybrid.evaluation.diversity import distinct, entropy, repetition, self_bleu
-from hybrid.evaluation.results import DecoderResult, table
+from hybrid.evaluation.results import DecoderResult, metrics_for, table
 
 
 def reading_of(n: int) -> Reading:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.evaluation.setting import Setting, choose_decoders, setting_for
 
 
@@ -27,3 +27,6 @@ def test_decoders_as_typed(word: str, options: dict[str, Any]) -> None:
 def test_a_setting_fits_the_context() -> None:
     assert setting_for(32, None, 4, samples=1).new_tokens == 28
     assert setting_for(32, 28, 4, samples=1) == Setting(1, 28, 4)
+    assert setting_for(32, 28, 4, samples=1, top_k=3).generation == GenerationConfig(top_k=3)
+    with pytest.raises(ValueError, match=r"^top_k: 0 "):
+        setting_for(32, None, 4, samples=1, top_k=0)

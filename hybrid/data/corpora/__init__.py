@@ -10,7 +10,7 @@ its options, and a line in `CORPORA`. One that knows the law of its documents al
 
 from hybrid.data.corpora.markov import BlockMarkov, Markov
 from hybrid.data.corpora.python_text import PyDocs, StdLib
-from hybrid.data.corpora.source import Document, Documents, InMemory, KnownEntropy, Source
+from hybrid.data.corpora.source import Document, InMemory, Source
 from hybrid.data.corpora.tasks import Sudoku, Sums
 
 CORPORA: dict[str, type[Source]] = {
@@ -22,4 +22,4 @@ CORPORA: dict[str, type[Source]] = {
     "sums": Sums,
 }
 
-__all__ = ["CORPORA", "Document", "Documents", "InMemory", "KnownEntropy", "Source"]
+__all__ = ["CORPORA", "Document", "InMemory", "Source"]

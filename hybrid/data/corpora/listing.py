@@ -1,4 +1,4 @@
-"""The local files that a path, glob or folder names, and their format. What it names is read, or refused by name.
+"""List the local files that a path, glob or folder names, and their format. What it names is read, or refused by name.
 
 Left out are, in a folder, hidden names, and with a word other suffixes and linked folders.
 """

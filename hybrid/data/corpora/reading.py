@@ -1,4 +1,4 @@
-"""The content of a local file: unpacked if it is gzip or zstd, as text if it is UTF-8, else what it seems to be.
+"""Read the content of a local file: unpacked if it is gzip or zstd, as text if it is UTF-8, else what it seems to be.
 
 The one rule for text, in corpora and prompts alike: UTF-8, a byte order mark at the start is dropped, and everything
 else stays as it is: line ends (CRLF, CR), a final line end, tabs and blanks.

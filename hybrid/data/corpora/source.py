@@ -1,4 +1,4 @@
-"""What a corpus is: a source of documents, perhaps of known entropy."""
+"""A corpus: a source of documents, perhaps of known entropy."""
 
 from __future__ import annotations
 

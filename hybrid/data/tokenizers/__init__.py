@@ -14,7 +14,7 @@ from hybrid.data.tokenizers.subword import END_OF_TEXT, SUBWORD_FILE, SubwordTok
 from hybrid.options import bare, pick
 from hybrid.storage.json_files import read_json
 
-__all__ = ["END_OF_TEXT", "KIND_FILE", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer",
+__all__ = ["END_OF_TEXT", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer",
            "SubwordTokenizer", "Tokenizer", "load_tokenizer"]  # fmt: skip
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"byte": ByteTokenizer, "char": CharTokenizer, "bpe": SubwordTokenizer}

@@ -1,4 +1,4 @@
-"""What every tokenizer does."""
+"""A tokenizer: text to token ids, and back."""
 
 from __future__ import annotations
 

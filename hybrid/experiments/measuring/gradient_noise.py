@@ -1,4 +1,4 @@
-"""The noise of an estimator of the ELBO: mean and variance of its loss and of its gradient over draws of the noise.
+"""Measure the noise of an estimator of the ELBO: mean and variance of its loss and its gradient over draws.
 
 Shape legend: R repeats, each a batch of its own noise on the same text.
 """

@@ -1,4 +1,4 @@
-"""What a model of given sizes costs: parameters, FLOPs, bytes of activations and of the cache.
+"""Count what a model of given sizes costs: parameters, FLOPs, bytes of activations and of the cache.
 
 FLOPs are those of matrix products, a multiplication and an addition each; of attention, those of the pairs that the
 mask allows.

@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
     parser.add_argument("--output", metavar="FILE", help="write the result here as Markdown, plots beside it")
 
 
-def add_judged_texts(parser: argparse.ArgumentParser, samples: int, rows: int) -> None:
+def add_evaluated_texts(parser: argparse.ArgumentParser, samples: int, rows: int) -> None:
     """Add the options of texts that an evaluation model reads; `samples` and `rows` are the defaults."""
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
     parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")

@@ -33,7 +33,7 @@ def plain_weighted_cross_entropy(
 def weighted_cross_entropy(
     hidden: Tensor, matrix: Tensor, targets: Tensor, weights: Tensor, banned: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The scalar of `plain_weighted_cross_entropy`, with a gradient, and the cross-entropies (m,) in nats, without one.
+    """Compute the scalar of `plain_weighted_cross_entropy`, and the cross-entropies (m,) in nats without a gradient.
 
     Args:
         hidden: (m, dim).
