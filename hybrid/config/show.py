@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybrid.config import dialect
-from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, keys, table, value_of
+from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, known_keys, table, value_of
 from hybrid.options import is_option, type_name
 
 
@@ -38,7 +38,7 @@ def describe() -> str:
     """Write the text of `--help`: every key with type, default, doc and choices, and the entries of every table."""
     blocks = []
     by_group: dict[str, list[Key]] = {group: [] for group in groups()}
-    for key in keys().values():
+    for key in known_keys().values():
         by_group[key.name.split(".")[0]].append(key)
     for group, members in by_group.items():
         lines = [f"{group}:"]
@@ -58,7 +58,7 @@ def describe_table(title: str, entries: Mapping[str, type]) -> str:
 
 
 def _values(config: Config) -> Iterator[tuple[str, Any]]:
-    for name in keys():
+    for name in known_keys():
         value = value_of(config, name)
         if name in SPECS and isinstance(value, dict):
             yield name, value.get("name")

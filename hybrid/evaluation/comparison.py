@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from hybrid.data.batches import PackedTokens
@@ -23,6 +24,7 @@ from hybrid.evaluation.base import EvaluationModel, Metric, Texts
 from hybrid.evaluation.results import REAL, DecoderResult
 from hybrid.evaluation.setting import Setting
 from hybrid.lm import LanguageModel
+from hybrid.options import shown
 from hybrid.text.continuation import continuation
 
 if TYPE_CHECKING:
@@ -34,6 +36,22 @@ log = logging.getLogger(__name__)
 def metrics_for(evaluation_model: EvaluationModel | None) -> list[Metric]:
     """All metrics that apply, with or without an evaluation model."""
     return [m() for m in METRICS.values() if evaluation_model is not None or not m.needs_evaluation_model]
+
+
+def measured(metric: Metric, texts: Texts, reference: Texts) -> dict[str, float]:
+    """Measure texts by a metric.
+
+    Raises:
+        ValueError: it gave something else than numbers by name; the message names the metric.
+    """
+    numbers = metric.measure(texts, reference)
+    name = f"metric {type(metric).__name__}: measure gave"
+    if not isinstance(numbers, Mapping):
+        raise ValueError(f"{name} a {type(numbers).__name__}; it must be a dict of numbers by name")
+    for key, value in numbers.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} {shown(value)} as {key!r}; it must be a number, NaN where there is no value")
+    return dict(numbers)
 
 
 @dataclass
@@ -91,7 +109,7 @@ class Comparison:
         for metric in metrics_for(self.evaluation_model):
             texts = second if metric.needs_reference else self.reference
             if texts is not None:
-                numbers |= metric.measure(texts, self.reference)
+                numbers |= measured(metric, texts, self.reference)
         return DecoderResult(REAL, numbers)
 
     @cached_property
@@ -107,7 +125,7 @@ class Comparison:
         texts = self._texts(self.prompts, result.tokens)
         numbers: dict[str, float] = {}
         for metric in metrics_for(self.evaluation_model):
-            numbers |= metric.measure(texts, self.reference)
+            numbers |= measured(metric, texts, self.reference)
         return DecoderResult(
             label, numbers, size,
             nfe_per_token=result.nfe / n_batches(n, self.ranks) / new,

@@ -29,23 +29,23 @@ class Rows:
         tokens: (b, N) int64.
         is_target: (b, N) bool, the tokens that count; the others are given.
         documents: (b, N) int64, the document of each token; None: all are of one.
-        keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result does
-            not depend on the batch.
+        row_keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result
+            does not depend on the batch.
     """
 
     tokens: Tensor
     is_target: Tensor
     documents: Tensor | None = None
-    keys: Tensor | None = None
+    row_keys: Tensor | None = None
 
     @classmethod
     def of(
         cls, tokens: Tensor, is_target: Tensor | None = None, documents: Tensor | None = None,
-        keys: Tensor | None = None,
+        row_keys: Tensor | None = None,
     ) -> Rows:  # fmt: skip
-        """All tokens count where `is_target` is None."""
+        """Make rows; all tokens count where `is_target` is None."""
         return cls(
-            tokens, torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target, documents, keys
+            tokens, torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target, documents, row_keys
         )
 
     @property
@@ -54,12 +54,12 @@ class Rows:
         return self.is_target.sum(1)
 
     def content_keys(self, seed: int) -> NoiseKeys:
-        """The noise of each row as a function of its content."""
+        """Key the noise of each row by its content."""
         return NoiseKeys.of_rows(seed, torch.tensor(rng.row_keys(self.tokens.tolist()), device=self.tokens.device))
 
     def noise_keys(self, seed: int) -> NoiseKeys:
-        """The noise of each row as a function of `keys`, or of its content."""
-        return self.content_keys(seed) if self.keys is None else NoiseKeys.of_rows(seed, self.keys)
+        """Key the noise of each row by `row_keys`, or by its content."""
+        return self.content_keys(seed) if self.row_keys is None else NoiseKeys.of_rows(seed, self.row_keys)
 
 
 @dataclass(frozen=True)
@@ -107,3 +107,21 @@ class LikelihoodMethod(ABC):
         Raises:
             ValueError: a block size, or an option, with which it has no value.
         """
+
+
+def checked(likelihood: Likelihood, method: LikelihoodMethod, rows: Rows) -> Likelihood:
+    """Return what a method gave for rows of text.
+
+    Raises:
+        ValueError: it is no `Likelihood` of them; the message names the method.
+    """
+    name = f"method: nll of {type(method).__name__} gave"
+    if not isinstance(likelihood, Likelihood):
+        what = type(likelihood).__name__
+        raise ValueError(f"{name} a {what}; it must be a Likelihood, e.g. Likelihood.without_noise(nll, rows, 'mine')")
+    for key in ("nll", "stderr", "tokens"):
+        value, n = getattr(likelihood, key), len(rows.tokens)
+        if not isinstance(value, Tensor) or value.shape != (n,):
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} {what} as {key!r}; it must be a tensor of shape ({n},), a number for each row")
+    return likelihood
