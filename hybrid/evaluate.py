@@ -151,7 +151,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
 
 def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
-    """The data of a run with the corpus of --data."""
+    """Replace the corpus of a run by that of --data."""
     return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
@@ -217,7 +217,7 @@ def write(
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """From `words`; None: the command line."""
+    """Parse `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__, add_help=False)
     more = "show this and both tables, with what --imports before it adds"
     parser.add_argument("-h", "--help", action=_Help, nargs=0, default=argparse.SUPPRESS, help=more)
