@@ -151,7 +151,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
 
 def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
-    """Make the settings of the data of a run with the corpus of --data."""
+    """Replace the corpus of a run by that of --data."""
     return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
 
 
@@ -219,7 +219,8 @@ def write(
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__, add_help=False)
-    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this and both tables (behind --imports)")
+    more = "show this and both tables, with what --imports before it adds"
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, default=argparse.SUPPRESS, help=more)
     cli.add_model(parser)
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")

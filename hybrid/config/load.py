@@ -86,7 +86,7 @@ def parse_options(texts: Iterable[str], key: str = "decoder") -> dict[str, Any]:
 
 
 def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[str, Any]]]:
-    """Read the file and its bases with their contents, the most basic first."""
+    """Read the file and its bases, the most basic first."""
     if os.path.realpath(path) in map(os.path.realpath, after):  # which also follows a link to itself, as far as it goes
         raise ValueError(f"{after[-1]}: base: a cycle: {' -> '.join(str(file) for file in (*after, path))}")
     if len(after) > MOST_BASES:
@@ -135,7 +135,7 @@ def _opened(name: str, present: Any) -> dict[str, Any]:
 
 
 def _split(name: str, value: Any) -> list[str]:
-    """Split a dotted name: a group, a key, or an option of a key that holds a spec."""
+    """Split a dotted name into its path: a group, a key, or an option of a key that holds a spec."""
     for spec in SPECS:
         if name.startswith(f"{spec}."):
             return [*spec.split("."), name[len(spec) + 1 :]]
@@ -145,7 +145,7 @@ def _split(name: str, value: Any) -> list[str]:
 
 
 def _override_value(name: str, text: str, override: str) -> Any:
-    """Read the value of an override: where a string is expected, the text as written, unless that is quoted or null.
+    """Read the value of an override; where a string is expected, as written, unless that is quoted or null.
 
     Raises:
         ValueError: it is not YAML, or empty where null would mean something else than a user wants.
@@ -162,7 +162,7 @@ def _override_value(name: str, text: str, override: str) -> Any:
 
 
 def _checked(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the layer with every key known and every value of its type; errors begin with `where`."""
+    """Check that every key is known and every value of its type; errors begin with `where`."""
     checked: dict[str, Any] = {}
     try:
         _refuse_odd_texts("", layer)
@@ -275,7 +275,7 @@ def import_modules(modules: Any, key: str) -> list[str]:
 
 
 def _unknown(name: str, value: Any) -> ValueError:
-    """Make the error for a key that does not exist: what there is, and the nearest."""
+    """Say of a key that does not exist what there is, and the nearest."""
     group, _, rest = name.partition(".")
     if group not in groups():
         same_leaf = [key for key in known_keys() if key.split(".")[-1] == name]

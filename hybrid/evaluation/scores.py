@@ -82,7 +82,7 @@ class Scores:
     def _beside_the_bound(
         self, size: int, enumerated: bool, decoders: Mapping[str, Any], every: bool
     ) -> Iterator[SplitLikelihood]:
-        """In the order of the table of likelihoods."""
+        """Go through the table of likelihoods in its order."""
         for name, entry in LIKELIHOODS.items():
             if size == 1 and entry.is_exact_at_1:
                 continue
@@ -141,7 +141,7 @@ class Scores:
 
 
 def table(lines: Sequence[SplitLikelihood]) -> str:
-    """Format as plain text; `+-` is the standard error of the noise, for these rows of text."""
+    """Write plain text; `+-` is the standard error of the noise, for these rows of text."""
     rows = [["block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"]]
     for line in lines:
         rows.append(

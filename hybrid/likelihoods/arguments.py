@@ -15,14 +15,14 @@ MAX_DRAWS = 1 << 16
 
 
 def chosen_likelihood(method: Any) -> LikelihoodMethod:
-    """Find the entry of LIKELIHOODS that is meant: by its name, a mapping with its options, or an instance."""
+    """Build the entry of LIKELIHOODS that is meant: by its name, a mapping with its options, or an instance."""
     if not isinstance(method, (Mapping, LikelihoodMethod)):
         pick("method", method, LIKELIHOODS)
     return build(LIKELIHOODS, method, "method")
 
 
 def with_decoder(likelihood: LikelihoodMethod, decoder: Any, method: Any) -> Policy:
-    """Make the likelihood of a decoder's order, if that of an order was asked for."""
+    """Build the likelihood of a decoder's order, if that of an order was asked for."""
     if not isinstance(likelihood, Policy):
         raise ValueError(f"decoder: only method='policy' reads it, not {method!r}; leave it out")
     return Policy(decoder)

@@ -16,7 +16,7 @@ from conftest import Command
 
 import hybrid
 from hybrid.data.batches import PackedTokens
-from hybrid.evaluate import default_output
+from hybrid.evaluate import default_output, parse, settings_of
 from hybrid.evaluation.scores import Scores, table
 from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity
 
@@ -28,6 +28,16 @@ def rows_of(
 ) -> list[SplitLikelihood]:
     scores = Scores(lm, split, contextlib.nullcontext, **{"rows": 6, "draws": 3, "seed": 0, "batch_rows": 4, **options})
     return scores.lines(sizes, enumerate_orders)
+
+
+def test_what_is_recorded_of_a_plain_evaluation_stays() -> None:
+    """In this order; else a sweep would evaluate again what older versions have evaluated."""
+    assert " ".join(settings_of(parse(["--checkpoint", "x"]))) == (
+        "checkpoint block_size data format revision split rows draws enumerate orders batch_rows seed device precision "
+        "decoders judge samples new_tokens prompt_tokens temperature top_k top_p"
+    )
+    more = settings_of(parse(["--checkpoint", "x", "--imports", "a", "--likelihoods", "exact"]))
+    assert (more["imports"], more["likelihoods"]) == (["a"], ["exact"])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
