@@ -126,7 +126,6 @@ def test_estimators(
     [
         (Empty, r"Empty\(\) has no method 'identity'; it must have identity and load"),
         (gives(["a text"]), r"load of Mine gave a list; it must be Documents, e\.g\. hybrid\.data\.corpora\.InMemory"),
-        (type("Bare", (), {}), r"mine is no dataclass; write @dataclass\(frozen=True\) above it"),
     ],
 )
 def test_corpora(
