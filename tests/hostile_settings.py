@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hostile_case import FLOATS, INTEGERS, MINE, TEXTS, TINY, YAML, Case, Change, argument, bomb, nested, scalar
 
-from hybrid.config.schema import keys
+from hybrid.config.schema import known_keys
 from hybrid.data.corpora import CORPORA
 from hybrid.decoding import DECODERS
 
@@ -56,7 +56,7 @@ def with_wrong_values(rng: random.Random) -> str:
     whole: dict[str, str] = {}
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         way = rng.random()
-        name = rng.choice([name for name in keys() if name != "data.cache_dir"])  # that is written to
+        name = rng.choice([name for name in known_keys() if name != "data.cache_dir"])  # that is written to
         group, _, key = name.partition(".")
         if way < 0.75 and key:
             groups.setdefault(group, {})[key] = scalar(rng)
@@ -142,7 +142,7 @@ def _override(rng: random.Random) -> str:
         return f"data.corpus={embedded(rng)}"
     if way < 0.36:
         return f"run.imports={rng.choice(IMPORTS)}"
-    key = keys()[rng.choice(list(keys()))]
+    key = known_keys()[rng.choice(list(known_keys()))]
     if key.choices is None and rng.random() < 0.5:
         kind = str(key.annotation)
         values = INTEGERS if "int" in kind else FLOATS if "float" in kind else TEXTS
@@ -246,7 +246,8 @@ def _sweep(rng: random.Random) -> str:
     }  # fmt: skip
     if rng.random() < 0.8:
         name = rng.choice([*parts, "nothere"])
-        inner = rng.choice((scalar(rng), f"{{{rng.choice(list(keys()))}: {rng.choice(YAML)}}}", f"{{a: {scalar(rng)}}}",
+        inner = rng.choice((scalar(rng), f"{{{rng.choice(list(known_keys()))}: {rng.choice(YAML)}}}",
+                            f"{{a: {scalar(rng)}}}",
                             f"{{run.seed: {rng.choice(YAML)}}}", "{'../x': {}}",
                             f"{{rows: {rng.choice(YAML)}}}"))  # fmt: skip
         parts[name] = inner

@@ -9,9 +9,9 @@
 """
 
 from hybrid.config.check import check, resolve_block_sizes
-from hybrid.config.load import load_config, parse_options
+from hybrid.config.load import import_modules, load_config, parse_options
 from hybrid.config.schema import NO_MATTER, ROUNDING, Config
-from hybrid.config.show import describe, differences, flatten, inline, to_yaml
+from hybrid.config.show import describe, describe_table, differences, flatten, inline, to_yaml
 
 __all__ = [
     "NO_MATTER",
@@ -19,8 +19,10 @@ __all__ = [
     "Config",
     "check",
     "describe",
+    "describe_table",
     "differences",
     "flatten",
+    "import_modules",
     "inline",
     "load_config",
     "parse_options",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from hybrid.config.schema import SPECS, Config, check_specs, keys, table, value_of
+from hybrid.config.schema import SPECS, Config, check_specs, known_keys, table, value_of
 from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
 from hybrid.objectives.build import build_estimator, check_teacher, fields_of
@@ -137,7 +137,7 @@ def _block_size(value: Any, seq_len: int, key: str) -> int:
 
 
 def _check_ranges(config: Config) -> None:
-    for name in keys():
+    for name in known_keys():
         value = value_of(config, name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}: {shown(value)} is not a finite number")
@@ -268,7 +268,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         "optim.decay_fraction": ("optim.schedule is not wsd", optim.schedule != "wsd"),
         "optim.final_lr_ratio": ("optim.schedule is constant", optim.schedule == "constant"),
     }
-    defaults = keys()
+    defaults = known_keys()
     return [
         (name, why)
         for name, (why, is_idle) in reasons.items()

@@ -25,7 +25,7 @@ from hybrid.config.schema import (
     check_specs,
     choices,
     groups,
-    keys,
+    known_keys,
     table,
     use_new_names,
     value_of,
@@ -55,8 +55,8 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     config: Any = OmegaConf.to_object(merged)
     if not config.run.name:
         config.run.name = Path(path).stem if path is not None else "default"
-    config.run.imports = _import(config.run.imports)
-    for key in keys().values():
+    config.run.imports = import_modules(config.run.imports, "run.imports")
+    for key in known_keys().values():
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
             pick(key.name, value, allowed)
@@ -139,7 +139,7 @@ def _split(name: str, value: Any) -> list[str]:
     for spec in SPECS:
         if name.startswith(f"{spec}."):
             return [*spec.split("."), name[len(spec) + 1 :]]
-    if name not in keys() and name not in groups():
+    if name not in known_keys() and name not in groups():
         raise _unknown(name, value)
     return name.split(".")
 
@@ -150,7 +150,7 @@ def _override_value(name: str, text: str, override: str) -> Any:
     Raises:
         ValueError: it is not YAML, or empty where null would mean something else than a user wants.
     """
-    key = keys().get(name)
+    key = known_keys().get(name)
     annotation = key.annotation if key is not None else Any
     wants_text = "str" in type_name(annotation).split(" or ") or (name in OPEN and not text.startswith("{"))
     if wants_text and not text.startswith(("'", '"')):
@@ -183,7 +183,7 @@ def _checked(layer: Mapping[str, Any], where: str) -> dict[str, Any]:
 def _value(name: str, value: Any) -> Any:
     if name in SPECS:
         return _spec(name, value)
-    key = keys().get(name)
+    key = known_keys().get(name)
     if key is None:
         raise _unknown(name, value)
     if key.annotation is Any and isinstance(value, Mapping):
@@ -254,23 +254,23 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
             _refuse_odd_texts(f"{name}[{index}]", inner)
 
 
-def _import(modules: Any) -> list[str]:
-    """Import the modules of `run.imports` (a list, or one name); they register their own table entries."""
+def import_modules(modules: Any, key: str) -> list[str]:
+    """Import modules (a list, or one name), which register entries of tables. Errors begin with `key`."""
     modules = [modules] if isinstance(modules, str) else modules
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
-        raise ValueError(f"run.imports: {shown(modules)} is not a list of module names")
+        raise ValueError(f"{key}: {shown(modules)} is not a list of module names")
     for module in modules:
         if not all(part and part == part.strip() and "/" not in part for part in module.split(".")):
-            raise ValueError(
-                f"run.imports: {shown(module)} is not the name of a module, e.g. my_decoders or pkg.module"
-            )
+            raise ValueError(f"{key}: {shown(module)} is not the name of a module, e.g. my_decoders or pkg.module")
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"run.imports: cannot import {shown(module)}: {bare(error, 300)}") from None
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+            way_out = "; put it beside train.py, or its folder into PYTHONPATH" if is_missing else ""
+            raise ValueError(f"{key}: cannot import {shown(module)}: {bare(error, 300)}{way_out}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
             what = f"{type(error).__name__}: {bare(error, 300)}".rstrip(": ")
-            raise ValueError(f"run.imports: importing {shown(module)} raised {what}") from error
+            raise ValueError(f"{key}: importing {shown(module)} raised {what}") from error
     return modules
 
 
@@ -278,14 +278,16 @@ def _unknown(name: str, value: Any) -> ValueError:
     """The error for a key that does not exist: what there is, and the nearest."""
     group, _, rest = name.partition(".")
     if group not in groups():
-        same_leaf = [key for key in keys() if key.split(".")[-1] == name]
-        hint = f" (did you mean {same_leaf[0]!r}?)" if same_leaf else nearest(name, keys()) if rest else ""
+        same_leaf = [key for key in known_keys() if key.split(".")[-1] == name]
+        hint = f" (did you mean {same_leaf[0]!r}?)" if same_leaf else nearest(name, known_keys()) if rest else ""
         hint = hint or nearest(group, groups())
         return ValueError(
             f"{bare(name)}: unknown group {shown(group)} (value {shown(value)}); groups: {', '.join(groups())}{hint}"
         )
-    return ValueError(f"{bare(name)}: unknown key (value {shown(value)}); {_allowed(group)}{nearest(name, keys())}")
+    return ValueError(
+        f"{bare(name)}: unknown key (value {shown(value)}); {_allowed(group)}{nearest(name, known_keys())}"
+    )
 
 
 def _allowed(group: str) -> str:
-    return f"{group} has {', '.join(key.split('.')[-1] for key in keys() if key.startswith(f'{group}.'))}"
+    return f"{group} has {', '.join(key.split('.')[-1] for key in known_keys() if key.startswith(f'{group}.'))}"

@@ -119,8 +119,8 @@ class Key(NamedTuple):
 
 
 @cache
-def keys() -> dict[str, Key]:
-    """Every key by its dotted name, in the order of declaration. One dict for all callers: only read it."""
+def known_keys() -> dict[str, Key]:
+    """Return every key by its dotted name, in the order of declaration. One dict for all callers: only read it."""
     return {key.name: key for key in _keys(Config(), "")}
 
 

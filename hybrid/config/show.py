@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybrid.config import dialect
-from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, keys, table, value_of
+from hybrid.config.schema import BACKENDS, SPECS, Config, Key, choices, groups, known_keys, table, value_of
 from hybrid.options import is_option, type_name
 
 
@@ -38,21 +38,27 @@ def describe() -> str:
     """Write the text of `--help`: every key with type, default, doc and choices, and the entries of every table."""
     blocks = []
     by_group: dict[str, list[Key]] = {group: [] for group in groups()}
-    for key in keys().values():
+    for key in known_keys().values():
         by_group[key.name.split(".")[0]].append(key)
     for group, members in by_group.items():
         lines = [f"{group}:"]
         for key in members:
             lines += _describe_key(key)
             if key.name in SPECS:
-                lines += _describe_table(SPECS[key.name])
+                lines += _describe_entries(table(SPECS[key.name]))
         blocks.append("\n".join(lines))
-    blocks.append("\n".join(["attention backends (model.attention):", *_describe_table(BACKENDS, with_options=False)]))
+    backends = _describe_entries(table(BACKENDS), with_options=False)
+    blocks.append("\n".join(["attention backends (model.attention):", *backends]))
     return "\n\n".join(blocks)
 
 
+def describe_table(title: str, entries: Mapping[str, type]) -> str:
+    """Write a part of a command's `--help`: the entries of a table with their options."""
+    return "\n".join([f"{title}:", *_describe_entries(entries)])
+
+
 def _values(config: Config) -> Iterator[tuple[str, Any]]:
-    for name in keys():
+    for name in known_keys():
         value = value_of(config, name)
         if name in SPECS and isinstance(value, dict):
             yield name, value.get("name")
@@ -86,10 +92,10 @@ def _describe_key(key: Key) -> list[str]:
     return [f"{head}  ({kind})" if kind != "any" else head, *_wrapped(f"{key.doc}{note}", "      ")]
 
 
-def _describe_table(address: tuple[str, str], with_options: bool = True) -> list[str]:
-    """Each entry of a table with the first paragraph of its docstring, then the options that a spec may give."""
+def _describe_entries(entries: Mapping[str, type], with_options: bool = True) -> list[str]:
+    """Describe each entry by the first paragraph of its docstring, then the options that a spec may give."""
     lines = []
-    for name, entry in table(address).items():
+    for name, entry in entries.items():
         doc = " ".join((entry.__doc__ or "").strip().split("\n\n")[0].split())
         # A dataclass without a docstring has its signature for one.
         doc = "" if doc.startswith(f"{entry.__name__}(") else doc

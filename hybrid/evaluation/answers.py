@@ -25,7 +25,7 @@ class Answers:
         stderr: of `solved`, from the number of rows (binomial): sqrt(solved (1 - solved) / n).
         right_tokens: share of the tokens of the answers that are right.
         n: answers.
-        nfe: forwards, of whole batches.
+        nfe: forwards, of whole batches; like `tokens` and `seconds` 0 where it is not known (read from a file).
         tokens: generated, end-of-text tokens among them.
         seconds: of generation.
     """
@@ -34,9 +34,9 @@ class Answers:
     stderr: float
     right_tokens: float
     n: int
-    nfe: int
-    tokens: int
-    seconds: float
+    nfe: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class Example(NamedTuple):

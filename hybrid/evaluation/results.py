@@ -13,8 +13,15 @@ from hybrid.evaluation.base import Column, EvaluationModel
 from hybrid.evaluation.divergence import LEAST
 from hybrid.evaluation.setting import Setting
 from hybrid.results.text import aligned, formatted
+from hybrid.storage.fields import Fields, is_number
 
 REAL = "(real text)"
+
+_NO_METRICS = (
+    "decoder", "block_size", "nfe_per_token", "tokens_per_second", "policy_nats_per_token", "solved", "solved_stderr",
+    "right_tokens", "answers",
+)  # fmt: skip
+"""Keys of a line that are fields of it, not numbers of a metric."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class DecoderResult:
     answers: Answers | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As eval.json has it."""
+        """Make the line of eval.json."""
         if self.decoder == REAL:
             return {"decoder": self.decoder, **self.metrics}
         costs = {"nfe_per_token": self.nfe_per_token, "tokens_per_second": self.tokens_per_second}
@@ -48,6 +55,28 @@ class DecoderResult:
         if (a := self.answers) is not None:
             line |= {"solved": a.solved, "solved_stderr": a.stderr, "right_tokens": a.right_tokens, "answers": a.n}
         return line
+
+    @classmethod
+    def from_json(cls, line: Fields) -> DecoderResult:
+        """Read a line that `as_json` has made; a metric without a value that can be drawn (null, say) is left out.
+
+        Raises:
+            ValueError: a field that is missing or of another kind.
+        """
+        answers = None
+        if (n := line.integer("answers", 1, None)) is not None:
+            solved, stderr, right = (line.number(name, least=0) for name in ("solved", "solved_stderr", "right_tokens"))
+            answers = Answers(solved, stderr, right, n)
+        numbers = {name: value for name, value in line.content.items() if name not in _NO_METRICS}
+        return cls(
+            line.text("decoder"),
+            {name: float(value) for name, value in numbers.items() if is_number(value)},
+            line.integer("block_size", 1, None),
+            line.number("nfe_per_token", None, least=0),
+            line.number("tokens_per_second", None, least=0),
+            line.number("policy_nats_per_token", None),
+            answers,
+        )
 
 
 def columns() -> Iterator[Column]:

@@ -16,9 +16,9 @@ from hybrid import rng
 from hybrid.model import Transformer
 from hybrid.objectives.noise import NoiseKeys
 
-EQUAL, BOUND, HINDSIGHT = "=", "<=", "~"
+EQUAL, BOUND, NO_PROCEDURE = "=", "<=", "~"
 """How a number stands to the negative log-likelihood of a procedure that generates text: it is that of one; it is at
-least that of one; or what it multiplies was chosen when the text was known, so it is that of none."""
+least that of one; or it is that of none."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,23 @@ class Rows:
         tokens: (b, N) int64.
         is_target: (b, N) bool, the tokens that count; the others are given.
         documents: (b, N) int64, the document of each token; None: all are of one.
-        keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result does
-            not depend on the batch.
+        row_keys: (b,) int64, what the noise of the bound is keyed by; None: the content of a row, so that the result
+            does not depend on the batch.
     """
 
     tokens: Tensor
     is_target: Tensor
     documents: Tensor | None = None
-    keys: Tensor | None = None
+    row_keys: Tensor | None = None
 
     @classmethod
     def of(
         cls, tokens: Tensor, is_target: Tensor | None = None, documents: Tensor | None = None,
-        keys: Tensor | None = None,
+        row_keys: Tensor | None = None,
     ) -> Rows:  # fmt: skip
-        """All tokens count where `is_target` is None."""
+        """Make rows; all tokens count where `is_target` is None."""
         return cls(
-            tokens, torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target, documents, keys
+            tokens, torch.ones_like(tokens, dtype=torch.bool) if is_target is None else is_target, documents, row_keys
         )
 
     @property
@@ -54,12 +54,12 @@ class Rows:
         return self.is_target.sum(1)
 
     def content_keys(self, seed: int) -> NoiseKeys:
-        """The noise of each row as a function of its content."""
+        """Key the noise of each row by its content."""
         return NoiseKeys.of_rows(seed, torch.tensor(rng.row_keys(self.tokens.tolist()), device=self.tokens.device))
 
     def noise_keys(self, seed: int) -> NoiseKeys:
-        """The noise of each row as a function of `keys`, or of its content."""
-        return self.content_keys(seed) if self.keys is None else NoiseKeys.of_rows(seed, self.keys)
+        """Key the noise of each row by `row_keys`, or by its content."""
+        return self.content_keys(seed) if self.row_keys is None else NoiseKeys.of_rows(seed, self.row_keys)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class LikelihoodMethod(ABC):
     """An entry of `LIKELIHOODS`: a frozen dataclass, whose fields are its options, with `nll`."""
 
     relation: ClassVar[str] = EQUAL
+    note: ClassVar[str] = "the likelihood of no procedure"
+    """Said once below a table in which its relation is `NO_PROCEDURE`."""
+
+    is_exact_at_1: ClassVar[bool] = False
+    """Whether it is `exact` at block size 1, so that it needs no line of its own there."""
+
     max_block_size: ClassVar[int | None] = None
     """Largest block that it can do; None: any."""
 

@@ -41,6 +41,8 @@ class Policy(LikelihoodMethod):
     Several tokens revealed in one step count as independent draws, as they are when generating at temperature 1.
     """
 
+    is_exact_at_1: ClassVar[bool] = True
+
     decoder: Any = option(None, "a decoder whose order is deterministic: a name, a mapping with its options, or a list")
 
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:
@@ -62,6 +64,7 @@ class Importance(LikelihoodMethod):
     """
 
     relation: ClassVar[str] = BOUND
+    is_exact_at_1: ClassVar[bool] = True
 
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:
         n_orders = int(draws)

@@ -23,6 +23,7 @@ from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods.base import LikelihoodMethod, Rows, checked
 from hybrid.likelihoods.elbo import mean_and_error, monte_carlo
 from hybrid.model import Transformer
+from hybrid.storage.fields import Fields, counted
 
 NOISE_SEED = 0
 """Of every validation, whatever the seed of the run."""
@@ -73,13 +74,27 @@ class SplitLikelihood:
         return self.bits_per_byte / self.nats_per_token if self.nats_per_token else 0.0
 
     def as_json(self) -> dict[str, Any]:
-        """As eval.json has it."""
+        """Make the line of eval.json."""
         return {
             "block_size": self.block_size, "likelihood": self.likelihood, "nats_per_token": self.nats_per_token,
             "stderr": self.stderr, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens, **({"by_count": self.by_count} if self.by_count else {}),
             **({} if self.decoder is None else {"decoder": self.decoder}),
         }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, line: Fields) -> SplitLikelihood:
+        """Read a line that `as_json` has made.
+
+        Raises:
+            ValueError: a field that is missing or of another kind.
+        """
+        counts = line.inner("by_count", None)
+        return cls(
+            line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
+            line.number("stderr", math.nan, least=0), line.number("bits_per_byte", None), line.integer("tokens", 0, 0),
+            {} if counts is None else counted(counts.content), line.text("decoder", None),
+        )  # fmt: skip
 
 
 class RowLikelihoods(NamedTuple):

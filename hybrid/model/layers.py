@@ -105,11 +105,11 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (b, q, h, d) of the selected rows, keys and values (b, r, g, d) of all."""
-        y, k, v = self.keys(x, angles)
+        y, k, v = self.keys_and_values(x, angles)
         asking = (pattern.select_queries(angles[0]), pattern.select_queries(angles[1]))
         return self.queries(pattern.select_queries(y), asking), k, v
 
-    def keys(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Return normalised rows (b, r, dim), and their keys and values (b, r, g, d)."""
         y = self.attention_norm(x)
         k = rotate(self.k_norm(self.wk(y).unflatten(-1, (self.config.kv_heads, -1))), angles)
@@ -129,5 +129,5 @@ class Layer(nn.Module):
 
     def compile_parts(self) -> None:
         """Compile all but the attention, which has kernels of its own and a pattern that differs from step to step."""
-        for name in ("keys", "queries", "rest"):
+        for name in ("keys_and_values", "queries", "rest"):
             setattr(self, name, torch.compile(getattr(self, name)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hybrid.evaluation.results import DecoderResult
 from hybrid.likelihoods.rows import SplitLikelihood
-from hybrid.report.fields import Fields, is_number
+from hybrid.storage.fields import Fields
 from hybrid.storage.json_files import read_json
 
 COMPARED = ("bound", "exact")
@@ -67,7 +66,7 @@ class Evaluation:
         split = settings.text("split", None) or ("validation" if other is None else "all")
         checkpoint, model = content.inner("checkpoint", None), content.inner("judge", None)
         return cls(
-            likelihoods=[_split_likelihood(line) for line in lines],
+            likelihoods=[SplitLikelihood.from_json(line) for line in lines],
             data=Facts.read(content.inner("data")),
             is_of_own_text="data" in settings.content and other is None,
             split=split,
@@ -95,31 +94,10 @@ def machine_name(environment: Fields) -> str:
     return environment.text("processor") if device == "cpu" else device
 
 
-def _split_likelihood(line: Fields) -> SplitLikelihood:
-    counts = line.inner("by_count", None)
-    return SplitLikelihood(
-        line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
-        line.number("stderr", math.nan, least=0), line.number("bits_per_byte", None),
-        by_count={} if counts is None else counted(counts.content, ""),
-    )  # fmt: skip
-
-
-def counted(values: dict[str, Any], prefix: str) -> dict[int, float]:
-    """`{"n001": 1.5}` -> `{1: 1.5}`: the numbers whose names go on behind `prefix` with a count."""
-    found = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-    return {int(n): float(value) for n, value in found.items() if n.isdecimal() and is_number(value)}
-
-
 def _decoder_result(line: Fields) -> DecoderResult:
-    """Of the metrics those that are compared; what it does not have is left out."""
-    metrics = {name: line.number(name, None, least=0) for name in _COMPARED_METRICS}
-    return DecoderResult(
-        line.text("decoder"),
-        {name: value for name, value in metrics.items() if value is not None},
-        line.integer("block_size", 1, None),
-        line.number("nfe_per_token", None, least=0),
-        line.number("tokens_per_second", None, least=0),
-    )
+    for name in _COMPARED_METRICS:
+        line.number(name, None, least=0)  # refuses what is of another kind
+    return DecoderResult.from_json(line)
 
 
 def _evaluation_model(model: Fields) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from hybrid.config import Config, load_config, resolve_block_sizes
 from hybrid.evaluation.results import DecoderResult
 from hybrid.likelihoods.rows import SplitLikelihood
 from hybrid.options import shown
-from hybrid.report.evaluation import COMPARED, Evaluation, Facts, counted, machine_name
-from hybrid.report.fields import Fields, is_number
+from hybrid.report.evaluation import COMPARED, Evaluation, Facts, machine_name
+from hybrid.storage.fields import Fields, counted, is_number
 from hybrid.storage.json_files import read_json
 from hybrid.training.metrics import METRICS_FILE, last_validation, read_metrics
 

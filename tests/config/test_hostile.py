@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hybrid.config import dialect, load_config
 from hybrid.config.check import check
-from hybrid.config.schema import SPECS, keys
+from hybrid.config.schema import SPECS, known_keys
 from hybrid.config.show import inline
 from hybrid.data.tokenizers import ByteTokenizer
 from hybrid.device import resolve_device
@@ -210,7 +210,7 @@ NASTY = [*NUMBERS, *TEXTS, *OTHERS]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.sampled_from(list(keys())), st.sampled_from(NASTY), st.booleans())
+@given(st.sampled_from(list(known_keys())), st.sampled_from(NASTY), st.booleans())
 def test_every_key_takes_a_value_or_refuses_it_in_a_line(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: Any, in_file: bool
 ) -> None:
@@ -233,7 +233,7 @@ def test_every_key_takes_a_value_or_refuses_it_in_a_line(
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("name", [name for name, key in keys().items() if key.annotation in (int, int | None)])
+@pytest.mark.parametrize("name", [name for name, key in known_keys().items() if key.annotation in (int, int | None)])
 def test_a_number_that_no_memory_or_time_is_enough_for_is_refused(name: str) -> None:
     for value in (2**63, 10**400, -(2**70)):
         assert name in refusal(lambda value=value: load_config(None, [f"{name}={value}"]))
@@ -297,4 +297,4 @@ def test_what_are_no_overrides(overrides: Any) -> None:
 
 
 def test_the_specs_are_all_among_the_keys() -> None:
-    assert set(SPECS) <= set(keys())
+    assert set(SPECS) <= set(known_keys())

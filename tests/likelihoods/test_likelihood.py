@@ -88,7 +88,7 @@ def test_a_draw_of_the_bound_is_its_masks_times_their_weights():
             subset = (here.long() << torch.arange(4)).sum(-1)
             losses = -table.gather(1, subset[..., None].expand(-1, -1, 4)).sum(-1)
             expected += 4 * losses / here.sum(-1)
-        values, _ = monte_carlo(model, Rows.of(tokens, keys=keys), 4, 6, 9)
+        values, _ = monte_carlo(model, Rows.of(tokens, row_keys=keys), 4, 6, 9)
         got = nll_of(model, tokens, 4, draws=6, seed=9, keys=keys)
     torch.testing.assert_close(values, expected)
     torch.testing.assert_close(got.nll, expected.mean(1))

@@ -63,12 +63,12 @@ def test_compiled_layers_give_the_same_gradient(configure, tmp_path) -> None:
         stepper = run.stepper()
         stepper.accumulate(0)
         gradients.append(torch.cat([p.grad.flatten() for p in run.model.parameters() if p.grad is not None]))
-        assert ("keys" in vars(run.model.layers[0])) is (choice == "on")
+        assert ("keys_and_values" in vars(run.model.layers[0])) is (choice == "on")
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_compilation_is_for_gpus_unless_it_is_asked_for(configure, tmp_path) -> None:
-    assert "keys" not in vars(Run.of(configure(tmp_path)).model.layers[0])
+    assert "keys_and_values" not in vars(Run.of(configure(tmp_path)).model.layers[0])
 
 
 def test_tf32_is_a_format_of_gpus(configure, tmp_path) -> None:

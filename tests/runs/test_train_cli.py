@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from hybrid.checkpoints import finding
 from hybrid.config import load_config
-from hybrid.config.schema import keys
+from hybrid.config.schema import known_keys
 from hybrid.decoding import DECODERS
 from hybrid.model.attention import BACKENDS
 from hybrid.objectives import ESTIMATORS, OBJECTIVES
@@ -39,7 +39,7 @@ def test_help_lists_every_key_and_every_entry_of_the_tables(command: Command) ->
     assert done.code == 0 and done.err == ""
     words = done.out.split()
     assert "--dry-run" in done.out and "python train.py --config configs/quickstart.yaml" in done.out
-    for name, key in keys().items():
+    for name, key in known_keys().items():
         assert any(word.startswith(f"{name}=") for word in words), name
         assert key.doc.split()[0] in words
     for entry in (*DECODERS, *OBJECTIVES, *ESTIMATORS, *PROPOSALS, *WEIGHTINGS, *SCHEDULES, *BACKENDS):

@@ -94,7 +94,7 @@ def kept_per_row(model: ModelConfig, recompute: bool) -> float:
     angles = torch.zeros(2, 1, rows, 1, model.head_width, dtype=torch.bfloat16).unbind()
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t)
     with torch.autocast("cpu", dtype=torch.bfloat16), hooks:
-        y, k, v = layer.keys(x, angles)  # type: ignore[arg-type]
+        y, k, v = layer.keys_and_values(x, angles)  # type: ignore[arg-type]
         q = layer.queries(y, angles)  # type: ignore[arg-type]
         layer.rest(x, q.flatten(2))
     for t in (q, k, v):

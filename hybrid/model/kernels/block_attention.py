@@ -25,8 +25,8 @@ class Chunk:
     spans: tuple[slice, ...]
     mask: Tensor | None
 
-    def keys(self, t: Tensor) -> Tensor:
-        """The rows (b, h, k, d) -> (b, h, keys, d) of the spans."""
+    def gather(self, t: Tensor) -> Tensor:
+        """Gather the key rows of the spans: (b, h, k, d) -> (b, h, keys, d)."""
         parts = [t[:, :, span] for span in self.spans]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -35,8 +35,8 @@ def plain_chunked_attention(q: Tensor, k: Tensor, v: Tensor, chunks: list[Chunk]
     """softmax(q k^T / sqrt(d) + mask) v of each chunk."""
     parts = []
     for chunk in chunks:
-        scores = q[:, :, chunk.rows] @ chunk.keys(k).transpose(-1, -2) * q.shape[-1] ** -0.5
-        parts.append((scores if chunk.mask is None else scores + chunk.mask).softmax(-1) @ chunk.keys(v))
+        scores = q[:, :, chunk.rows] @ chunk.gather(k).transpose(-1, -2) * q.shape[-1] ** -0.5
+        parts.append((scores if chunk.mask is None else scores + chunk.mask).softmax(-1) @ chunk.gather(v))
     return torch.cat(parts, dim=2)
 
 
@@ -52,7 +52,7 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.chunks = chunks
         parts = [
-            _flash(q[:, :, chunk.rows], chunk.keys(k), chunk.keys(v), 0.0, False, attn_mask=chunk.mask)[0]
+            _flash(q[:, :, chunk.rows], chunk.gather(k), chunk.gather(v), 0.0, False, attn_mask=chunk.mask)[0]
             for chunk in chunks
         ]
         return torch.cat(parts, dim=2)
@@ -63,7 +63,7 @@ class _Chunked(torch.autograd.Function):
         grads_q = []
         grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
         for chunk in ctx.chunks:
-            here = (q[:, :, chunk.rows], chunk.keys(k), chunk.keys(v))
+            here = (q[:, :, chunk.rows], chunk.gather(k), chunk.gather(v))
             gq, gk, gv = _gradients(*here, grad[:, :, chunk.rows], chunk.mask)
             grads_q.append(gq)
             first = 0

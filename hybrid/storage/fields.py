@@ -66,11 +66,17 @@ class Fields:
         return f"{self.where}.{name}" if ": " in self.where else f"{self.where}: {name}"
 
 
+def counted(values: dict[str, Any], prefix: str = "") -> dict[int, float]:
+    """`{"n001": 1.5}` -> `{1: 1.5}`: the numbers whose names go on behind `prefix` with a count."""
+    found = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+    return {int(n): float(value) for n, value in found.items() if n.isdecimal() and is_number(value)}
+
+
 def _is_text(value: Any) -> bool:
-    """Whether it is a text that can be written into a file: JSON may hold halves of characters."""
+    """Return whether it is a text that can be written into a file: JSON may hold halves of characters."""
     return isinstance(value, str) and value.encode(errors="replace").decode() == value
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a finite number, of a size that can be drawn."""
+    """Return whether a value of JSON is a finite number, of a size that can be drawn."""
     return type(value) in (int, float) and abs(value) < _MOST and math.isfinite(value)
