@@ -100,9 +100,9 @@ def _describe_entries(entries: Mapping[str, type], with_options: bool = True) ->
         # A dataclass without a docstring has its signature for one.
         doc = "" if doc.startswith(f"{entry.__name__}(") else doc
         lines += _wrapped(f"{name}: {doc}" if doc else name, "      ")
-        if with_options:
+        if with_options and dataclasses.is_dataclass(entry):
             hints = typing.get_type_hints(entry)
-            for f in dataclasses.fields(entry):  # pyright: ignore[reportArgumentType]
+            for f in dataclasses.fields(entry):
                 lines += _wrapped(_describe_option(f, hints[f.name]), "          ") if is_option(f) else []
     return lines
 

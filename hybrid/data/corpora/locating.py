@@ -45,7 +45,7 @@ def locate(
         named = bare(corpus)
         warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={named} is not on the Hub", stacklevel=2)
     if is_embedded(corpus):
-        source = build(CORPORA, corpus, "data.corpus")
+        source = CORPORA[corpus]() if isinstance(corpus, str) else build(CORPORA, corpus, "data.corpus")
         needs("data.corpus", source, "identity", "load")
         return source
     assert isinstance(corpus, str)
