@@ -43,9 +43,11 @@ MAX_SAMPLES = 1_000_000
 def main() -> int:
     arguments = parse()
     prompt = read_prompt(arguments)
-    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.config import import_modules  # late, so that --help is quick
+    from hybrid.device import resolve_device
     from hybrid.distributed import Ranks, joined
 
+    import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
@@ -185,7 +187,10 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 def parse() -> argparse.Namespace:
     """What was typed. Options of `GenerationConfig` that were not given are None: it declares the defaults."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN",
+        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
+    )  # fmt: skip
     parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
@@ -231,6 +236,10 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",
+    )  # fmt: skip
+    parser.add_argument(
+        "--imports", nargs="+", default=[], metavar="MODULE",
+        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")

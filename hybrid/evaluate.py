@@ -37,9 +37,11 @@ CONFIDENT = "confidence:token=best"
 
 def main() -> int:
     arguments = parse()
-    from hybrid.device import resolve_device  # late, so that --help is quick
+    from hybrid.config import import_modules  # late, so that --help is quick
+    from hybrid.device import resolve_device
     from hybrid.distributed import Ranks, joined
 
+    import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
     with joined(device) as ranks:
         evaluate(arguments, device, ranks)
@@ -194,8 +196,8 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the results depend on, as eval.json has it."""
-    return {key: value for key, value in vars(arguments).items() if key != "output"}
+    """Say what the results depend on, as eval.json has it. `imports` stands there where something is imported."""
+    return {key: value for key, value in vars(arguments).items() if key != "output" and (key != "imports" or value)}
 
 
 def write(
@@ -213,7 +215,10 @@ def write(
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN",
+        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
+    )  # fmt: skip
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
     parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
@@ -231,6 +236,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
+    parser.add_argument(
+        "--imports", nargs="+", default=[], metavar="MODULE",
+        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="default: eval.json in the run's folder")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(

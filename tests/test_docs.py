@@ -57,3 +57,11 @@ def test_files_and_tests_that_are_named_are_there():
     assert len(named) > 20
     for path in named:
         assert (REPO / path).exists() or (REPO / "hybrid" / path).exists(), path
+
+
+def test_the_table_of_rooms_is_what_is_there():
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text[text.index("| room |") : text.index("## Through training")]
+    listed = {name for row in table.strip().splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    there = {path.relative_to(REPO / "hybrid").parts[0] for path in (REPO / "hybrid").rglob("*/*.py")}
+    assert listed == there

@@ -1,4 +1,4 @@
-"""The README tells the truth: its rooms, its commands and its examples."""
+"""The README tells the truth: its commands and its examples."""
 
 from __future__ import annotations
 
@@ -85,14 +85,6 @@ def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         table.update(entries)
     for name in EXAMPLES:
         sys.modules.pop(name, None)
-
-
-def test_the_rooms_are_those_that_are_there() -> None:
-    (tree,) = [text for language, text in FENCED if not language and "\nhybrid/\n" in text]
-    listed = set(re.findall(r"(\w+)/(?= )", tree)) - {"configs", "docs", "tests"}
-    package = REPO / "hybrid"
-    files = (path.relative_to(package) for path in package.rglob("*.py"))
-    assert listed == {path.parts[0] for path in files if len(path.parts) > 1}
 
 
 def test_every_config_is_named() -> None:

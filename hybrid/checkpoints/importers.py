@@ -1,7 +1,7 @@
 """Open the folder of a model: one of ours, or one in another format that an importer of the table recognises.
 
 To add a format: a frozen dataclass with `recognises` and `read`, and a line in `IMPORTERS`. Everything that loads a
-model then takes such a folder: `hybrid.load`, `--checkpoint` and `trainer.init_from`.
+model then takes such a folder: `hybrid.load`, `--checkpoint` (beside `--imports`) and `trainer.init_from`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
     found = find_checkpoint(path).absolute()
     home = next((folder for folder in (found, found.parent.parent) if (folder / "config.yaml").is_file()), None)
     if home is None:
-        raise ValueError(f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to")
+        raise ValueError(
+            f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to. No importer "
+            f"recognises it (there are: {', '.join(IMPORTERS) or 'none'}; --imports registers those of a module)"
+        )
     tokenizer = load_tokenizer(home / "tokenizer")
     with reading(found):
         tensors = load_group(found, "ema" if has_group(found, "ema") else "model")

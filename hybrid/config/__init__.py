@@ -9,7 +9,7 @@
 """
 
 from hybrid.config.check import check, resolve_block_sizes
-from hybrid.config.load import load_config, parse_options
+from hybrid.config.load import import_modules, load_config, parse_options
 from hybrid.config.schema import NO_MATTER, ROUNDING, Config
 from hybrid.config.show import describe, differences, flatten, inline, to_yaml
 
@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "differences",
     "flatten",
+    "import_modules",
     "inline",
     "load_config",
     "parse_options",

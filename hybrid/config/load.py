@@ -55,7 +55,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     config: Any = OmegaConf.to_object(merged)
     if not config.run.name:
         config.run.name = Path(path).stem if path is not None else "default"
-    config.run.imports = _import(config.run.imports)
+    config.run.imports = import_modules(config.run.imports, "run.imports")
     for key in known_keys().values():
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
@@ -254,23 +254,23 @@ def _refuse_odd_texts(name: str, value: Any) -> None:
             _refuse_odd_texts(f"{name}[{index}]", inner)
 
 
-def _import(modules: Any) -> list[str]:
-    """Import the modules of `run.imports` (a list, or one name); they register their own table entries."""
+def import_modules(modules: Any, key: str) -> list[str]:
+    """Import modules (a list, or one name), which register entries of tables. Errors begin with `key`."""
     modules = [modules] if isinstance(modules, str) else modules
     if not isinstance(modules, list) or not all(isinstance(module, str) for module in modules):
-        raise ValueError(f"run.imports: {shown(modules)} is not a list of module names")
+        raise ValueError(f"{key}: {shown(modules)} is not a list of module names")
     for module in modules:
         if not all(part and part == part.strip() and "/" not in part for part in module.split(".")):
-            raise ValueError(
-                f"run.imports: {shown(module)} is not the name of a module, e.g. my_decoders or pkg.module"
-            )
+            raise ValueError(f"{key}: {shown(module)} is not the name of a module, e.g. my_decoders or pkg.module")
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"run.imports: cannot import {shown(module)}: {bare(error, 300)}") from None
+            is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
+            way_out = "; put it beside train.py, or its folder into PYTHONPATH" if is_missing else ""
+            raise ValueError(f"{key}: cannot import {shown(module)}: {bare(error, 300)}{way_out}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
             what = f"{type(error).__name__}: {bare(error, 300)}".rstrip(": ")
-            raise ValueError(f"run.imports: importing {shown(module)} raised {what}") from error
+            raise ValueError(f"{key}: importing {shown(module)} raised {what}") from error
     return modules
 
 

@@ -2,7 +2,7 @@
 
 A new metric of generated text is a frozen dataclass with `measure` (see `base.Metric`) and a line in `METRICS`: then
 `python -m hybrid.evaluate --decoders ...` prints its columns, and eval.json has its numbers. Of a metric of your own,
-`run.imports` of the run that is evaluated names the module that registers it.
+`--imports`, or `run.imports` of the run that is evaluated, names the module that registers it.
 """
 
 from hybrid.evaluation.base import Column, Metric, Reading, Texts

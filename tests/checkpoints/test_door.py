@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +49,7 @@ class Toy:
 def _registered() -> Iterator[None]:
     IMPORTERS["toy"] = Toy
     yield
-    del IMPORTERS["toy"]
+    IMPORTERS.pop("toy", None)
 
 
 @pytest.fixture
@@ -81,6 +84,39 @@ def test_a_model_of_another_format_is_loaded_saved_and_generates(
     assert texts.code == 0 and texts.out == command(
         "generate.py", "--checkpoint", tmp_path / "ours", "--prompt", "The ", "--max-new-tokens", 8
     ).out  # fmt: skip
+
+
+def test_the_commands_import_its_module_first(
+    foreign: Path,
+    corpus: Path,
+    tmp_path: Path,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    environment_of_a_child: dict[str, str],
+) -> None:
+    """In a process that knows nothing of it: what a user types."""
+    (tmp_path / "importer_of_mine.py").write_text(
+        "from hybrid.checkpoints import IMPORTERS, StoredModel\n"
+        "from hybrid.checkpoints.tensor_files import load_group\nfrom hybrid.data.tokenizers import load_tokenizer\n"
+        "from hybrid.storage.json_files import read_object\nfrom pathlib import Path\n"
+        f"KEYS = {KEYS}\n{inspect.getsource(Toy).replace('@dataclass(frozen=True)', '')}\nIMPORTERS['theirs'] = Toy\n"
+    )
+    words = ("--checkpoint", str(foreign), "--imports", "importer_of_mine")
+    done = subprocess.run(
+        [sys.executable, "generate.py", *words, "--prompt", "The ", "--max-new-tokens", "8"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        env=environment_of_a_child | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout[:4]) == (0, "The "), done.stderr
+    IMPORTERS.clear()
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        evaluated = command("evaluate", *words, "--data", corpus, "--rows", 2, "--draws", 1, "--block-size", 1)
+    finally:
+        IMPORTERS.pop("theirs", None)
+        sys.modules.pop("importer_of_mine", None)
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads((foreign / "eval.json").read_text())["settings"]["imports"] == ["importer_of_mine"]
 
 
 def test_a_tokenizer_that_nothing_reads_back_is_not_saved(foreign: Path, tmp_path: Path, monkeypatch) -> None:
@@ -132,7 +168,10 @@ def test_what_no_importer_knows_is_refused_as_ever_and_ours_is_never_asked_about
     foreign: Path, copy_of_trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (foreign / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^checkpoint: .*foreign has no config\.yaml beside it; give the run folder"):
+    message = (
+        r"^checkpoint: .*foreign has no config\.yaml beside it; give the run folder .*\. No importer recognises it"
+    )
+    with pytest.raises(ValueError, match=rf"{message} \(there are: toy; --imports"):
         hybrid.load(foreign)
     monkeypatch.setattr(Toy, "recognises", lambda self, folder: pytest.fail("asked"))
     for folder in (copy_of_trained, copy_of_trained / "checkpoints", copy_of_trained / "checkpoints/step-00000008"):

@@ -5,6 +5,7 @@ One chooses positions, three write tokens."""
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,27 @@ def test_it_is_evaluated(command: Command, copy_of_trained: Path) -> None:
     assert done.code == 0, done.err
     assert "mine:both=false" in done.out
     assert "FromBothEnds" not in json.dumps(json.loads((copy_of_trained / "eval.json").read_text()))
+
+
+def test_a_run_that_was_trained_without_it_generates_with_it(
+    command: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "decoder_of_mine.py").write_text("""
+from hybrid.decoding import DECODERS
+class Late(DECODERS["left_to_right"]): pass
+DECODERS["late"] = Late
+""")
+    words = ("generate.py", "--checkpoint", trained, "--max-new-tokens", 8, "--decoder", "late")
+    assert "'late' is not one of" in command(*words).error
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        done = command(*words, "--imports", "decoder_of_mine")
+    finally:
+        DECODERS.pop("late", None)
+        sys.modules.pop("decoder_of_mine", None)
+    assert done.code == 0 and done.out == command(*words[:-1], "left_to_right").out
+    error = command(*words, "--imports", "no_such_module").error
+    assert "--imports: cannot import 'no_such_module': No module" in error and "PYTHONPATH" in error
 
 
 def test_its_options_are_checked(command: Command, trained: Path) -> None:
