@@ -187,10 +187,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
 def parse() -> argparse.Namespace:
     """What was typed. Options of `GenerationConfig` that were not given are None: it declares the defaults."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
-    )  # fmt: skip
+    cli.add_model(parser)
     parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
@@ -237,15 +234,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",
     )  # fmt: skip
-    parser.add_argument(
-        "--imports", nargs="+", default=[], metavar="MODULE",
-        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
-    )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
-    )
+    cli.add_machine(parser)
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         raise ValueError(f"--num-samples: {arguments.num_samples} must be at least 1")

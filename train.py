@@ -60,8 +60,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-h", "--help", action="store_true", help="show this and every key")
     arguments = parser.parse_intermixed_args()  # settings may come before and after the flags
     if arguments.help:
-        from hybrid.config import describe
+        from hybrid.config import describe, load_config
 
+        try:
+            load_config(arguments.config, arguments.overrides, checked=False)  # whose imports register entries
+        except ValueError as error:  # help is wanted most where something is wrong
+            log.warning("%s", error)
         print(parser.format_help())
         print(describe())
         raise SystemExit(0)

@@ -75,6 +75,26 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the options")
 
 
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that loads a model: where it is, and the modules that are imported before."""
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN",
+        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
+    )  # fmt: skip
+    parser.add_argument(
+        "--imports", nargs="+", default=[], metavar="MODULE",
+        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
+    )  # fmt: skip
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the options of where a network runs, and in which precision."""
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
+    )
+
+
 def _written_out(names: Sequence[str], value: Any) -> Any:
     if isinstance(value, list):
         return [_written_out(names, each) for each in value]

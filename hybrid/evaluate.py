@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hybrid.evaluation.base import EvaluationModel
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import Setting
+    from hybrid.likelihoods import LikelihoodMethod
     from hybrid.lm import LanguageModel
 
 CONFIDENT = "confidence:token=best"
@@ -52,7 +53,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     """Evaluate on each rank a share; the first prints and writes."""
     from hybrid.device import precision_context
     from hybrid.evaluation.scores import Scores
-    from hybrid.evaluation.setting import ALL, choose_decoders
+    from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
     from hybrid.lm import load
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
@@ -61,6 +62,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     sizes = block_sizes(lm, arguments)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
+    likelihoods = choose_likelihoods(arguments.likelihoods, "--likelihoods")
     generation = prepare_generation(lm, arguments) if decoders else None
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
@@ -69,7 +71,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
         ranks=ranks,
     )  # fmt: skip
-    results = evaluate_likelihoods(scores, sizes, orders, arguments)
+    results = evaluate_likelihoods(scores, sizes, orders, likelihoods, arguments)
     if generation is not None:
         results |= evaluate_texts(scores, sizes, decoders, orders, *generation)
     if ranks.is_main:
@@ -79,13 +81,14 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
 
 def evaluate_likelihoods(
-    scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], arguments: argparse.Namespace
-) -> dict[str, Any]:
+    scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], likelihoods: Mapping[str, LikelihoodMethod],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
     """Print the table of likelihoods; return it as eval.json has it."""
     from hybrid.evaluation.scores import notes, table
     from hybrid.evaluation.setting import ALL
 
-    lines = scores.lines(sizes, arguments.enumerate, orders, every=ALL in arguments.orders)
+    lines = scores.lines(sizes, arguments.enumerate, orders, ALL in arguments.orders, likelihoods)
     if scores.ranks.is_main:
         print("\n".join([table(lines), *notes(lines)]))
     return {"results": [line.as_json() for line in lines]}
@@ -196,8 +199,9 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what the results depend on, as eval.json has it. `imports` stands there where something is imported."""
-    return {key: value for key, value in vars(arguments).items() if key != "output" and (key != "imports" or value)}
+    """Say what the results depend on, as eval.json has it: `imports` and `likelihoods` where there are any."""
+    optional = ("imports", "likelihoods")
+    return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
 def write(
@@ -214,11 +218,9 @@ def write(
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse `words`; None: the command line."""
-    parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__)
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
-    )  # fmt: skip
+    parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__, add_help=False)
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="show this and both tables (behind --imports)")
+    cli.add_model(parser)
     parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
     parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
@@ -234,17 +236,13 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="add the likelihood of each decoder's order; all: of every decoder that has one, of random orders and of "
         "the best order (short blocks)",
     )  # fmt: skip
+    parser.add_argument(
+        "--likelihoods", nargs="+", default=[], metavar="NAME[:key=value,...]", help="add likelihoods of the table",
+    )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
-    parser.add_argument(
-        "--imports", nargs="+", default=[], metavar="MODULE",
-        help="modules imported first, which register entries of your own (run.imports of the run is imported too)",
-    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="default: eval.json in the run's folder")
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
-    )
+    cli.add_machine(parser)
     of_texts = _add_generation(parser)
     arguments = parser.parse_args(words)
     for name, least in (("draws", 1), ("batch_rows", 1), ("rows", 0), ("samples", 1)):
@@ -254,6 +252,21 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         if not arguments.decoders and getattr(arguments, name) != parser.get_default(name):
             raise ValueError(f"--{name.replace('_', '-')}: has no effect without --decoders; add --decoders all")
     return arguments
+
+
+class _Help(argparse.Action):
+    """Print the options and the entries of both tables, those of modules that `--imports` names before it as well."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        from hybrid.config import describe_table, import_modules
+        from hybrid.evaluation import METRICS
+        from hybrid.likelihoods import LIKELIHOODS
+
+        import_modules(namespace.imports, "--imports")
+        likelihoods = describe_table("likelihoods (--likelihoods)", LIKELIHOODS)
+        metrics = describe_table("metrics of generated text (--decoders)", METRICS)
+        print(parser.format_help(), likelihoods, metrics, sep="\n")
+        parser.exit()
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> list[str]:

@@ -32,6 +32,7 @@ from hybrid.decoding.results import Generation, GenerationState
 from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
 from hybrid.likelihoods import Likelihood, Rows
 from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
+from hybrid.likelihoods.base import checked
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
@@ -92,7 +93,7 @@ class LanguageModel:
         rows = Rows.of(tokens, self._check_targets(is_target, tokens), self._documents(tokens))
         self._fuse()
         with torch.no_grad(), precision_context(self.precision, self.device)():
-            return chosen.nll(self.model, rows, size, draws, seed)
+            return checked(chosen.nll(self.model, rows, size, draws, seed), chosen, rows)
 
     def logits(self, tokens: Tensor, block_size: int | None = None) -> Tensor:
         """(batch, length, vocab): each position predicted with its whole block masked, given the blocks before it."""

@@ -152,7 +152,8 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
 
     Raises:
         RemovedEntry: a name that the table had once (a ValueError, too).
-        ValueError: unknown name, unknown or missing option, or an option of the wrong type or range.
+        ValueError: unknown name, a class where an instance is meant, an entry that is no dataclass, unknown or missing
+            option, or an option of the wrong type or range.
     """
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -160,6 +161,9 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
         if spec is None or isinstance(spec, (bool, int, float, list, tuple)):
             names = ", ".join(sorted(table))
             raise ValueError(f"{key}: {shown(spec)} is neither a name nor a mapping with one; names: {names}")
+        if isinstance(spec, type):
+            name = spec.__name__
+            raise ValueError(f"{key}: {name} is a class; give an instance, e.g. {name}(), or the name of an entry")
         return spec
     arguments = {str(name): value for name, value in spec.items()}
     if "name" not in arguments:
@@ -168,6 +172,8 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
     if isinstance(name, str) and name not in table and (removed := REMOVED.get((key.rpartition(".")[2], name))):
         raise RemovedEntry(f"{key}: {name!r} was removed: {removed.why}")
     entry: Any = table[pick(key, name, table)]
+    if not dataclasses.is_dataclass(table[name]):
+        raise ValueError(f"{key}: {name} is no dataclass; write @dataclass(frozen=True) above it")
     arguments = {**_check_options(key, name, entry, arguments), **_provided(entry, given or {})}
     try:
         return entry(**arguments)
@@ -176,6 +182,13 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
     except ValueError as error:
         kind = RemovedEntry if isinstance(error, RemovedEntry) else ValueError
         raise kind(f"{key}.{error}") from None
+
+
+def needs(key: str, entry: Any, *methods: str) -> None:
+    """Raise a ValueError unless an entry has these methods; the message names the first that it lacks."""
+    for method in methods:
+        if not callable(getattr(entry, method, None)):
+            raise ValueError(f"{key}: {shown(entry)} has no method {method!r}; it must have {' and '.join(methods)}")
 
 
 def _provided(entry: Any, given: Mapping[str, Any]) -> dict[str, Any]:

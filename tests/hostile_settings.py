@@ -247,7 +247,8 @@ def _sweep(rng: random.Random) -> str:
     if rng.random() < 0.8:
         name = rng.choice([*parts, "nothere"])
         inner = rng.choice((scalar(rng), f"{{{rng.choice(list(known_keys()))}: {rng.choice(YAML)}}}",
-                            f"{{a: {scalar(rng)}}}", f"{{run.seed: {rng.choice(YAML)}}}", "{'../x': {}}",
+                            f"{{a: {scalar(rng)}}}",
+                            f"{{run.seed: {rng.choice(YAML)}}}", "{'../x': {}}",
                             f"{{rows: {rng.choice(YAML)}}}"))  # fmt: skip
         parts[name] = inner
     return "".join(f"{name}: {value}\n" for name, value in parts.items())

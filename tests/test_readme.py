@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import Command
 from safetensors.torch import save_file
 from toy import random_tokens, toy_model
 
@@ -27,6 +28,9 @@ from hybrid.data.corpora import CORPORA
 from hybrid.data.tokenizers import SubwordTokenizer
 from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
+from hybrid.evaluation import METRICS, Texts
+from hybrid.likelihoods import LIKELIHOODS, Rows
+from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.attention import BACKENDS, Eager, select_backend
 from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
@@ -41,7 +45,9 @@ REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text(encoding="utf-8")
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, OBJECTIVES, SCHEDULES)
+TABLES: tuple[dict[str, Any], ...] = (
+    BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, LIKELIHOODS, METRICS, OBJECTIVES, SCHEDULES,
+)  # fmt: skip
 
 
 def commands() -> list[list[str]]:
@@ -105,6 +111,16 @@ def test_training_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, example
         assert check(load_config(a.config, a.overrides)) == [], arguments
 
 
+def test_help_lists_the_entries_of_modules_that_are_named(command: Command, examples: None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("run: {imports: [my_schedule]}")
+    done = command("train.py", "--config", tmp_path / "mine.yaml", "--help")
+    assert (done.code, done.err) == (0, "") and "smoothstep: alpha = 1 - t^2 (3 - 2t)" in done.out
+    done = command("train.py", "run.imports=my_decoder", "--help")
+    assert (done.code, done.err) == (0, "") and "strided: Every `stride`-th position at once" in done.out
+    done = command("train.py", "trainer.stesp=3", "--help")
+    assert done.code == 0 and "trainer.steps=" in done.out and "did you mean 'trainer.steps'" in done.err
+
+
 def test_generation_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
     generate = script("generate")
     importlib.import_module("my_decoder")
@@ -149,8 +165,10 @@ def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, exa
 
 
 def test_every_table_has_an_example() -> None:
-    rooms = ["attention", "corpus", "decoder", "estimator", "importer", "objective", "schedule"]
-    assert sorted(EXAMPLES) == [f"my_{name}" for name in rooms]
+    doors = [
+        "attention", "corpus", "decoder", "estimator", "importer", "likelihood", "metric", "objective", "schedule",
+    ]  # fmt: skip
+    assert sorted(EXAMPLES) == [f"my_{name}" for name in doors] and len(doors) == len(TABLES)
 
 
 def test_the_decoder_of_the_example_decodes(examples: None) -> None:
@@ -231,6 +249,24 @@ def test_the_backend_of_the_example_agrees_with_eager(examples: None) -> None:
     for model.attend in (Eager(), backend):
         outputs.append(model(rows, pattern))
     torch.testing.assert_close(*outputs)
+
+
+def test_the_likelihood_of_the_example_masks_each_token_alone(examples: None) -> None:
+    importlib.import_module("my_likelihood")
+    model, tokens = toy_model(), random_tokens(3, 10)
+    rows = Rows.of(tokens, torch.arange(10).expand(3, -1) != 4)
+    with torch.no_grad():
+        got = LIKELIHOODS["pseudo"]().nll(model, rows, 4)
+        blocks = mask_table(model, rows, 4)  # of 4, 4 and 2 tokens
+    expected = -sum(table[:, 1 << i, i] for table, _ in blocks for i in range(table.shape[2]))
+    torch.testing.assert_close(got.nll, expected)
+    assert got.tokens.tolist() == [9] * 3
+
+
+def test_the_metric_of_the_example_is_a_share_of_words(examples: None) -> None:
+    importlib.import_module("my_metric")
+    texts, real = Texts([], ["a b", "b c d"]), Texts([], ["b", "d e"])
+    assert METRICS["shared_words"]().measure(texts, real) == {"shared_words": 3 / 5}
 
 
 def test_the_corpus_of_the_example_reads_the_same_from_both_ends(examples: None, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@
 from hybrid.config.check import check, resolve_block_sizes
 from hybrid.config.load import import_modules, load_config, parse_options
 from hybrid.config.schema import NO_MATTER, ROUNDING, Config
-from hybrid.config.show import describe, differences, flatten, inline, to_yaml
+from hybrid.config.show import describe, describe_table, differences, flatten, inline, to_yaml
 
 __all__ = [
     "NO_MATTER",
@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "check",
     "describe",
+    "describe_table",
     "differences",
     "flatten",
     "import_modules",

@@ -11,6 +11,7 @@ from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
 from hybrid.objectives.build import build_estimator, check_teacher, fields_of
 from hybrid.objectives.estimators import Count
+from hybrid.objectives.objective import is_elbo
 from hybrid.objectives.weightings import Elbo
 from hybrid.options import at_least, at_most, build, path_of, shown, title
 
@@ -209,7 +210,7 @@ def _check_objective(config: Config, block_sizes: list[int]) -> None:
 def _bias(config: Config) -> list[str]:
     """Write a line for each part of the objective that makes it another one than the ELBO."""
     objective, estimator = config.objective, build_estimator(config.objective)
-    if not build(table(SPECS["objective.name"]), objective.name, "objective.name").is_elbo:
+    if not is_elbo(build(table(SPECS["objective.name"]), objective.name, "objective.name")):
         return [f"objective.name = {title(objective.name)} is not the ELBO: what it trains is no bound, val/nelbo is"]
     lines = []
     if hasattr(estimator, "bias"):

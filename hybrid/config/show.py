@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hybrid.config import dialect
@@ -45,10 +45,16 @@ def describe() -> str:
         for key in members:
             lines += _describe_key(key)
             if key.name in SPECS:
-                lines += _describe_table(SPECS[key.name])
+                lines += _describe_entries(table(SPECS[key.name]))
         blocks.append("\n".join(lines))
-    blocks.append("\n".join(["attention backends (model.attention):", *_describe_table(BACKENDS, with_options=False)]))
+    backends = _describe_entries(table(BACKENDS), with_options=False)
+    blocks.append("\n".join(["attention backends (model.attention):", *backends]))
     return "\n\n".join(blocks)
+
+
+def describe_table(title: str, entries: Mapping[str, type]) -> str:
+    """Write a part of a command's `--help`: the entries of a table with their options."""
+    return "\n".join([f"{title}:", *_describe_entries(entries)])
 
 
 def _values(config: Config) -> Iterator[tuple[str, Any]]:
@@ -86,10 +92,10 @@ def _describe_key(key: Key) -> list[str]:
     return [f"{head}  ({kind})" if kind != "any" else head, *_wrapped(f"{key.doc}{note}", "      ")]
 
 
-def _describe_table(address: tuple[str, str], with_options: bool = True) -> list[str]:
-    """List each entry of a table with the first paragraph of its docstring, then the options that a spec may give."""
+def _describe_entries(entries: Mapping[str, type], with_options: bool = True) -> list[str]:
+    """List each entry with the first paragraph of its docstring, then the options that a spec may give."""
     lines = []
-    for name, entry in table(address).items():
+    for name, entry in entries.items():
         doc = " ".join((entry.__doc__ or "").strip().split("\n\n")[0].split())
         # A dataclass without a docstring has its signature for one.
         doc = "" if doc.startswith(f"{entry.__name__}(") else doc

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from hybrid.data.batches import PackedTokens
 from hybrid.data.config import DataConfig
 from hybrid.data.corpora.locating import locate
-from hybrid.data.corpora.source import KnownEntropy, Source
+from hybrid.data.corpora.source import Documents, KnownEntropy, Source
 from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.data.splitting import SPLITS
 from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
@@ -88,7 +90,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
     packed = open_packed(cache / fingerprint)
     for _ in range(3):  # another process may be replacing a damaged folder at the same moment
         if packed is None:
-            build(cache / fingerprint, source.load, recipe, tokenizer, is_current)
+            build(cache / fingerprint, partial(_load, source), recipe, tokenizer, is_current)
             packed = open_packed(cache / fingerprint)
     assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
     _warn_of_losses(packed, config.tokenizer)
@@ -103,6 +105,21 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
     return Data(
         packed.tokenizer, splits["train"], splits["validation"], _describe(config, packed, fingerprint, splits, source)
     )
+
+
+def _load(source: Source, folder: Path) -> Documents:
+    """Load the documents of a source.
+
+    Raises:
+        ValueError: they are none; the message names the source.
+    """
+    documents = source.load(folder)
+    if not all(hasattr(documents, name) for name in ("has_prompts", "__len__", "read")):
+        raise ValueError(
+            f"data.corpus: load of {type(source).__name__} gave a {type(documents).__name__}; it must be Documents, "
+            "e.g. hybrid.data.corpora.InMemory([Document(text), ...])"
+        )
+    return documents
 
 
 def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) -> str:

@@ -13,6 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+MAX_IDLE_STEPS = 10_000
+"""Consecutive steps without a revealed token, or steps of a block that re-mask beyond those that the decoder has by its
+options, after which it is taken to be stuck."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -132,6 +136,8 @@ class Decoder(Protocol):
 
     Attributes that a decoder may have:
         min_steps: the steps that each block is given whatever is masked, of a decoder that may re-mask a complete one.
+        steps: how many steps it takes a block, of a decoder that re-masks; with `MAX_IDLE_STEPS` more it is taken to be
+            stuck.
         ignores_sampling: True for a decoder whose tokens follow a law of its own; temperature, top_k and top_p are then
             refused.
     """
@@ -150,3 +156,62 @@ class Decoder(Protocol):
         With `tokens` positions of `reveal` take these instead, known ones too: all that are free.
         """
         ...
+
+
+def choose(decoder: Decoder, view: View, state: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return what `select` chooses: (reveal, remask, tokens), None for what it leaves out.
+
+    Raises:
+        ValueError: it is of another form; the message names the decoder.
+    """
+    choice = decoder.select(view, state)
+    if not isinstance(choice, tuple) or len(choice) not in (2, 3):
+        what = f"{type(choice).__name__}{f' of {len(choice)}' if isinstance(choice, tuple) else ''}"
+        raise ValueError(
+            f"decoder: select of {decoder!r} gave a {what}; it must be (reveal, remask) or (reveal, remask, tokens)"
+        )
+    reveal, remask, *own = choice
+    shape = view.tokens.shape
+    _refuse_other(decoder, "reveal", reveal, shape, torch.bool)
+    if remask is not None:
+        _refuse_other(decoder, "remask", remask, shape, torch.bool)
+    if not own:
+        return reveal, remask, None
+    _refuse_other(decoder, "tokens", own[0], shape, torch.int64)
+    return reveal, remask, own[0]
+
+
+def _refuse_other(decoder: Decoder, name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
+    if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype:
+        return
+    what = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    raise ValueError(
+        f"decoder: select of {decoder!r} gave {what} as {name}; it must be a tensor, {dtype} {tuple(shape)}"
+    )
+
+
+class Patience:
+    """Counts the steps of a block, to refuse a decoder that never gets it done."""
+
+    def __init__(self, decoder: Decoder, block_size: int):
+        self.decoder, self.idle, self.remasking = decoder, 0, 0
+        steps = getattr(decoder, "steps", None)
+        self.most = MAX_IDLE_STEPS + block_size + (steps if isinstance(steps, int) else 0)
+
+    def count(self, advanced: bool, remasks: bool) -> None:
+        """Count a step that revealed something (`advanced`) or not, and had a mask of what to take back or none.
+
+        Raises:
+            ValueError: the decoder is stuck; the message names it.
+        """
+        self.idle = 0 if advanced else self.idle + 1
+        self.remasking += remasks
+        if self.idle > MAX_IDLE_STEPS:
+            raise ValueError(
+                f"decoder: {self.decoder!r} revealed nothing in {self.idle} steps; select must make progress"
+            )
+        if self.remasking > self.most:
+            raise ValueError(
+                f"decoder: {self.decoder!r} has re-masked in {self.remasking} steps of a block, which is not done; "
+                "select must make progress"
+            )

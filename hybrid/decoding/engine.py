@@ -25,7 +25,7 @@ from hybrid import rng
 from hybrid.arguments import SEEDS, flag, integer, prompt_ids
 from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig
-from hybrid.decoding.decoder import Decoder
+from hybrid.decoding.decoder import Decoder, Patience, choose
 from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
@@ -36,13 +36,10 @@ from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
 from hybrid.model.fused import for_inference
-from hybrid.options import build
+from hybrid.options import build, needs
 
 BATCH = 64
 """Texts written at a time, which bounds the memory; no text depends on its batch."""
-
-MAX_IDLE_STEPS = 10_000
-"""Consecutive steps without a revealed token after which a decoder is taken to be stuck."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,7 @@ class Engine:
         config, planner = self.config, self.config.planner
         object.__setattr__(self, "block_size", integer("block_size", config.block_size, 1))
         object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
+        needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
         if getattr(self.decoder, "ignores_sampling", False):
             for option, default in vars(Sampling()).items():
@@ -227,29 +225,28 @@ class _Session:
     def _denoise(self, live: LiveBlocks) -> Iterator[GenerationState]:
         """Step until nothing of the live blocks is masked, and `min_steps` of the decoder are over."""
         engine, decoder = self.engine, self.engine.decoder
-        state, step, idle = None, 0, 0
+        state, step, patience = None, 0, Patience(decoder, engine.block_size)
         min_steps = getattr(decoder, "min_steps", 0)
         while step < min_steps or bool(live.is_masked.any()):
             here = Step(self.networks, engine.config, self.uniforms, self.text, live, step)
             view = here.view()
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask, *own = decoder.select(view, state)
-            reveal = reveal & (live.is_open(step < min_steps) if own else live.is_masked)
+            reveal, remask, own = choose(decoder, view, state)
+            reveal = reveal & (live.is_masked if own is None else live.is_open(step < min_steps))
             changed, confidence = bool(reveal.any()), None
             tokens = live.tokens
             if changed:
-                tokens, confidence = here.written(reveal, own[0]) if own else here.revealed(view, reveal)
+                tokens, confidence = here.revealed(view, reveal) if own is None else here.written(reveal, own)
             shown = tokens
             if remask is not None:
                 tokens = tokens.masked_fill(remask & live.is_open(step < min_steps), self.mask)
             if self.watch is not None:
                 self._tell(live, confidence, shown, tokens)
-            advanced = changed and (not own or bool((reveal & live.is_masked).any()))
-            idle = 0 if advanced or step < min_steps else idle + 1
+            advanced = changed and (own is None or bool((reveal & live.is_masked).any()))
             live.update(tokens)
-            if idle > MAX_IDLE_STEPS:
-                raise ValueError(f"decoder: {decoder!r} revealed nothing in {idle} steps; select must make progress")
+            if step >= min_steps:
+                patience.count(advanced, remask is not None)
             step += 1
             if changed:
                 self.text[live.index, live.position] = live.tokens

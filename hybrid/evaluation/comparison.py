@@ -9,25 +9,43 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from hybrid.data.batches import PackedTokens
 from hybrid.decoding.engine import generate_shared, n_batches
 from hybrid.distributed import ALONE, Ranks
 from hybrid.evaluation.answers import Answers, score
-from hybrid.evaluation.base import EvaluationModel, Texts
+from hybrid.evaluation.base import EvaluationModel, Metric, Texts
 from hybrid.evaluation.results import REAL, DecoderResult, metrics_for
 from hybrid.evaluation.setting import Setting
 from hybrid.lm import LanguageModel
+from hybrid.options import shown
 from hybrid.text.continuation import continuation
 
 if TYPE_CHECKING:
     from hybrid.decoding.engine import Engine
 
 log = logging.getLogger(__name__)
+
+
+def measured(metric: Metric, texts: Texts, reference: Texts) -> dict[str, float]:
+    """Measure texts by a metric.
+
+    Raises:
+        ValueError: it gave something else than numbers by name; the message names the metric.
+    """
+    numbers = metric.measure(texts, reference)
+    name = f"metric {type(metric).__name__}: measure gave"
+    if not isinstance(numbers, Mapping):
+        raise ValueError(f"{name} a {type(numbers).__name__}; it must be a dict of numbers by name")
+    for key, value in numbers.items():
+        if not isinstance(value, Real):
+            raise ValueError(f"{name} {shown(value)} as {key!r}; it must be a number, NaN where there is no value")
+    return dict(numbers)
 
 
 @dataclass
@@ -85,7 +103,7 @@ class Comparison:
         for metric in metrics_for(self.evaluation_model):
             texts = second if metric.needs_reference else self.reference
             if texts is not None:
-                numbers |= metric.measure(texts, self.reference)
+                numbers |= measured(metric, texts, self.reference)
         return DecoderResult(REAL, numbers)
 
     @cached_property
@@ -101,7 +119,7 @@ class Comparison:
         texts = self._texts(self.prompts, result.tokens)
         numbers: dict[str, float] = {}
         for metric in metrics_for(self.evaluation_model):
-            numbers |= metric.measure(texts, self.reference)
+            numbers |= measured(metric, texts, self.reference)
         return DecoderResult(
             label, numbers, size,
             nfe_per_token=result.nfe / n_batches(n, self.ranks) / new,

@@ -1,7 +1,7 @@
 """Likelihoods of a split by block size: every entry of `LIKELIHOODS`, and of decoders the likelihood of their orders.
 
 `tightest` is the best of the listed policies for each block. It and `best_order` choose when the text is known, so they
-are the likelihood of no procedure.
+are the likelihood of no procedure. At block size 1 there is one order, and most likelihoods are the same number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import torch
 from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
-from hybrid.likelihoods.base import HINDSIGHT
+from hybrid.likelihoods.base import NO_PROCEDURE
+from hybrid.likelihoods.elbo import Bound
+from hybrid.likelihoods.enumerated import BestOrder, Enumerate
 from hybrid.likelihoods.orders import Policy
 from hybrid.likelihoods.rows import RowLikelihoods, SplitLikelihood, bound, by_row
 from hybrid.lm import LanguageModel
@@ -28,7 +30,6 @@ from hybrid.results.text import aligned, formatted
 log = logging.getLogger(__name__)
 
 TIGHTEST = "tightest"
-_HINDSIGHT = "~  the best of several orders, chosen when the text is known: the likelihood of no procedure"
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Scores:
 
     def lines(
         self, sizes: Sequence[int], enumerated: bool = False, decoders: Mapping[str, Any] | None = None,
-        every: bool = False,
+        every: bool = False, named: Mapping[str, LikelihoodMethod] | None = None,
     ) -> list[SplitLikelihood]:  # fmt: skip
         """Evaluate the bound at each block size, and beside it what is asked for.
 
@@ -58,36 +59,44 @@ class Scores:
             enumerated: with the any-order likelihood.
             decoders: label -> decoder, for the policies.
             every: with every likelihood that the block size allows; decoders without a policy are left out.
+            named: label -> likelihood, further ones; those that are the exact one at block size 1 are left out there.
 
         Raises:
-            ValueError: a decoder without a policy, unless `every`.
+            ValueError: a decoder without a policy, unless `every`; a named likelihood that has no value.
         """
         found = []
         for size in sizes:
             found.append(bound(self.lm.model, self.split, size, **self._how))
-            if size > 1:  # at 1 there is one order, and all likelihoods are the same number
+            if size > 1 or every:
                 found += self._beside_the_bound(size, enumerated, decoders or {}, every)
+            for label, method in (named or {}).items():
+                if size > 1 or not method.is_exact_at_1:
+                    found.append(self._line(size, label, self._by_row(size, method, label)))
         return found
 
     def policy(self, size: int, label: str, decoder: Any) -> float | None:
-        """NLL of a decoder's order, in nats per target token; None if it has none."""
+        """Find the NLL of a decoder's order, in nats per target token; None if it has none."""
         found = self._policy(size, label, decoder, may_lack=True)
         return None if found is None else self._line(size, "policy", found).nats_per_token
 
     def _beside_the_bound(
         self, size: int, enumerated: bool, decoders: Mapping[str, Any], every: bool
     ) -> Iterator[SplitLikelihood]:
-        """In the order of the table of likelihoods."""
+        """Evaluate what is asked for, in the order of the table of likelihoods."""
         for name, entry in LIKELIHOODS.items():
-            if name == "policy":
+            if size == 1 and entry.is_exact_at_1:
+                continue
+            if entry is Policy:
                 yield from self._policies(size, decoders, every)
-            elif name == "enumerate" and enumerated:
+            elif entry is Enumerate and enumerated:
                 yield self._line(size, name, self._by_row(size, entry(), name))
-            elif name != "bound" and every and size <= (entry.max_block_size or size):
+            elif entry is not Bound and every and size <= (entry.max_block_size or size):
                 try:
-                    yield self._line(size, name, self._by_row(size, build(LIKELIHOODS, name, "method"), name))
-                except ValueError as error:
+                    method = build(LIKELIHOODS, name, "method")
+                except ValueError as error:  # an entry whose options have no defaults
                     log.info("%s: left out: %s", name, error)
+                    continue
+                yield self._line(size, name, self._by_row(size, method, name))
 
     def _policies(self, size: int, decoders: Mapping[str, Any], every: bool) -> Iterator[SplitLikelihood]:
         have: list[RowLikelihoods] = []
@@ -139,7 +148,7 @@ def table(lines: Sequence[SplitLikelihood]) -> str:
             [
                 str(line.block_size),
                 f"{line.likelihood} {line.decoder or ''}".rstrip(),
-                f"{_relation(line):<2}{line.nats_per_token:>8.4f}",
+                f"{_entry(line).relation:<2}{line.nats_per_token:>8.4f}",
                 "nan" if math.isnan(line.stderr) else f"{line.stderr:.4f}",
                 f"{line.perplexity:.3f}",
                 formatted(line.bits_per_byte, ".4f"),
@@ -148,11 +157,12 @@ def table(lines: Sequence[SplitLikelihood]) -> str:
     return aligned(rows, left=(1,))
 
 
-def _relation(line: SplitLikelihood) -> str:
-    """How the value stands to the likelihood that it is about."""
-    return HINDSIGHT if line.likelihood == TIGHTEST else LIKELIHOODS[line.likelihood].relation
+def _entry(line: SplitLikelihood) -> type[LikelihoodMethod]:
+    """Find the entry of the table that a line is of; `tightest` is one of the best orders."""
+    return BestOrder if line.likelihood == TIGHTEST else LIKELIHOODS[line.likelihood.partition(":")[0]]
 
 
 def notes(lines: Sequence[SplitLikelihood]) -> list[str]:
-    """What must be said below the table."""
-    return [_HINDSIGHT] if any(_relation(line) == HINDSIGHT for line in lines) else []
+    """Say below the table what the numbers marked `~` are, each reason once."""
+    said = (_entry(line).note for line in lines if _entry(line).relation == NO_PROCEDURE)
+    return [f"{NO_PROCEDURE}  {note}" for note in dict.fromkeys(said)]

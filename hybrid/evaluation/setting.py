@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hybrid.config import parse_options
 from hybrid.decoding import DECODERS, GenerationConfig, Sampling
+from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
 from hybrid.options import at_least, build
 
 ALL = "all"
@@ -53,15 +54,23 @@ def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, *, sam
 
 
 def choose_decoders(words: Iterable[str], key: str) -> dict[str, Any]:
-    """`NAME` or `NAME:key=value,key=value`, as typed -> the decoder; `all` stands for the whole table.
+    """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for the whole table.
 
     Raises:
         ValueError: an unknown decoder, or an option that it does not take.
     """
+    return _chosen((label for word in words for label in (DECODERS if word == ALL else [word])), DECODERS, key)
+
+
+def choose_likelihoods(words: Iterable[str], key: str) -> dict[str, LikelihoodMethod]:
+    """Build the likelihoods that are typed as `NAME` or `NAME:key=value,key=value`; errors are those of a decoder."""
+    return _chosen(words, LIKELIHOODS, key)
+
+
+def _chosen(labels: Iterable[str], table: Mapping[str, type], key: str) -> dict[str, Any]:
     chosen = {}
-    for word in words:
-        for label in DECODERS if word == ALL else [word]:
-            name, _, options = label.partition(":")
-            spec = {"name": name, **parse_options(_NEXT_OPTION.split(options) if options else [], key)}
-            chosen[label] = build(DECODERS, spec, key)
+    for label in labels:
+        name, _, options = label.partition(":")
+        spec = {"name": name, **parse_options(_NEXT_OPTION.split(options) if options else [], key)}
+        chosen[label] = build(table, spec, key)
     return chosen

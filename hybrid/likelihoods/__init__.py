@@ -1,7 +1,7 @@
 """Score a text: one table of likelihoods, never confused with each other.
 
 A new likelihood is a frozen dataclass with `nll` (see `base.LikelihoodMethod`) and a line in `LIKELIHOODS`: then
-`lm.nll(method=...)` takes it, and `python -m hybrid.evaluate --orders all` lists it.
+`lm.nll(method=...)` and `python -m hybrid.evaluate --likelihoods NAME` take it, and `--orders all` lists it.
 """
 
 from hybrid.likelihoods.base import Likelihood, LikelihoodMethod, Rows

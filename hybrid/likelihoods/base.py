@@ -16,9 +16,9 @@ from hybrid import rng
 from hybrid.model import Transformer
 from hybrid.objectives.noise import NoiseKeys
 
-EQUAL, BOUND, HINDSIGHT = "=", "<=", "~"
+EQUAL, BOUND, NO_PROCEDURE = "=", "<=", "~"
 """How a number stands to the negative log-likelihood of a procedure that generates text: it is that of one; it is at
-least that of one; or what it multiplies was chosen when the text was known, so it is that of none."""
+least that of one; or it is that of none."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,12 @@ class LikelihoodMethod(ABC):
     """An entry of `LIKELIHOODS`: a frozen dataclass, whose fields are its options, with `nll`."""
 
     relation: ClassVar[str] = EQUAL
+    note: ClassVar[str] = "the likelihood of no procedure"
+    """Said once below a table in which its relation is `NO_PROCEDURE`."""
+
+    is_exact_at_1: ClassVar[bool] = False
+    """Whether it is `exact` at block size 1, so that it needs no line of its own there."""
+
     max_block_size: ClassVar[int | None] = None
     """Largest block that it can do; None: any."""
 
@@ -101,3 +107,21 @@ class LikelihoodMethod(ABC):
         Raises:
             ValueError: a block size, or an option, with which it has no value.
         """
+
+
+def checked(likelihood: Likelihood, method: LikelihoodMethod, rows: Rows) -> Likelihood:
+    """Return what a method gave for rows of text.
+
+    Raises:
+        ValueError: it is no `Likelihood` of them; the message names the method.
+    """
+    name = f"method: nll of {type(method).__name__} gave"
+    if not isinstance(likelihood, Likelihood):
+        what = type(likelihood).__name__
+        raise ValueError(f"{name} a {what}; it must be a Likelihood, e.g. Likelihood.without_noise(nll, rows, 'mine')")
+    for key in ("nll", "stderr", "tokens"):
+        value, n = getattr(likelihood, key), len(rows.tokens)
+        if not isinstance(value, Tensor) or value.shape != (n,):
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(f"{name} {what} as {key!r}; it must be a tensor of shape ({n},), a number for each row")
+    return likelihood

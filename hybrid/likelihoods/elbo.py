@@ -29,6 +29,7 @@ class Bound(LikelihoodMethod):
     """The ELBO, by Monte Carlo or, with draws="all", over every mask; at block size 1 it is the exact likelihood."""
 
     relation: ClassVar[str] = BOUND
+    is_exact_at_1: ClassVar[bool] = True
     takes_all_draws: ClassVar[bool] = True
 
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:

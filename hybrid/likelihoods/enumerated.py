@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from hybrid.likelihoods.base import HINDSIGHT, Likelihood, LikelihoodMethod, Rows
+from hybrid.likelihoods.base import NO_PROCEDURE, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.exact import exact_nll
 from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import cross_entropies
@@ -35,6 +35,7 @@ ROWS_PER_FORWARD = 1 << 15
 class Enumerate(LikelihoodMethod):
     """The exact likelihood of decoding in a uniformly random order."""
 
+    is_exact_at_1: ClassVar[bool] = True
     max_block_size: ClassVar[int | None] = MAX_ENUMERATED
     takes_all_draws: ClassVar[bool] = True
 
@@ -49,7 +50,9 @@ class Enumerate(LikelihoodMethod):
 class BestOrder(LikelihoodMethod):
     """The best of all orders of each block, chosen when the text is known."""
 
-    relation: ClassVar[str] = HINDSIGHT
+    relation: ClassVar[str] = NO_PROCEDURE
+    note: ClassVar[str] = "the best of several orders, chosen when the text is known: the likelihood of no procedure"
+    is_exact_at_1: ClassVar[bool] = True
     max_block_size: ClassVar[int | None] = MAX_ENUMERATED
 
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:

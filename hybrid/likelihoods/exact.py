@@ -18,6 +18,7 @@ from hybrid.objectives.estimators import Masking
 class Exact(LikelihoodMethod):
     """-sum_l log p(x_l | x_<l), at block size 1."""
 
+    is_exact_at_1: ClassVar[bool] = True
     max_block_size: ClassVar[int | None] = 1
     takes_all_draws: ClassVar[bool] = True
 

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from hybrid.decoding import DECODERS, Decoder
-from hybrid.decoding.decoder import View
-from hybrid.decoding.engine import MAX_IDLE_STEPS
+from hybrid.decoding.decoder import Patience, View, choose
 from hybrid.likelihoods.base import BOUND, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.enumerated import ROWS_PER_FORWARD
 from hybrid.model import Transformer
 from hybrid.model.kernels.cross_entropy import cross_entropies
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.noise import block_view, target_ranks
-from hybrid.options import build, option
+from hybrid.options import build, needs, option
 
 ORDERS_PER_FORWARD = 8
 """Orders that share one clean pass; bounds the memory."""
@@ -41,6 +40,8 @@ class Policy(LikelihoodMethod):
 
     Several tokens revealed in one step count as independent draws, as they are when generating at temperature 1.
     """
+
+    is_exact_at_1: ClassVar[bool] = True
 
     decoder: Any = option(None, "a decoder whose order is deterministic: a name, a mapping with its options, or a list")
 
@@ -63,6 +64,7 @@ class Importance(LikelihoodMethod):
     """
 
     relation: ClassVar[str] = BOUND
+    is_exact_at_1: ClassVar[bool] = True
 
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:
         n_orders = int(draws)
@@ -144,31 +146,28 @@ class _Walk:
 
     def follow(self, decoder: Decoder) -> Tensor:
         """(b, g) float64 nats of the blocks in the order of the decoder."""
+        needs("decoder", decoder, "start", "select")
         masked = self._blocks(self.rows.is_target, False)
         nll = torch.zeros(len(masked), dtype=torch.float64, device=masked.device)
-        step, idle, state = 0, 0, None
+        step, state, patience = 0, None, Patience(decoder, self.block_size)
         while bool(masked.any()):
             view = self._view(decoder, masked, step)
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask, *own = decoder.select(view, state)
-            if own:
+            reveal, remask, own = choose(decoder, view, state)
+            if own is not None:
                 view.read(masked, masked)  # refused
             if remask is not None and bool((remask & ~view.is_masked & self.is_valid & ~self.is_fixed).any()):
                 raise ValueError(
                     f"decoder: {decoder!r} re-masks tokens, so its texts have no exact policy likelihood; use another"
                 )
             reveal = reveal & masked
-            if bool(reveal.any()):
+            patience.count(advanced := bool(reveal.any()), remasks=False)
+            if advanced:
                 log_probs = view.prediction.log_probs[reveal[masked]]
                 chosen = log_probs.gather(-1, self.text[reveal][:, None]).squeeze(-1).double()
                 nll.index_add_(0, reveal.nonzero()[:, 0], -chosen)
                 masked = masked & ~reveal
-                idle = 0
-            else:
-                idle += 1
-            if idle > MAX_IDLE_STEPS:
-                raise ValueError(f"decoder: {decoder!r} revealed nothing in {idle} steps; select must make progress")
             step += 1
         return nll.view(len(self.rows.tokens), -1)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hybrid.data.batches import PackedTokens
 from hybrid.distributed import ALONE, Ranks
-from hybrid.likelihoods.base import LikelihoodMethod, Rows
+from hybrid.likelihoods.base import LikelihoodMethod, Rows, checked
 from hybrid.likelihoods.elbo import mean_and_error, monte_carlo
 from hybrid.model import Transformer
 from hybrid.storage.fields import Fields, counted
@@ -158,7 +158,7 @@ def by_row(
     parts = []
     for index, is_real, some in _batches(split, model.device, rows, batch_rows, ranks):
         with precision():
-            result = method.nll(model, some, block_size, draws, seed)
+            result = checked(method.nll(model, some, block_size, draws, seed), method, some)
         blocks = result.nll.new_empty(len(result.nll), 0) if result.blocks is None else result.blocks
         columns = torch.tensor(index), result.nll.cpu(), result.stderr.cpu(), result.tokens.cpu(), blocks.cpu()
         parts.append([column[torch.tensor(is_real)] for column in columns])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from hybrid.model.kernels.block_attention import Chunk, chunked_attention
 from hybrid.model.masks import Cached, Coordinates, Pattern, TwoStream, may_attend
-from hybrid.options import pick
+from hybrid.options import needs, pick
 
 log = logging.getLogger(__name__)
 
@@ -264,8 +265,18 @@ def select_backend(name: str, device: torch.device, training: bool) -> Backend:
             name, reason = "sdpa", f"the device is {device.type}"
         log.info("attention: %s (%s)", name, reason)
     pick("model.attention", name, ["auto", *BACKENDS])
+    entry = BACKENDS[name]
     try:
-        return BACKENDS[name](device, training)
+        signature(entry).bind(device, training)
+    except TypeError as error:
+        raise ValueError(
+            f"model.attention: {name} cannot be made of a device and whether it trains ({error}); declare the fields "
+            "`device` and `training`, in this order"
+        ) from None
+    try:
+        backend = entry(device, training)
+        needs("model.attention", backend, "__call__")
+        return backend
     except ValueError as error:
         if training:
             raise

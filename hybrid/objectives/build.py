@@ -13,7 +13,7 @@ from hybrid.objectives.estimators import ESTIMATORS, Estimator
 from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
 from hybrid.objectives.weightings import WEIGHTINGS
-from hybrid.options import build, option, shown
+from hybrid.options import build, needs, option, shown
 
 OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy}
 
@@ -43,7 +43,9 @@ def build_estimator(config: ObjectiveConfig) -> Estimator:
         if isinstance(build(PROPOSALS, config.proposal, "objective.proposal"), Published):
             given["proposal"] = build(WEIGHTINGS, config.weighting, "objective.weighting")
         spec = {**{name: value for name, value in given.items() if name in fields}, **spec}
-    return build(ESTIMATORS, spec, "objective.estimator")
+    estimator = build(ESTIMATORS, spec, "objective.estimator")
+    needs("objective.estimator", estimator, "draw")
+    return estimator
 
 
 def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None) -> Objective:
@@ -57,7 +59,9 @@ def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None)
         "ar_weight": config.ar_weight,
         "teacher": teacher,
     }
-    return build(OBJECTIVES, config.name, "objective.name", provided)
+    objective = build(OBJECTIVES, config.name, "objective.name", provided)
+    needs("objective.name", objective, "loss")
+    return objective
 
 
 def fields_of(config: ObjectiveConfig) -> Mapping[str, dataclasses.Field[Any]]:

@@ -1,4 +1,4 @@
-"""An objective: what a training step minimises. Anything that turns a batch into a `Loss` is one.
+"""An objective: what a training step minimises. Anything with a `loss` that turns a batch into a `Loss` is one.
 
     class Mine(Objective):
         def loss(self, model, batch, noise, block_size):
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from hybrid.model import Transformer
@@ -63,6 +64,30 @@ class Objective(Protocol):
         ...
 
 
+def is_elbo(objective: Objective) -> bool:
+    """Return whether the expectation of the loss is the ELBO; that of an objective that does not say so is not."""
+    return getattr(objective, "is_elbo", False)
+
+
+def checked(loss: Loss, objective: Objective) -> Loss:
+    """Return what an objective gave for a batch.
+
+    Raises:
+        ValueError: it is no `Loss` of scalar tensors; the message names the objective.
+    """
+    name = type(objective).__name__
+    if not isinstance(loss, Loss):
+        raise ValueError(
+            f"objective.name: loss of {name} gave a {type(loss).__name__}; it must be a hybrid.objectives.Loss, e.g. "
+            "Loss(total)"
+        )
+    for key, value in {"total": loss.total, **loss.logged}.items():
+        if not isinstance(value, Tensor) or value.shape != ():
+            what = f"{tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise ValueError(f"objective.name: loss of {name} gave {what} as {key!r}; it must be a tensor of shape ()")
+    return loss
+
+
 COUNT, ELBO = Count(), Elbo()
 
 
@@ -78,7 +103,23 @@ class MaskedObjective(Objective):
     def draw(self, batch: Batch, noise: NoiseKeys, block_size: int) -> Masking:
         """Draw which tokens are masked, where the batch is, and the weight of each."""
         masking = self.estimator.draw(noise, batch.is_target, block_size, self.draws, self.stratified)
+        _check_masking(masking, self.estimator, batch.is_target)
         if isinstance(self.weighting, Elbo):
             return masking
         factor = weigh(self.weighting, masking.masked, batch.is_target, block_size)
         return Masking(masking.masked, masking.weight * factor)
+
+
+def _check_masking(masking: Masking, estimator: Estimator, is_target: Tensor) -> None:
+    """Raise a ValueError for what cannot mask rows of `is_target` (b, N); the message names the estimator."""
+    name = f"objective.estimator: draw of {type(estimator).__name__} gave"
+    if not isinstance(masking, Masking):
+        raise ValueError(f"{name} a {type(masking).__name__}; it must be a Masking(masked, weight)")
+    rows, length = is_target.shape
+    masked, weight = masking.masked, masking.weight
+    fits = masked.dim() == 3 and masked.shape[::2] == is_target.shape and masked.dtype == torch.bool
+    if not fits or weight.shape != masked.shape:
+        raise ValueError(
+            f"{name} masked {masked.dtype} {tuple(masked.shape)} and weight {tuple(weight.shape)}; masked must be "
+            f"torch.bool ({rows}, draws, {length}), and weight of its shape"
+        )

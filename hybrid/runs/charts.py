@@ -12,6 +12,7 @@ from hybrid.config import Config, flatten, to_yaml
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.model.masks import TwoStream
 from hybrid.objectives import Objective
+from hybrid.objectives.objective import is_elbo
 from hybrid.options import title
 from hybrid.results.text import formatted
 from hybrid.runs.plots import plot_attention, plot_losses_by_count, plot_unmasking_order
@@ -52,7 +53,7 @@ def log_start(
     tracker: Tracker, config: Config, objective: Objective, block_size: int, evaluated: Sequence[int]
 ) -> None:
     """Log what a run is, before its first curve: layout of the charts, configuration, attention pattern."""
-    tracker.layout(chart_layout(evaluated, not objective.is_elbo or config.objective.ar_weight > 0))
+    tracker.layout(chart_layout(evaluated, not is_elbo(objective) or config.objective.ar_weight > 0))
     tracker.text("config", to_yaml(config), 0)
     tracker.hparams(flatten(config))
     seq_len, context = config.data.seq_len, config.model.context

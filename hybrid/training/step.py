@@ -26,6 +26,7 @@ from hybrid.distributed import ALONE, Ranks, full
 from hybrid.model import Transformer
 from hybrid.objectives import Objective
 from hybrid.objectives.noise import NoiseKeys
+from hybrid.objectives.objective import checked
 from hybrid.training.config import TrainerConfig
 from hybrid.training.optim import EMA, OptimConfig, Optimizer, lr_factor
 from hybrid.training.parallel import DataParallel
@@ -126,7 +127,7 @@ class Stepper:
             noise = NoiseKeys(self.seed, step + 1, torch.arange(first, first + len(batch.tokens)), first, n_rows)
             with parallel.summed(now=start + micro_rows >= len(mine)):
                 with self.precision():
-                    loss = parallel.loss(objective, batch, noise, block_size)
+                    loss = checked(parallel.loss(objective, batch, noise, block_size), objective)
                 parallel.backward(loss.total / n_targets)
             for name, value in (loss.logged or {"loss": loss.total}).items():
                 losses[name] = losses.get(name, nothing) + value.detach() / n_targets

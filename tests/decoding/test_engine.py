@@ -175,7 +175,7 @@ def test_a_stuck_decoder_is_named(monkeypatch):
         def select(self, view, state):
             return torch.zeros_like(view.is_masked), None
 
-    monkeypatch.setattr("hybrid.decoding.engine.MAX_IDLE_STEPS", 5)
+    monkeypatch.setattr("hybrid.decoding.decoder.MAX_IDLE_STEPS", 5)
     with pytest.raises(ValueError, match=r"decoder: .*Stuck.* revealed nothing in 6 steps"):
         Engine(toy_model(), 14, GenerationConfig(4, Stuck())).generate([[]], 4)
 

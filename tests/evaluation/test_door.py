@@ -10,6 +10,7 @@ import pytest
 from conftest import Command
 
 from hybrid.evaluation import METRICS
+from hybrid.likelihoods import LIKELIHOODS
 
 MODULE = '''
 from dataclasses import dataclass
@@ -44,10 +45,14 @@ def test_evaluate_prints_and_writes_an_entry_of_ones_own(
     words = ["--checkpoint", copy_of_trained, "--block-size", 4, "--rows", 2, "--draws", 1, "--samples", 3]
     try:
         done = command("evaluate", *words, "--decoders", "margin", "--new-tokens", 8)
+        told = command("evaluate", "--imports", "metrics_of_mine", "--help")
     finally:
         METRICS.pop("shared", None)
         sys.modules.pop("metrics_of_mine", None)
     assert done.code == 0, done.err
+    assert told.code == 0 and "shared: Share of the words that real text has, too." in told.out
+    for entry in (*METRICS, *LIKELIHOODS):
+        assert f"\n      {entry}: " in told.out, entry
     heading, _, real, margin = done.out.split("\n\n")[1].splitlines()[:4]
     at = heading.split().index("shared")
     lines = json.loads((copy_of_trained / "eval.json").read_text())["generation"]

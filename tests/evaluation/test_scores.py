@@ -14,6 +14,7 @@ from hybrid.data.batches import PackedTokens
 from hybrid.decoding import DECODERS
 from hybrid.evaluation.scores import Scores, notes, table
 from hybrid.evaluation.setting import choose_decoders
+from hybrid.likelihoods import LIKELIHOODS
 from hybrid.likelihoods.rows import SplitLikelihood
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
@@ -68,6 +69,19 @@ def test_a_decoder_without_a_policy_that_was_asked_for(lm: hybrid.LanguageModel,
     with pytest.raises(ValueError, match=r"decoder: .* is random, so it has no policy likelihood"):
         scores.lines([4], decoders=choose_decoders(["first_hitting"], "--orders"))
     assert scores.policy(4, "first_hitting", DECODERS["first_hitting"]()) is None
+
+
+def test_a_likelihood_that_fails_is_not_left_out(
+    lm: hybrid.LanguageModel, split: PackedTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that cannot be built is; one that goes wrong on the way is a fault."""
+
+    def fails(*_: Any) -> None:
+        raise ValueError("a real fault")
+
+    monkeypatch.setattr(LIKELIHOODS["importance"], "nll", fails)
+    with pytest.raises(ValueError, match="a real fault"):
+        scores_of(lm, split).lines([4], every=True)
 
 
 def test_a_policy_is_evaluated_once(

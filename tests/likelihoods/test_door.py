@@ -60,3 +60,23 @@ def test_lm_nll_and_evaluate_take_an_entry_of_ones_own(
     *_, saved = json.loads((copy_of_trained / "eval.json").read_text())["results"]
     assert saved["likelihood"] == "pseudo" and f"~ {saved['nats_per_token']:>8.4f}" in line
     assert saved["nats_per_token"] == pytest.approx(float(got.nll.sum()) / 96, rel=1e-6)
+    settings = json.loads((copy_of_trained / "eval.json").read_text())["settings"]
+    assert not {"likelihoods", "imports"} & set(settings), "so that a sweep knows older results as the same"
+
+
+def test_evaluate_is_asked_for_it_by_name_with_its_options(
+    command: Command, copy_of_trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIKELIHOODS, "pseudo", Pseudo)
+    words = ["evaluate", "--checkpoint", copy_of_trained, "--rows", 3, "--draws", 1, "--likelihoods"]
+    done = command(*words, "pseudo", "pseudo:scale=2.0", "enumerate", "--block-size", 1, 4)
+    assert done.code == 0, done.err
+    lines = json.loads((copy_of_trained / "eval.json").read_text())["results"]
+    found = {(line["block_size"], line["likelihood"]): line["nats_per_token"] for line in lines}
+    names = {1: ["exact", "pseudo", "pseudo:scale=2.0"], 4: ["bound", "pseudo", "pseudo:scale=2.0", "enumerate"]}
+    assert list(found) == [(size, name) for size, of_size in names.items() for name in of_size]
+    for size in (1, 4):
+        assert found[size, "pseudo:scale=2.0"] == pytest.approx(2 * found[size, "pseudo"])
+    assert [line for line in done.out.splitlines() if line.startswith("~")] == ["~  the likelihood of no procedure"]
+    assert "--likelihoods.scael: pseudo has no such option" in command(*words, "pseudo:scael=2").error
+    assert "--likelihoods: 'psuedo' is not one of" in command(*words, "psuedo").error

@@ -9,7 +9,7 @@ import torch
 from toy import nll_of, random_tokens, toy_model
 
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
-from hybrid.likelihoods.base import BOUND, EQUAL, HINDSIGHT
+from hybrid.likelihoods.base import BOUND, EQUAL, NO_PROCEDURE
 from hybrid.options import build
 
 OPTIONS = {"policy": {"decoder": "margin"}}
@@ -20,7 +20,7 @@ def test_the_contract_of_a_likelihood(name: str) -> None:
     """Frozen; its result bears its name; a row is float64 nats and given tokens are not counted; what is equal is at
     most what bounds it; a block that is too long is refused."""
     entry, spec = LIKELIHOODS[name], {"name": name, **OPTIONS.get(name, {})}
-    assert issubclass(entry, LikelihoodMethod) and entry.__doc__ and entry.relation in (EQUAL, BOUND, HINDSIGHT)
+    assert issubclass(entry, LikelihoodMethod) and entry.__doc__ and entry.relation in (EQUAL, BOUND, NO_PROCEDURE)
     assert dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert build(LIKELIHOODS, spec, "method") == build(LIKELIHOODS, spec, "method")
     model, tokens, size = toy_model(), random_tokens(3, 14), min(entry.max_block_size or 4, 4)

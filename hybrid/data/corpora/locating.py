@@ -13,7 +13,7 @@ from hybrid.data.corpora.files import TableFiles, TextFiles, saved_table
 from hybrid.data.corpora.hub import Hub
 from hybrid.data.corpora.listing import FORMATS, KNOWN, find_files, format_of
 from hybrid.data.corpora.source import Source
-from hybrid.options import bare, build, nearest, pick, shown
+from hybrid.options import bare, build, nearest, needs, pick, shown
 
 
 def locate(
@@ -44,10 +44,11 @@ def locate(
     if ignored and (is_embedded(corpus) or saved or files):
         named = bare(corpus)
         warnings.warn(f"{', '.join(ignored)}: ignored, because data.corpus={named} is not on the Hub", stacklevel=2)
-    if not isinstance(corpus, str):
-        return build(CORPORA, corpus, "data.corpus")
-    if corpus in CORPORA:
-        return CORPORA[corpus]()
+    if is_embedded(corpus):
+        source = build(CORPORA, corpus, "data.corpus")
+        needs("data.corpus", source, "identity", "load")
+        return source
+    assert isinstance(corpus, str)
     if saved is not None:
         return saved
     if files:
