@@ -97,6 +97,9 @@ class Metric(ABC):
     """Whether it holds texts against real ones. In the line of real text it is given a second sample of that;
     where there is none, it is left out."""
 
+    is_compared: ClassVar[bool] = False
+    """Whether `hybrid.report` shows its columns, too. Entropy and nats per byte have columns there of their own."""
+
     def check(self) -> None:
         """Raise a ValueError if a library that it needs is not installed."""
         return

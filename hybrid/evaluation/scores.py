@@ -75,14 +75,14 @@ class Scores:
         return found
 
     def policy(self, size: int, label: str, decoder: Any) -> float | None:
-        """NLL of a decoder's order, in nats per target token; None if it has none."""
+        """Find the NLL of a decoder's order, in nats per target token; None if it has none."""
         found = self._policy(size, label, decoder, may_lack=True)
         return None if found is None else self._line(size, "policy", found).nats_per_token
 
     def _beside_the_bound(
         self, size: int, enumerated: bool, decoders: Mapping[str, Any], every: bool
     ) -> Iterator[SplitLikelihood]:
-        """Go through the table of likelihoods in its order."""
+        """Evaluate what is asked for, in the order of the table of likelihoods."""
         for name, entry in LIKELIHOODS.items():
             if size == 1 and entry.is_exact_at_1:
                 continue

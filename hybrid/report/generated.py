@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from hybrid.evaluation import METRICS
 from hybrid.evaluation.results import REAL, DecoderResult
 from hybrid.report.groups import Group
+from hybrid.results.text import formatted
 
 REPETITIVE = 0.9  # of the entropy of real text
 
@@ -28,6 +30,7 @@ class Written:
     nats_per_byte: float | None  # of the evaluation model; None without one
     real_nats_per_byte: float | None  # of real text
     real_entropy: float
+    others: Mapping[str, str] = field(default_factory=dict)  # heading -> value, of metrics that are compared
 
     @property
     def is_repetitive(self) -> bool:
@@ -61,6 +64,7 @@ def _mean(group: str, decoder: str, size: int, pairs: Sequence[Pair]) -> Written
     def mean(key: str, source: Sequence[DecoderResult]) -> float:
         return statistics.fmean(line.metrics[key] for line in source)
 
+    compared = [column for metric in METRICS.values() if metric.is_compared for column in metric.columns]
     judged = all("judge_nats_per_byte" in line.metrics for line in [*lines, *real])
     return Written(
         group, decoder, size,
@@ -69,6 +73,7 @@ def _mean(group: str, decoder: str, size: int, pairs: Sequence[Pair]) -> Written
         mean("entropy", lines),
         mean("judge_nats_per_byte", lines) if judged else None, mean("judge_nats_per_byte", real) if judged else None,
         mean("entropy", real),
+        {c.heading: formatted(mean(c.key, lines), c.form) for c in compared if all(c.key in x.metrics for x in lines)},
     )  # fmt: skip
 
 

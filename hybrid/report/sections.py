@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,7 @@ class TradeRow:
     nfe_per_token: float = column("forwards per token", ".3f")
     entropy: float = column("entropy", ".3f")
     nats_per_byte: float | None = column("judge, nats/byte", ".3f")
+    others: Mapping[str, str] = column("{}")
     remark: str = column("")
 
 
@@ -150,7 +151,7 @@ def _trade(texts: Sequence[Written], runs: Sequence[RunRecord], palette: dict[st
     rows = [
         TradeRow(
             w.group, w.block_size, w.decoder, w.tokens_per_second, w.nfe_per_token, w.entropy, w.nats_per_byte,
-            "repeats itself" if w.is_repetitive else "front" if id(w) in best else "",
+            w.others, "repeats itself" if w.is_repetitive else "front" if id(w) in best else "",
         )
         for w in texts
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import AUTOREGRESSIVE, Make, groups_in, lines_of, make_run  # noqa: F401 (a fixture)
 
+from hybrid.evaluation import METRICS, Column, Metric, Texts
 from hybrid.report import plots, sections
 from hybrid.report.generated import front, written
 from hybrid.report.groups import differences
@@ -146,6 +147,34 @@ def test_means_over_seeds_of_what_was_written(make: Make, tmp_path: Path) -> Non
     (one,) = written(groups_in(tmp_path / "runs"))  # `random` was not tried with all seeds
     assert (one.tokens_per_second, one.nats_per_byte, one.entropy) == (20.0, 1.5, 2.5)
     assert (one.real_nats_per_byte, one.real_entropy) == (1.0, 3.0)
+
+
+class Shared(Metric):
+    columns = (Column("shared", "shared_words", ".2f"),)
+    is_compared = True
+
+    def measure(self, texts: Texts, reference: Texts) -> dict[str, float]:
+        return {}
+
+
+def test_a_metric_of_ones_own_has_a_column_where_it_asks_for_one(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        folder = make(f"a-seed-{seed}", f"run.seed={seed}", decoders={"margin": (10.0, 1.0, 3.0)})
+        content = json.loads((folder / "eval.json").read_text())
+        content["generation"][-1]["shared_words"] = 0.25 + seed / 2
+        (folder / "eval.json").write_text(json.dumps(content))
+
+    def headings() -> list[str]:
+        found = sections.sections(groups_in(tmp_path / "runs"))
+        table = next(s.table for s in found if s.title == "Quality against speed")
+        assert table is not None
+        return [f"{name}: {value}" for name, value in zip(table.columns, table.cells[0], strict=True)]
+
+    before = headings()
+    monkeypatch.setitem(METRICS, "shared", Shared)
+    assert headings() == [*before[:-1], "shared: 0.50", before[-1]]
 
 
 def test_curves_are_means_at_the_steps_that_all_seeds_have(make: Make, tmp_path: Path) -> None:
