@@ -37,7 +37,7 @@ def limited() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
 
-@pytest.mark.thin(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
 def test_a_full_stdout_does_not_lose_the_trace(
     words: list[str], trained: Path, tmp_path: Path, environment_of_a_child: dict[str, str]
@@ -51,6 +51,7 @@ def test_a_full_stdout_does_not_lose_the_trace(
     assert wrote == f"wrote {tmp_path / 'page.html'}" and (tmp_path / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_lose_the_trace(
     trained: Path, tmp_path: Path, environment_of_a_child: dict[str, str]
 ) -> None:

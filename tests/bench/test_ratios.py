@@ -64,6 +64,7 @@ def test_ratios_of_generation_are_speeds(setting: training.Setting, monkeypatch:
     assert [row["of bandwidth"] for row in rows] == [round(share / 1e6, 3) for share in shares]
 
 
+@pytest.mark.slow
 def test_ratios_of_parts_are_speeds(setting: training.Setting) -> None:
     rows = Table(parts.attention(setting, 1)).records()
     assert [row["times as fast as dense"] for row in rows] == [2.0, 1.0, 0.67], "the second one is dense"

@@ -183,6 +183,7 @@ OPTIMIZER = [
 ]
 
 
+@pytest.mark.thin(4)
 @pytest.mark.parametrize("damage, words", OPTIMIZER)
 def test_a_state_of_the_optimizer_that_does_not_fit_is_refused(
     damage: Damage, words: str, configure: Configure, copy_of_trained: Path
@@ -228,6 +229,7 @@ STATES = [
 ]
 
 
+@pytest.mark.thin(6)
 @pytest.mark.parametrize("damage, words", STATES)
 def test_a_state_json_that_does_not_fit_is_refused(
     damage: Callable[[dict[str, Any]], Any], words: str, configure: Configure, copy_of_trained: Path

@@ -73,6 +73,7 @@ def test_what_was_trained_on_is_evaluated_anew_and_left_out_until_then(
         state_of(planned(fewer))
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_before_is_of_another_judge_or_text(
     command: Command, copy_of_trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +115,7 @@ def planned(config: hybrid.Config) -> Planned:
     return Planned(config.run.name, config, [])
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_another_text_or_start_is_not_the_one_that_is_planned(
     configure: Configure, copy_of_trained: Path, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path)
     assert run.plan.checkpoint is not None and run.data.tokenizer.fingerprint == small.fingerprint
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_goes_on_and_so_does_one_whose_text_was_moved(
     configure: Configure, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

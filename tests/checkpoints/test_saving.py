@@ -66,6 +66,7 @@ def disk_full_in_safetensors(tensors, path):
     raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("step", [2, 3], ids=["same step", "new step"])
 @pytest.mark.parametrize(
     ("module", "name", "failure"),

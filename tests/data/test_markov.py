@@ -46,6 +46,7 @@ def test_over_all_texts_probabilities_sum_to_one_and_give_the_entropy(source: Kn
     assert len(possible) == words, "all sequences of words, and nothing else"
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("source", [*TINY, *LARGE], ids=str)
 def test_the_mean_of_the_documents_own_log_probabilities_is_the_entropy(source: Known) -> None:
     """20,000 documents; 4.5 standard errors are a false alarm once in 150,000 seeds."""

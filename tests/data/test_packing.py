@@ -145,6 +145,7 @@ preparing.prepare(preparing.DataConfig(corpus=sys.argv[1], cache_dir=sys.argv[2]
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_was_building_is_removed_by_the_next(tmp_path, corpus: str) -> None:
     command = [sys.executable, "-c", BUILD_AND_WAIT, corpus, str(tmp_path / "cache")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -247,6 +247,7 @@ def test_options_of_decoders_are_checked():
             build(DECODERS, spec, "decoder")
 
 
+@pytest.mark.thin(3)
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("block_size", [1, 4])
 def test_a_sliding_context(mode, block_size):

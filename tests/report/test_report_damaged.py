@@ -68,7 +68,7 @@ def damaged(value: Any, path: tuple[Any, ...], new: Any, delete: bool) -> Any:
     return value
 
 
-@pytest.mark.thin(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_field_may_be_missing_or_of_another_kind(name: str, runs: Path) -> None:
     """Read as far as a report reads it, or refused in a line that names the file."""

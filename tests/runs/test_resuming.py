@@ -220,7 +220,7 @@ def lines_in(path: Path) -> int:
     return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
-@pytest.mark.thin(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_cleanly(
     kind: signal.Signals, overrides, configure: Configure, tmp_path: Path, environment_of_a_child: dict[str, str]

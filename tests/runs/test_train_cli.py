@@ -197,6 +197,7 @@ def go_on(command: Command, overrides: Overrides, folder: Path, *more: str):
     return command("train.py", *overrides(folder.parent), "trainer.resume=auto", "trainer.steps=9", *more)
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize("content", ["", "\x00\x00 rubbish", "step-00000099\n"])
 def test_a_corrupt_latest_falls_back_and_says_so(
     content: str, command: Command, overrides: Overrides, copy_of_trained: Path
@@ -240,6 +241,7 @@ def test_a_checkpoint_without_optimizer(command: Command, overrides: Overrides, 
     assert done.code == 2 and "optimizer.safetensors: is missing" in done.err and "Traceback" not in done.err
 
 
+@pytest.mark.thin(1)
 @pytest.mark.parametrize(
     "full",
     [

@@ -23,6 +23,7 @@ def ignore(job: Job, outcome: Outcome) -> None:
     pass
 
 
+@pytest.mark.slow
 def test_all_are_run_as_many_at_once_as_there_are_slots(tmp_path: Path) -> None:
     """Each job writes when it begins and ends; never more than two are between the two."""
     code = "import time; print(time.time()); time.sleep(0.3); print(time.time())"
@@ -49,6 +50,7 @@ def test_a_failure_stops_no_other_and_is_told(tmp_path: Path) -> None:
     assert last_line(tmp_path / "two.log") == "error: of this one"
 
 
+@pytest.mark.slow
 def test_a_log_is_continued_and_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
     """A process that an earlier sweep left behind still trains there; the next one must not."""
     log = tmp_path / "a.log"

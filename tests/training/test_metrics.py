@@ -60,6 +60,7 @@ def test_a_write_that_takes_several_goes_is_finished(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == [LINES[1]]
 
 
+@pytest.mark.slow
 def test_a_limit_of_the_system_ends_in_one_line_and_whole_records(tmp_path: Path) -> None:
     code = (
         "import resource, sys\nfrom pathlib import Path\nfrom hybrid import cli\n"
