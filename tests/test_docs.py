@@ -12,7 +12,7 @@ import pytest
 from hybrid import cli
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [*sorted(REPO.glob("*.md")), *sorted((REPO / "docs").glob("*.md"))]
 TABLES = [page for page in PAGES if "<!-- Written by a command" in page.read_text(encoding="utf-8")]
 
 
