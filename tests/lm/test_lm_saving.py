@@ -23,16 +23,6 @@ from hybrid.model.fused import is_fused
 from hybrid.runs.run import Run
 
 
-@pytest.fixture(scope="module")
-def lm(trained: Path) -> hybrid.LanguageModel:
-    return hybrid.load(trained)
-
-
-@pytest.fixture(scope="module")
-def tokens(lm: hybrid.LanguageModel) -> Tensor:
-    return torch.randint(0, lm.tokenizer.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
-
-
 def same_results(a: hybrid.LanguageModel, b: hybrid.LanguageModel, tokens: Tensor) -> None:
     for size, method in ((4, "bound"), (4, "enumerate"), (1, "exact")):
         x, y = (lm.nll(tokens, size, method, draws=3) for lm in (a, b))

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 import hybrid
-
-
-@pytest.fixture(scope="module")
-def lm(trained: Path) -> hybrid.LanguageModel:
-    return hybrid.load(trained)
-
-
-@pytest.fixture(scope="module")
-def tokens(lm: hybrid.LanguageModel) -> Tensor:
-    return torch.randint(0, lm.tokenizer.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
 
 
 def test_what_generate_refuses(lm: hybrid.LanguageModel) -> None:
@@ -57,17 +44,6 @@ def test_the_default_block_size_is_the_first_that_was_trained(lm: hybrid.Languag
     assert torch.equal(lm.logits(tokens), lm.logits(tokens, 4))
     assert lm.generate([[1]], 8).tokens == lm.generate([[1]], 8, block_size=4).tokens
     assert lm.nll(tokens[:, :2]).nll.shape == (3,)  # a row shorter than a block
-
-
-@pytest.fixture
-def joined_and_apart(lm: hybrid.LanguageModel) -> tuple[hybrid.LanguageModel, hybrid.LanguageModel]:
-    """A model whose predictions depend much on what it sees, without and with data.document_mask."""
-    joined = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
-    with torch.no_grad():
-        joined.model.embedding.weight.mul_(20)
-        joined.model.head_matrix().mul_(20)
-    data = dataclasses.replace(lm.config.data, document_mask=True)
-    return joined, dataclasses.replace(joined, config=dataclasses.replace(lm.config, data=data))
 
 
 def test_with_document_mask_only_the_last_document_of_a_prompt_is_continued(

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 import hybrid
 from hybrid.lm import load
-
-
-@pytest.fixture(scope="module")
-def lm(trained: Path) -> hybrid.LanguageModel:
-    return hybrid.load(trained)
-
-
-@pytest.fixture(scope="module")
-def tokens(lm: hybrid.LanguageModel) -> Tensor:
-    return torch.randint(0, lm.tokenizer.vocab_size, (3, 13), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(
@@ -55,17 +41,6 @@ def test_logits_give_the_likelihood_of_block_size_1(lm: hybrid.LanguageModel, to
     assert logits.shape == (3, 13, lm.tokenizer.vocab_size)
     expected = -logits.double().log_softmax(-1).gather(-1, tokens[..., None]).sum((1, 2))
     torch.testing.assert_close(lm.nll(tokens, 1, "exact").nll, expected, rtol=1e-6, atol=1e-6)
-
-
-@pytest.fixture
-def joined_and_apart(lm: hybrid.LanguageModel) -> tuple[hybrid.LanguageModel, hybrid.LanguageModel]:
-    """A model whose predictions depend much on what it sees, without and with data.document_mask."""
-    joined = dataclasses.replace(lm, model=copy.deepcopy(lm.model))
-    with torch.no_grad():
-        joined.model.embedding.weight.mul_(20)
-        joined.model.head_matrix().mul_(20)
-    data = dataclasses.replace(lm.config.data, document_mask=True)
-    return joined, dataclasses.replace(joined, config=dataclasses.replace(lm.config, data=data))
 
 
 def test_with_document_mask_each_document_has_the_likelihood_that_it_has_alone(
