@@ -1,6 +1,6 @@
 """How long does it take to reach a given ELBO? Against the straightforward pass with the plain time-form objective.
 
-    python -m hybrid.bench.time_to_quality --config configs/quickstart.yaml objective.block_size=16
+    python -m hybrid.bench.time_to_quality --config configs/bytes.yaml objective.block_size=16
 
 The first arm is the obvious implementation: one dense pass over [clean; noisy], independent times of the linear
 schedule, AdamW. It gets the configured number of steps, and every arm is trained for the same time, and for a half, a

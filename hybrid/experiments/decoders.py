@@ -1,7 +1,7 @@
 """What does a decoder give for its forwards? Quality of text against forwards per token, and its policy likelihood.
 
-    python -m hybrid.experiments.decoders --checkpoint runs/quickstart --judge runs/ar
-    python -m hybrid.experiments.decoders --checkpoint runs/quickstart --judge runs/ar --decoders confidence p2:eta=2
+    python -m hybrid.experiments.decoders --checkpoint runs/bytes --judge runs/ar
+    python -m hybrid.experiments.decoders --checkpoint runs/bytes --judge runs/ar --decoders confidence p2:eta=2
 
 Each decoder writes the same number of texts with each seed. Real text of that number and length stands beside them.
 """

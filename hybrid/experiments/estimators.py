@@ -1,7 +1,7 @@
 """How noisy is each estimator of the ELBO? Mean, error and variance of its loss and of its gradient, per block size.
 
-    python -m hybrid.experiments.estimators --checkpoint runs/quickstart
-    python -m hybrid.experiments.estimators --checkpoint runs/quickstart --block-size 4 16 --output docs/estimators.md
+    python -m hybrid.experiments.estimators --checkpoint runs/bytes
+    python -m hybrid.experiments.estimators --checkpoint runs/bytes --block-size 4 16 --output docs/estimators.md
 
 The text is fixed, so all variance is that of the noise. Every estimator gets two noisy streams on one clean pass: all
 cost the same. Each repeat is a batch of its own noise. The variance of the gradient is the sum of the variances of

@@ -1,7 +1,7 @@
 """Which objective trains best in the same time? Each is trained with several seeds and compared on the true ELBO.
 
-    python -m hybrid.experiments.objectives --config configs/quickstart.yaml trainer.steps=300
-    python -m hybrid.experiments.objectives --config configs/quickstart.yaml --only elbo maskgit --seeds 0 1 2 3
+    python -m hybrid.experiments.objectives --config configs/bytes.yaml trainer.steps=300
+    python -m hybrid.experiments.objectives --config configs/bytes.yaml --only elbo maskgit --seeds 0 1 2 3
 
 Every run has two noisy streams on a clean pass. The time of a step is measured for all objectives in turn, and each is
 given as many steps as fit into the time of the first. Runs and timings that are there already are not repeated, so a

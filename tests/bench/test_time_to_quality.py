@@ -111,14 +111,14 @@ def test_the_table_of_budgets() -> None:
 
 @pytest.mark.parametrize("name", ARMS)
 def test_every_arm_is_a_configuration(name):
-    config = load_config("configs/quickstart.yaml", ARMS[name].overrides)
+    config = load_config("configs/bytes.yaml", ARMS[name].overrides)
     assert (config.objective.estimator == "time") is ARMS[name].straightforward
 
 
 @pytest.mark.slow
 def test_runs_and_timings_are_kept(command: Command, corpus, tmp_path):
     words = (
-        "--config", "configs/quickstart.yaml", "--seeds", 0, "--folder", tmp_path / "runs", "--rows", 2,
+        "--config", "configs/bytes.yaml", "--seeds", 0, "--folder", tmp_path / "runs", "--rows", 2,
         "--output", tmp_path / "table.md", f"data.corpus={corpus}", "data.tokenizer=char", "data.seq_len=32",
         "data.validation_fraction=0.2", "model.dim=16", "model.n_layers=1", "model.n_heads=2", "trainer.steps=4",
         "trainer.batch_tokens=64", "optim.warmup_steps=1",

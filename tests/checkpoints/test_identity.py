@@ -160,7 +160,7 @@ def test_an_experiment_takes_no_run_of_other_settings(
 @pytest.mark.slow
 def test_objectives_are_not_printed_under_other_settings(command: Command, corpus: Path, tmp_path: Path) -> None:
     words = (
-        "--config", "configs/quickstart.yaml", "--only", "elbo", "bert", "--seeds", 0, "--folder", tmp_path / "runs",
+        "--config", "configs/bytes.yaml", "--only", "elbo", "bert", "--seeds", 0, "--folder", tmp_path / "runs",
         "--rows", 2, "--samples", 2, "--new-tokens", 8, f"data.corpus={corpus}", "data.tokenizer=char",
         "data.seq_len=32", "data.validation_fraction=0.2", "model.dim=16", "model.n_layers=1", "model.n_heads=2",
         "optim.warmup_steps=1", "trainer.batch_tokens=64",

@@ -95,10 +95,10 @@ def test_ablations_differ_from_their_base_in_the_block_size_alone() -> None:
 @pytest.mark.parametrize(
     "config, base, keys",
     [
-        ("ar", "quickstart", {"model.context", "model.prediction", "objective.block_size"}),
-        ("masked", "quickstart", {"objective.block_size"}),
-        ("mixed", "quickstart", {"objective.block_size", "eval.block_sizes"}),
-        ("block_size/base", "quickstart", {"data.seq_len"}),
+        ("ar", "bytes", {"model.context", "model.prediction", "objective.block_size"}),
+        ("masked", "bytes", {"objective.block_size"}),
+        ("mixed", "bytes", {"objective.block_size", "eval.block_sizes"}),
+        ("block_size/base", "bytes", {"data.seq_len"}),
         ("gpu/openwebtext_ar", "gpu/openwebtext", {"model.context", "model.prediction", "objective.block_size"}),
         ("gpu/openwebtext_masked", "gpu/openwebtext", {"objective.block_size"}),
         ("gpu/lm1b_ar", "gpu/lm1b", {"model.context", "model.prediction", "objective.block_size"}),

@@ -51,7 +51,7 @@ def test_columns_of_objectives() -> None:
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_every_contender_is_a_configuration(name):
-    assert load_config("configs/quickstart.yaml", [*COMMON, *CONTENDERS[name]]).objective.draws == 2
+    assert load_config("configs/bytes.yaml", [*COMMON, *CONTENDERS[name]]).objective.draws == 2
 
 
 def test_means_errors_and_paired_differences():
@@ -74,7 +74,7 @@ def test_a_dearer_step_gets_fewer_of_them():
 @pytest.mark.slow
 def test_runs_are_kept_and_not_repeated(command, corpus, tmp_path, capsys):
     words = (
-        "--config", "configs/quickstart.yaml", "--only", "elbo", "maskgit", "--seeds", 0, "--folder", tmp_path / "runs",
+        "--config", "configs/bytes.yaml", "--only", "elbo", "maskgit", "--seeds", 0, "--folder", tmp_path / "runs",
         "--rows", 2, "--samples", 2, "--new-tokens", 8, "--output", tmp_path / "table.md",
         f"data.corpus={corpus}", "data.tokenizer=char", "data.seq_len=32", "data.validation_fraction=0.2",
         "model.dim=16", "model.n_layers=1", "model.n_heads=2", "trainer.steps=2", "trainer.batch_tokens=64",

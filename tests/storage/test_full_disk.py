@@ -18,7 +18,7 @@ OUTPUTS = {
     "report.__main__": ("{run} --output {to}", "report"),
     "bench.__main__": ("data --repeats 1 data.seq_len=16 trainer.batch_tokens=32 --output {to}", "bench.md"),
     "bench.__main__ json": ("data --repeats 1 data.seq_len=16 trainer.batch_tokens=32 --json {to}", "bench.json"),
-    "experiments.scaling": ("--config configs/quickstart.yaml --output {to}", "scaling.md"),
+    "experiments.scaling": ("--config configs/bytes.yaml --output {to}", "scaling.md"),
     "sweep.__main__": ("--config {run}/config.yaml run.seed=5,6 --folder {to}", "sweep"),
 }
 

@@ -20,7 +20,7 @@ WORDS = {
     "report.__main__": "{run} --output {output}.md",
     "bench.__main__": "data --repeats 1 data.seq_len=16 trainer.batch_tokens=32 --output {output}",
     "bench.__main__ json": "data --repeats 1 data.seq_len=16 trainer.batch_tokens=32 --json {output}",
-    "experiments.scaling": "--config configs/quickstart.yaml --output {output}",
+    "experiments.scaling": "--config configs/bytes.yaml --output {output}",
 }
 
 
