@@ -217,9 +217,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, metavar="T", help="0: most probable (default: 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT (repeatable)"
-    )
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
     parser.add_argument(
         "--ignore-end-of-text", action="store_false", default=None, dest="stop_at_end",
         help="go on behind an end-of-text token",
