@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Command
-from documents import BLOCKS, EXAMPLES, FRAGMENTS, importable_examples
+from documents import BLOCKS, EXAMPLES, FRAGMENTS, TABLES, importable_examples
 from safetensors.torch import save_file
 from toy import random_tokens, toy_model
 
@@ -32,13 +32,10 @@ from hybrid.model.attention import Eager, select_backend
 from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives import SCHEDULES, ObjectiveConfig, build_objective
+from hybrid.objectives import PROPOSALS, SCHEDULES, WEIGHTINGS, ObjectiveConfig, build_objective
 from hybrid.objectives.build import build_estimator
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.options import build
-
-DOORS = ("attention", "corpus", "decoder", "estimator", "importer", "likelihood", "metric", "objective", "schedule")
-"""Those that have a module. The tables of proposals and weightings have a shorter example."""
 
 
 @pytest.fixture
@@ -58,7 +55,7 @@ def test_help_lists_the_entries_of_modules_that_are_named(command: Command, exam
 
 
 def test_every_table_has_an_example() -> None:
-    assert sorted(EXAMPLES) == [f"my_{name}" for name in DOORS]
+    assert sorted(EXAMPLES) == [f"my_{name}" for name in TABLES]
     for block in BLOCKS:
         assert block.module is None or block.text == EXAMPLES[block.module], f"{block.module} differs: {block.page}"
 
@@ -140,6 +137,33 @@ def test_the_estimator_of_the_example_is_unbiased(examples: None) -> None:
                 rtol=1e-6,
                 atol=0,
             )
+
+
+def test_the_proposal_of_the_example_is_a_law_that_the_weights_make_up_for(examples: None) -> None:
+    importlib.import_module("my_proposal")
+    spec = {"name": "geometric", "ratio": 0.5}
+    pi = build(PROPOSALS, spec, "objective.proposal").probabilities(3, 3)
+    torch.testing.assert_close(pi, torch.tensor([0, 4, 2, 1], dtype=torch.float64) / 7)
+    assert build(PROPOSALS, spec, "objective.proposal").probabilities(0, 3).tolist() == [1]
+    estimator = build_estimator(ObjectiveConfig(proposal=spec))
+    is_target = torch.ones(4000, 3, dtype=torch.bool)
+    masking = estimator.draw(NoiseKeys(0, 1, torch.arange(4000), 0, 4000), is_target, 3, 1, True)
+    n = masking.masked.sum(-1, keepdim=True)
+    of_each = (1 / (n * pi[n])).expand_as(masking.masked)
+    torch.testing.assert_close(masking.weight[masking.masked], of_each[masking.masked])
+    assert [float((n == count).double().mean()) for count in (1, 2, 3)] == pytest.approx(pi[1:].tolist(), abs=0.03)
+    with pytest.raises(ValueError, match=r"objective\.proposal\.ratio: 0"):
+        build(PROPOSALS, {"name": "geometric", "ratio": 0.0}, "objective.proposal")
+
+
+def test_the_weighting_of_the_example_lies_between_two_that_are_there(examples: None) -> None:
+    importlib.import_module("my_weighting")
+    for power, same in ((0.0, "elbo"), (1.0, "uniform")):
+        mine = build(WEIGHTINGS, {"name": "power_of_n", "power": power}, "objective.weighting")
+        for length in (0, 1, 5):
+            expected = build(WEIGHTINGS, same, "objective.weighting").of_counts(length)
+            torch.testing.assert_close(mine.of_counts(length), expected.double())
+    assert float(build(WEIGHTINGS, "power_of_n", "objective.weighting").of_counts(5).sum()) == pytest.approx(5)
 
 
 def test_the_schedule_of_the_example_is_consistent(examples: None) -> None:
