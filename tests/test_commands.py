@@ -108,10 +108,10 @@ def look_closer(program: str, a: argparse.Namespace) -> None:
     import_modules(getattr(a, "imports", []), "--imports")
     if program == "hybrid.sweep":
         runs = plan(Path(a.config), a.overrides, Path(a.folder or "runs/sweeps/x")).runs
-        assert len(runs) > 1 and not any(run.warnings for run in runs)
+        assert len(runs) > 1 and not any(without_effect(run.warnings) for run in runs)
         return
     for file, overrides in settings_of(a):
-        assert check(load_config(file, overrides)) == [], "settings without effect"
+        assert without_effect(check(load_config(file, overrides))) == []
     if program == "generate.py" and a.decoder:
         importlib.import_module("my_decoder")  # the run that is named was trained with it
         build(DECODERS, {"name": a.decoder[0], **parse_options(a.decoder[1:])}, "--decoder")
@@ -119,6 +119,11 @@ def look_closer(program: str, a: argparse.Namespace) -> None:
         choose_decoders(getattr(a, "decoders", []), "--decoders")
         choose_decoders(getattr(a, "orders", []), "--orders")
         choose_likelihoods(getattr(a, "likelihoods", []), "--likelihoods")
+
+
+def without_effect(warnings: list[str]) -> list[str]:
+    """Of what a configuration is warned of: not that it trains another loss than the ELBO, which is often meant."""
+    return [warning for warning in warnings if " ELBO" not in warning and " is biased" not in warning]
 
 
 def test_programs_are_on_the_pages() -> None:
