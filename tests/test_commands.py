@@ -7,6 +7,7 @@ import fnmatch
 import importlib
 import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, ShellCommand, importable_examples, name_of
+from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, Block, ShellCommand, importable_examples, name_of
 from torch.distributed.run import parse_args as parse_torchrun
 
 from hybrid.config import check, import_modules, load_config, parse_options
@@ -189,14 +190,26 @@ def test_what_is_read_was_written() -> None:
 
 
 def test_every_config_is_named() -> None:
-    """In docs/configuration.md."""
-    pages = [page for page in PAGES if name_of(page) in ("README.md", "docs/configuration.md")]
-    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    text = (REPO / "docs" / "configuration.md").read_text(encoding="utf-8")
     for path in (REPO / "configs").rglob("*.yaml"):
-        name = path.relative_to(REPO).as_posix()
-        general = name.startswith("configs/block_size/")
-        variant = re.sub(r"_(ar|masked)\.yaml$", ".yaml", name)
-        assert general or f"`{variant}`" in text, name
+        general = "configs/block_size/B.yaml" if path.parent.name == "block_size" else path.relative_to(REPO).as_posix()
+        assert f"`{general}`" in text, path
+
+
+YAML = [block for block in BLOCKS if block.language == "yaml"]
+
+
+@pytest.mark.parametrize("block", YAML, ids=lambda block: f"{block.page}:{block.line}")
+def test_a_configuration_on_a_page_is_accepted(block: Block, tmp_path: Path) -> None:
+    """One of a run as a file of configs/, one of a sweep as a file of configs/sweeps/."""
+    shutil.copytree(REPO / "configs", tmp_path / "configs")
+    is_sweep = re.search(r"^config:", block.text, re.MULTILINE)
+    path = tmp_path / "configs" / ("sweeps/mine.yaml" if is_sweep else "mine.yaml")
+    path.write_text(block.text, encoding="utf-8")
+    if is_sweep:
+        assert len(plan(path, [], tmp_path).runs) > 1
+    else:
+        assert without_effect(check(load_config(path))) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
