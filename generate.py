@@ -207,7 +207,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--planner", metavar="RUN", help="another model that chooses positions (decoder p2)")
     parser.add_argument(
         "--guidance", type=float, metavar="W",
-        help="move away from what would be written without the prompt, at a second forward (default: 0, off)",
+        help="move away from what would be written without the prompt; costs a second forward a step (default: 0, off)",
     )  # fmt: skip
     parser.add_argument("--num-samples", type=int, default=1, metavar="K", help="how many texts (default: 1)")
     parser.add_argument(
@@ -225,7 +225,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
     parser.add_argument(
         "--slide", action="store_true", default=None,
-        help="go on beyond the context, with the last tokens in view",
+        help="go on beyond the context, with the last tokens in view; needs --max-new-tokens",
     )  # fmt: skip
     parser.add_argument(
         "--no-cache", action="store_false", default=None, dest="cache",

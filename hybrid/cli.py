@@ -75,11 +75,16 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the options")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a command that loads a model: where it is, and the modules that are imported before."""
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True, gives: str = "") -> None:
+    """Add the options of a command that loads a model: where it is, and the modules that are imported before.
+
+    Args:
+        required: whether the command has nothing to do without a model.
+        gives: what a model adds to the result, where it is not required.
+    """
     parser.add_argument(
-        "--checkpoint", required=True, metavar="RUN",
-        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model",
+        "--checkpoint", required=required, metavar="RUN",
+        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model" + gives,
     )  # fmt: skip
     parser.add_argument(
         "--imports", nargs="+", default=[], metavar="MODULE",

@@ -219,17 +219,17 @@ def write(
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse `words`; None: the command line."""
     parser = cli.Parser(prog="python -m hybrid.evaluate", description=__doc__, add_help=False)
-    more = "show this and both tables, with what --imports before it adds"
+    more = "show this, the likelihoods and the metrics, with those of an --imports that stands before it"
     parser.add_argument("-h", "--help", action=_Help, nargs=0, default=argparse.SUPPRESS, help=more)
     cli.add_model(parser)
-    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as it was trained")
+    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: those it was trained for")
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
-    parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data, as data.format has it")
-    parser.add_argument("--revision", metavar="COMMIT", help="of a Hub data set given with --data: 40 digits")
+    parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data: as in data.format")
+    parser.add_argument("--revision", metavar="COMMIT", help="commit of a Hub data set given with --data: 40 digits")
     parser.add_argument(
         "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"
     )
-    parser.add_argument("--rows", type=int, default=0, metavar="R", help="the first R rows of text (default: 0, all)")
+    parser.add_argument("--rows", type=int, default=0, metavar="R", help="rows of text to read (default: 0, all)")
     parser.add_argument("--draws", type=int, default=4, metavar="D", help="noise draws per row (default: 4)")
     parser.add_argument("--enumerate", action="store_true", help="add the exact any-order likelihood (short blocks)")
     parser.add_argument(
@@ -238,11 +238,11 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         "the best order (short blocks)",
     )  # fmt: skip
     parser.add_argument(
-        "--likelihoods", nargs="+", default=[], metavar="NAME[:key=value,...]", help="add likelihoods of the table",
+        "--likelihoods", nargs="+", default=[], metavar="NAME[:key=value,...]", help="add likelihoods, listed below",
     )  # fmt: skip
     parser.add_argument("--batch-rows", type=int, default=32, metavar="R", help="rows per forward (default: 32)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise and of the texts (default: 0)")
-    parser.add_argument("--output", metavar="FILE", help="default: eval.json in the run's folder")
+    parser.add_argument("--output", metavar="FILE", help="write JSON there (default: eval.json in the run's folder)")
     cli.add_machine(parser)
     of_texts = _add_generation(parser)
     arguments = parser.parse_args(words)
@@ -276,20 +276,20 @@ def _add_generation(parser: argparse.ArgumentParser) -> list[str]:
     group.add_argument(
         "--decoders", nargs="+", default=[], metavar="NAME[:key=value,...]",
         help="generate with each of these decoders and measure the texts; all: every decoder. Names and options are in "
-        "`train.py --help`. The likelihood of their orders is --orders' affair",
+        "`train.py --help`. For the likelihood of their orders add --orders",
     )  # fmt: skip
     more = [
         group.add_argument(
             "--judge", metavar="FOLDER",
-            help="model for generative perplexity and features: a run, or a folder with a Hugging Face model",
+            help="model that reads the texts, for gen_ppl and mauve_like: a run, or a folder with a Hugging Face model",
         ),
         group.add_argument("--samples", type=int, default=64, metavar="N", help="texts per decoder (default: 64)"),
-        group.add_argument("--new-tokens", type=int, metavar="N", help="default: until the context is full"),
+        group.add_argument("--new-tokens", type=int, metavar="N", help="tokens of a text (default: all that fit)"),
         group.add_argument(
             "--prompt-tokens", type=int, default=0, metavar="K",
             help="continue the first K tokens of rows of the split (default: 0, no prompt)",
         ),
-        group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: 1"),
+        group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)"),
         group.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens"),
         group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P"),
     ]  # fmt: skip

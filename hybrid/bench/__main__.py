@@ -35,6 +35,11 @@ PARTS = {
     "growth": "Training steps of equally many tokens",
 }
 
+WHAT = (
+    "a training step; generation; of a step one layer's attention, its head and loss, or its data; steps as one size "
+    "grows; or all"
+)
+
 
 def main() -> int:
     arguments = parse()
@@ -105,17 +110,26 @@ def refuse_foreign_json(a: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "generate", *PARTS, "all"))
+    parser.add_argument("what", choices=("train", "generate", *PARTS, "all"), help=WHAT)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--config", metavar="FILE", help="a YAML file; default: the small model of the docs")
     parser.add_argument("--vocab", type=int, default=257, metavar="V", help="size of the vocabulary (default: 257)")
-    parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted repeats (default: 7)")
+    parser.add_argument(
+        "--repeats", type=int, default=7, metavar="N", help="timings of which the median is taken (default: 7)"
+    )
     parser.add_argument("--memory", action="store_true", help="train: also the peak memory of a step")
-    parser.add_argument("--new-tokens", type=int, default=1024, metavar="N", help="generate: of a text (default: 1024)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="R", help="generate: texts (default: 1)")
-    parser.add_argument("--uncached", action="store_true", help="generate: also without a cache, and committing apart")
-    parser.add_argument("--output", metavar="FILE", help="a Markdown file for the table")
-    parser.add_argument("--json", metavar="FILE", help="a file for the results")
+    parser.add_argument(
+        "--new-tokens", type=int, default=1024, metavar="N", help="generate: tokens of a text (default: 1024)"
+    )
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], metavar="R", help="generate: texts at once (default: 1)"
+    )
+    parser.add_argument(
+        "--uncached", action="store_true",
+        help="generate: also without a cache, and with a forward of its own to commit a block",
+    )  # fmt: skip
+    parser.add_argument("--output", metavar="FILE", help="write the tables here as Markdown")
+    parser.add_argument("--json", metavar="FILE", help="write the results here as JSON")
     a = parser.parse_intermixed_args()
     at_least("--vocab", a.vocab, 2)
     at_least("--repeats", a.repeats, 1)

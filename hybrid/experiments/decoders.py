@@ -75,12 +75,11 @@ class Row:
 def main() -> int:
     arguments = parse()
     from hybrid.evaluation.evaluation_model import load_evaluation_model
-    from hybrid.experiments.measuring.subject import validation_of
-    from hybrid.lm import load
+    from hybrid.experiments.measuring.subject import load_model, validation_of
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output, plots=1)
-    lm = load(arguments.checkpoint, device=arguments.device)
+    lm = load_model(arguments, arguments.device)
     evaluation_model = load_evaluation_model(arguments.judge, arguments.device)
     rows = compare(lm, evaluation_model, validation_of(lm), arguments)
     parts = [_explanation(lm, arguments), Table(rows)]
@@ -151,8 +150,13 @@ the tokens of a text. The MAUVE-like value of real text is that of two disjoint 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.decoders", description=__doc__)
     add_evaluated_texts(parser, samples=64, rows=64)
-    parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
-    parser.add_argument("--block-size", type=int, metavar="B", help="default: as it was trained")
+    parser.add_argument(
+        "--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]",
+        help=f"default: {len(DECODERS)} of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block-size", type=int, metavar="B", help="block size of the texts (default: as it was trained)"
+    )
     arguments = parser.parse_args()
     at_least("--samples", arguments.samples, 2)
     at_least("--rows", arguments.rows, 0)

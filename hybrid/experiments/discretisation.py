@@ -215,11 +215,12 @@ def text_plot(a: argparse.Namespace, results: Results) -> np.ndarray:
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.discretisation", description=__doc__)
     parser.add_argument(
-        "--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 256, 1024], metavar="T", help="cells of the grid"
-    )
+        "--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 64, 256, 1024], metavar="T",
+        help="cells of the time grid (default: 1 2 4 8 16 64 256 1024)",
+    )  # fmt: skip
     parser.add_argument(
         "--schedules", nargs="+", default=["linear", "cosine_md4", "cosine_mdlm"], metavar="NAME",
-        help="of the grid (default: linear cosine_md4 cosine_mdlm)",
+        help="noise schedules of the grid (default: linear cosine_md4 cosine_mdlm)",
     )  # fmt: skip
     parser.add_argument("--samples", type=int, default=10_000, metavar="N", help="blocks of the toy (default: 10,000)")
     add_options(parser, rows=4)

@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 def main() -> int:
     arguments = parse()
     from hybrid.experiments.measuring.gradient_noise import measure_all
-    from hybrid.experiments.measuring.subject import validation_of
-    from hybrid.lm import load
+    from hybrid.experiments.measuring.subject import load_model, validation_of
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output, plots=1)
-    lm = load(arguments.checkpoint, device=arguments.device)
+    lm = load_model(arguments, arguments.device)
     split = validation_of(lm)
     if 2 * arguments.rows > split.n_rows:
         raise ValueError(
@@ -135,8 +134,8 @@ def plot(results: list[Measured], sizes: list[int]) -> np.ndarray:
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.estimators", description=__doc__)
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: 4 8 16")
+    cli.add_model(parser)
+    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="block sizes (default: 4 8 16)")
     parser.add_argument("--rows", type=int, default=4, metavar="R", help="rows of the fixed batch (default: 4)")
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="batches of noise (default: 100)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the noise (default: 0)")

@@ -55,11 +55,11 @@ class Point:
 def main() -> int:
     arguments = parse()
     from hybrid.evaluation.evaluation_model import load_evaluation_model
-    from hybrid.lm import load
+    from hybrid.experiments.measuring.subject import load_model
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(arguments.output, plots=2)
-    lm = load(arguments.checkpoint, device=arguments.device)
+    lm = load_model(arguments, arguments.device)
     points = measure_all(lm, load_evaluation_model(arguments.judge, arguments.device), arguments)
     parts = [_explanation(arguments), Table(points)]
     plots = {
@@ -156,7 +156,10 @@ it, in nats per token: it rewards nothing but the right distribution, and decode
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.forwards", description=__doc__)
     add_evaluated_texts(parser, samples=16, rows=16)
-    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: those it was trained with")
+    parser.add_argument(
+        "--block-size", type=int, nargs="+", metavar="B",
+        help="block sizes to compare (default: those it was trained for)",
+    )  # fmt: skip
     arguments = parser.parse_args()
     at_least("--samples", arguments.samples, 1)
     at_least("--new-tokens", arguments.new_tokens, 1)

@@ -96,9 +96,14 @@ model, are far more certain. What is chosen in hindsight is the likelihood of no
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.likelihoods", description=__doc__)
-    parser.add_argument("--runs", nargs="+", required=True, metavar="RUN", help="runs of one setting")
-    parser.add_argument("--block-size", type=int, nargs="+", default=[2, 4, 8], metavar="B", help="default: 2 4 8")
-    parser.add_argument("--orders", nargs="+", default=ORDERS, metavar="NAME[:key=value,...]", help="default: many")
+    parser.add_argument("--runs", nargs="+", required=True, metavar="RUN", help="runs that differ in their seed alone")
+    parser.add_argument(
+        "--block-size", type=int, nargs="+", default=[2, 4, 8], metavar="B", help="block sizes (default: 2 4 8)"
+    )
+    parser.add_argument(
+        "--orders", nargs="+", default=ORDERS, metavar="NAME[:key=value,...]",
+        help="orders of decoders (default: " + " ".join(ORDERS) + ")",
+    )  # fmt: skip
     parser.add_argument("--rows", type=int, default=64, metavar="R", help="validation rows (default: 64; 0: all)")
     parser.add_argument("--draws", type=int, default=8, metavar="D", help="draws of a bound (default: 8)")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there")

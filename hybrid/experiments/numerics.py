@@ -173,7 +173,10 @@ def text_plot(results: list[Texts]) -> np.ndarray:
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.numerics", description=__doc__)
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 64, 512, 4096], metavar="T", help="of a block")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[8, 64, 512, 4096], metavar="T",
+        help="steps of a block (default: 8 64 512 4096)",
+    )  # fmt: skip
     parser.add_argument(
         "--samples", type=int, default=200_000, metavar="N", help="expected unmaskings of Zipf's law (default: 200,000)"
     )

@@ -217,12 +217,16 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.objectives", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="what all runs have in common")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of: {'; '.join(CONTENDERS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help=f"train these alone, some of: {'; '.join(CONTENDERS)}"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="seeds of each (default: 0 1 2)"
+    )
     parser.add_argument("--folder", default="runs/objectives", help="where the runs go (default: runs/objectives)")
     parser.add_argument("--rows", type=int, default=128, metavar="R", help="validation rows (default: 128; 0: all)")
     parser.add_argument("--samples", type=int, default=16, metavar="N", help="generated texts (default: 16)")
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="tokens of each text (default: 128)")
     parser.add_argument("--judge", metavar="RUN", help="a run or a local Hugging Face folder that reads the samples")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there")
     arguments = parser.parse_intermixed_args()

@@ -199,11 +199,19 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.scaling", description=__doc__)
     parser.add_argument("--config", nargs="+", required=True, metavar="FILE", help="models, by their configs")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the files")
-    parser.add_argument("--peak", type=float, default=989.0, metavar="T", help="TFLOP/s in bf16 (default: 989)")
-    parser.add_argument("--bandwidth", type=float, default=3.35, metavar="T", help="TB/s of memory (default: 3.35)")
-    parser.add_argument("--memory", type=float, default=80.0, metavar="G", help="GB (default: 80)")
-    parser.add_argument("--utilisation", type=float, default=0.4, metavar="S", help="share of the peak (default: 0.4)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64], metavar="R", help="of fsdp (default: 8 64)")
+    parser.add_argument(
+        "--peak", type=float, default=989.0, metavar="T", help="TFLOP/s of a device in bf16 (default: 989)"
+    )
+    parser.add_argument("--bandwidth", type=float, default=3.35, metavar="T", help="TB/s of its memory (default: 3.35)")
+    parser.add_argument("--memory", type=float, default=80.0, metavar="G", help="GB of its memory (default: 80)")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="S",
+        help="share of the peak that training reaches (default: 0.4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[8, 64], metavar="R",
+        help="ranks that share a model with fsdp (default: 8 64)",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="write Markdown there")
     a = parser.parse_intermixed_args()
     for name in ("peak", "bandwidth", "memory"):

@@ -130,13 +130,21 @@ def _explanation(arguments: argparse.Namespace) -> str:
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.solving", description=__doc__)
-    parser.add_argument("--runs", nargs="+", action="append", required=True, metavar="RUN", help="runs of one setting")
-    parser.add_argument("--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]", help="default: many")
-    parser.add_argument("--block-size", type=int, nargs="+", metavar="B", help="default: as they were trained")
+    parser.add_argument(
+        "--runs", nargs="+", action="append", required=True, metavar="RUN",
+        help="runs that differ in their seed alone; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--decoders", nargs="+", default=DECODERS, metavar="NAME[:key=value,...]",
+        help=f"default: {len(DECODERS)} of them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block-size", type=int, nargs="+", metavar="B", help="block sizes (default: those they were trained for)"
+    )
     parser.add_argument("--rows", type=int, default=500, metavar="R", help="answers per run (default: 500; 0: all)")
     parser.add_argument("--batch-rows", type=int, default=250, metavar="R", help="answers at a time (default: 250)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default: 0, the best token")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of decoding (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of decoding (default: 0)")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     arguments = parser.parse_args()

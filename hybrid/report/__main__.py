@@ -186,8 +186,10 @@ def parse() -> argparse.Namespace:
         help="a folder for the page, Markdown, CSV and plots (default: `report` in the folder of the runs); or a file "
         "NAME.md for the Markdown and its plots alone",
     )  # fmt: skip
-    parser.add_argument("--title", metavar="TEXT", help="default: the name of the folder of the runs")
-    parser.add_argument("--force", action="store_true", help="compare runs on other data or with other tokenizers")
+    parser.add_argument(
+        "--title", metavar="TEXT", help="heading of the page (default: the name of the folder of the runs)"
+    )
+    parser.add_argument("--force", action="store_true", help="compare runs even where data or tokenizers differ")
     return parser.parse_args()
 
 

@@ -54,7 +54,7 @@ def colours(groups: Sequence[Group]) -> dict[str, Any]:
     others = [g for g in groups if not g.is_autoregressive]
     single = [g for g in others if len(g.first.block_sizes) == 1]
     if len({g.first.block_sizes[0] for g in single}) == len(single) > 1:
-        scale = colormaps["viridis"](np.linspace(0, 0.9, len(single)))
+        scale = colormaps["viridis"](np.linspace(0, 0.8, len(single)))  # the rest is pale on white
         found |= {g.label: colour for g, colour in zip(single, scale, strict=True)}
         others = [g for g in others if g not in single]
     hues = _COLOURS if len(others) <= len(_COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, len(others)))

@@ -203,7 +203,7 @@ def _curves(groups: Sequence[Group], palette: dict[str, Any]) -> Section | None:
 def _samples(groups: Sequence[Group]) -> Section | None:
     texts = {g.label: g.first.sample for g in groups if g.first.sample}
     seed = "the first seed of each" if any(len(g.runs) > 1 for g in groups) else "each"
-    text = f"The last texts that {seed} wrote during training, with its own decoder."
+    text = f"The last texts that {seed} wrote during training, with its own decoder, each behind its prompt (---)."
     return Section("Samples", text, samples=texts) if texts else None
 
 

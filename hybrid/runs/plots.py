@@ -38,7 +38,7 @@ def plot_attention(
         raise ValueError(f"mask: shape {mask.shape} is not [rows, rows] of the streams {streams}")
     # About the size at which TensorBoard shows images: larger ones it shrinks by leaving out pixels.
     cell = max(2, 256 // n)
-    left, bottom, right, top = 44, 34, 8, 24
+    left, bottom, right, top = 56, 34, 8, 24
     width, height = max(n * cell + left + right, left + 6 * len(title)), n * cell + bottom + top
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     axes = figure.add_axes((left / width, bottom / height, n * cell / width, n * cell / height))
@@ -77,6 +77,8 @@ def plot_losses_by_count(losses: Mapping[int, float], title: str, chance: float 
     axes.plot(counts, [losses[count] for count in counts], marker="o", markersize=3, color=_HUES[0])
     if chance is not None:
         axes.axhline(chance, color="0.5", linestyle=":", linewidth=1)
+        axes.annotate("a uniform guess", (0, chance), (3, -8), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", fontsize=7, color="0.35")  # fmt: skip
     axes.set_xlabel("masked tokens in the block", fontsize=8)
     axes.set_ylabel("nats per masked token", fontsize=8)
     axes.set_title(title, fontsize=8, loc="left")

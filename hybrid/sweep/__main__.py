@@ -153,9 +153,11 @@ def parse() -> argparse.Namespace:
         help="settings over those of the file; each combination of values is a run. A value that is a list is written "
         "[1, 4]",
     )  # fmt: skip
-    parser.add_argument("--folder", metavar="FOLDER", help="where the runs go (default: runs/sweeps/ and FILE's stem)")
     parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="runs at once, which share the cores (default: 1)"
+        "--folder", metavar="FOLDER", help="where the runs go (default: runs/sweeps/NAME for NAME.yaml)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="runs to train at once, which share the cores (default: 1)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check all runs, list them and stop")
     arguments = parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""Every step of a generation, recorded; and a page in which one steps through them (trace.html).
+"""Every step of a generation, recorded; and a page in which one steps through them (trace.html, trace.js).
 
     trace = Trace(engine)
     for state in trace.stream(prompts, max_new_tokens):
@@ -88,8 +88,14 @@ def write_page(path: Path, trace: Trace, tokenizer: Tokenizer, facts: Mapping[st
     check_path(path)
     # Inside a script element only `<` could end the data, or begin a comment.
     data = to_json(_data(trace, tokenizer, facts)).replace("<", "\\u003c")
-    template = resources.files("hybrid.text").joinpath("trace.html").read_text(encoding="utf-8")
-    write_text_atomic(path, template.replace("{{data}}", data))
+    write_text_atomic(path, template().replace("{{data}}", data))
+
+
+def template() -> str:
+    """Return the page with its script, without data: `{{data}}` marks their place."""
+    here = resources.files("hybrid.text")
+    page, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("trace.html", "trace.js"))
+    return page.replace("{{script}}", script)
 
 
 def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> dict[str, Any]:

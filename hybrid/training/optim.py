@@ -20,9 +20,9 @@ from hybrid.training.parallel import reshard
 
 @dataclass
 class OptimConfig:
-    name: str = option("adamw", "optimizer; muon treats the matrices of the blocks, AdamW the rest", ("adamw", "muon"))
+    name: str = option("adamw", "optimizer; muon treats the matrices of the layers, AdamW the rest", ("adamw", "muon"))
     lr: float = option(1e-3, "peak learning rate of AdamW")
-    muon_lr: float = option(0.02, "peak learning rate of Muon (matrices of the blocks)")
+    muon_lr: float = option(0.02, "peak learning rate of Muon (matrices of the layers)")
     weight_decay: float = option(0.1, "decoupled weight decay of matrices (norms and embeddings have none)")
     beta1: float = option(0.9, "first-moment decay of AdamW")
     beta2: float = option(0.95, "second-moment decay of AdamW")
@@ -56,7 +56,7 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
 
 
 class Optimizer:
-    """One or two torch optimizers that step together: AdamW for all, or Muon for the matrices of the blocks.
+    """One or two torch optimizers that step together: AdamW for all, or Muon for the matrices of the layers.
 
     Muon (Jordan 2024) orthogonalises the momentum of a matrix; embeddings, head and norms are not for it.
     """

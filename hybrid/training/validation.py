@@ -108,5 +108,6 @@ class SampleWriter:
             f"--- {prompt!r}\n{prompt}{continuation(self.tokenizer, before, new)}\n"
             for prompt, before, new in zip(self.prompts, ids, result.tokens, strict=True)
         ]
-        metrics = {"gen/tokens_per_second": n / result.seconds, "gen/tokens_per_forward": n / max(result.nfe, 1)}
+        per_text = n / len(ids)  # a forward writes all texts at once: one token a step is one token per forward
+        metrics = {"gen/tokens_per_second": n / result.seconds, "gen/tokens_per_forward": per_text / max(result.nfe, 1)}
         return "\n".join(texts), metrics

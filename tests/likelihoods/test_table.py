@@ -17,8 +17,9 @@ OPTIONS = {"policy": {"decoder": "margin"}}
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_the_contract_of_a_likelihood(name: str) -> None:
-    """Frozen; its result bears its name; a row is float64 nats and given tokens are not counted; what is equal is at
-    most what bounds it; a block that is too long is refused."""
+    """Frozen; its result bears its name; a row is float64 nats and given tokens are not counted; a block that is too
+    long is refused. What is the likelihood of a procedure, or bounds it, is exact at block size 1, where there is one
+    order, and the more tokens count, the larger."""
     entry, spec = LIKELIHOODS[name], {"name": name, **OPTIONS.get(name, {})}
     assert issubclass(entry, LikelihoodMethod) and entry.__doc__ and entry.relation in (EQUAL, BOUND, NO_PROCEDURE)
     assert dataclasses.is_dataclass(entry) and entry.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -27,14 +28,16 @@ def test_the_contract_of_a_likelihood(name: str) -> None:
     is_target = torch.arange(14).expand(3, -1) >= 5
     with torch.no_grad():
         whole, part = (nll_of(model, tokens, size, spec, draws=3, is_target=target) for target in (None, is_target))
-        exact = nll_of(model, tokens, 1, "exact").nll
-        assert torch.allclose(nll_of(model, tokens, 1, spec, draws=2).nll, exact), "at block size 1 all are the same"
+        if entry.relation != NO_PROCEDURE or name == "best_order":
+            exact = nll_of(model, tokens, 1, "exact").nll
+            assert torch.allclose(nll_of(model, tokens, 1, spec, draws=2).nll, exact), "there is only one order"
+            assert (part.nll < whole.nll).all()
         assert not nll_of(model, tokens, size, spec, draws=2, is_target=tokens < 0).nll.any()
         for result, n in ((whole, 14), (part, 9)):
             assert result.method == name and result.tokens.tolist() == [n] * 3
             assert result.nll.shape == result.stderr.shape == (3,)
             assert result.nll.dtype == result.stderr.dtype == torch.float64
-        assert (part.nll < whole.nll).all() and (whole.stderr >= 0).all()
+        assert (whole.stderr >= 0).all()
         if entry.max_block_size is not None:
             with pytest.raises(ValueError, match=str(entry.max_block_size)):
                 nll_of(model, tokens, entry.max_block_size + 1, spec)

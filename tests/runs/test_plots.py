@@ -35,7 +35,7 @@ def test_every_cell_of_an_attention_pattern_has_its_pixels(length):
 def _corner(image: np.ndarray, size: int) -> tuple[int, int]:
     """Where the cells begin: after the margins that the figure was given."""
     height, _ = image.shape[:2]
-    return height - size - 34, 44
+    return height - size - 34, 56
 
 
 def _quarters(image, mask, length):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import tomllib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenize
 from hybrid.decoding import DECODERS
 from hybrid.decoding.results import Change
 from hybrid.runs.plots import plot_unmasking_order
-from hybrid.text.trace import Trace, TracedText, check_path, write_page
+from hybrid.text.trace import Trace, TracedText, check_path, template, write_page
 
 REMASKING = [
     {"name": "mask_predict", "steps": 3},
@@ -31,7 +32,7 @@ REMASKING = [
 SPECS = [*DECODERS, {"name": "confidence", "steps": 2}, {"name": "ancestral", "steps": 3}, *REMASKING]
 PROMPTS = [[], [1, 2, 3], [4, 0, 1, 2], [2, 1, 0, 3, 3, 1, 0]]
 MASK = 7
-TEMPLATE = resources.files("hybrid.text").joinpath("trace.html").read_text(encoding="utf-8")
+TEMPLATE = template()
 
 
 def replay(text: TracedText, width: int) -> list[int]:
@@ -204,7 +205,37 @@ def test_the_page_needs_nothing_else() -> None:
         assert word not in TEMPLATE, word
     assert TEMPLATE.count("{{data}}") == 1 and "default-src 'none'" in TEMPLATE
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert "trace.html" in project["tool"]["setuptools"]["package-data"]["hybrid.text"]
+    assert {"trace.html", "trace.js"} <= set(project["tool"]["setuptools"]["package-data"]["hybrid.text"])
+
+
+def in_a_browser(page: Path, fragment: str = "") -> str:
+    """What a browser shows; needs chromium."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium")
+    options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom")
+    profile = f"--user-data-dir={page.parent / 'profile'}"
+    command = [browser, *options, profile, page.as_uri() + fragment]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return re.sub(r"<script.*?</script>", "", shown, flags=re.S)
+
+
+@pytest.mark.slow
+def test_the_page_opens_on_the_whole_text_in_colour_or_at_the_step_of_its_address(tmp_path: Path) -> None:
+    steps = [Change(1, [(2, 2, 0.9)], []), Change(2, [(1, 1, 0.25)], []), Change(3, [(4, 3, 0.5)], [])]
+    page = page_of(tmp_path / "page.html", [TracedText([0], 5, steps)], CharTokenizer("abcdef"))
+    cell = r'<span data-at="(\d)" class="cell ([^"]*)"(?: style="--p: ([0-9.]+);")?>(.)</span>'
+    whole, second, start = (in_a_browser(page, fragment) for fragment in ("", "#step=2", "#step=0"))
+    assert "step 3 of 3, forward 3, block 2 of 2: 1 token revealed" in whole
+    assert re.findall(cell, whole) == [
+        ("0", "prompt", "", "a"), ("1", "known", "0.25", "b"), ("2", "known sure", "0.9", "c"),
+        ("3", "masked", "", "░"), ("4", "known new", "0.5", "d"),
+    ]  # fmt: skip
+    assert re.search(r'<main id="text" class="filled"', whole) and "<dt>prompt</dt><dd>a</dd>" in whole
+    assert "in blocks of 4 tokens, each in a frame" in whole and "or masks some again" not in whole
+    assert all("hidden" in sign for sign in re.findall(r'<span data-if="back"[^>]*>', whole))
+    assert "step 2 of 3" in second and [shown for *_, shown in re.findall(cell, second)][:3] == ["a", "b", "c"]
+    assert "step 0 of 3" in start and [shown for *_, shown in re.findall(cell, start)][:3] == ["a", "░", "░"]
 
 
 def test_a_page_replaces_an_older_page_and_nothing_else(tmp_path: Path) -> None:

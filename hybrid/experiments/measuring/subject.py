@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hybrid import cli
 from hybrid.options import title
 
 if TYPE_CHECKING:
@@ -21,28 +22,47 @@ NOISE_DRAWS = 8
 
 def add_options(parser: argparse.ArgumentParser, rows: int) -> None:
     """Add the options that describe texts and the result; `rows` is the default of --rows."""
-    parser.add_argument("--checkpoint", metavar="RUN", help="a run, a checkpoint or a saved model: adds its texts")
-    parser.add_argument("--block-size", type=int, metavar="B", help="of the texts (default: as it was trained)")
+    cli.add_model(parser, required=False, gives="; adds its texts to the result")
+    parser.add_argument(
+        "--block-size", type=int, metavar="B", help="block size of the texts (default: as it was trained)"
+    )
     parser.add_argument("--rows", type=int, default=rows, metavar="R", help=f"texts per seed (default: {rows})")
-    parser.add_argument("--length", type=int, metavar="N", help="of a text (default: the model's seq_len)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
-    parser.add_argument("--output", metavar="FILE", help="write the result here as Markdown, plots beside it")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a text (default: the model's seq_len)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="seeds (default: 0 1 2)")
+    parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
 
 
 def add_evaluated_texts(parser: argparse.ArgumentParser, samples: int, rows: int) -> None:
     """Add the options of texts that an evaluation model reads; `samples` and `rows` are the defaults."""
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run, a checkpoint or a saved model")
-    parser.add_argument("--judge", required=True, metavar="RUN", help="a run, or a local Hugging Face folder")
+    cli.add_model(parser)
+    parser.add_argument(
+        "--judge", required=True, metavar="RUN",
+        help="model that reads the texts: a run, or a local Hugging Face folder",
+    )  # fmt: skip
     parser.add_argument(
         "--samples", type=int, default=samples, metavar="N", help=f"texts per seed (default: {samples})"
     )
-    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="of each text (default: 128)")
+    parser.add_argument("--new-tokens", type=int, default=128, metavar="N", help="tokens of each text (default: 128)")
     parser.add_argument(
-        "--rows", type=int, default=rows, metavar="R", help=f"of the policy likelihood (default: {rows})"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="default: 0 1 2")
+        "--rows", type=int, default=rows, metavar="R",
+        help=f"validation rows of the policy likelihood (default: {rows}; 0: all)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="seeds (default: 0 1 2)")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
+
+
+def load_model(a: argparse.Namespace, device: str) -> LanguageModel:
+    """Load the model of `a.checkpoint`, after the modules of `a.imports`.
+
+    Raises:
+        ValueError: there is none, or a module cannot be imported.
+    """
+    from hybrid.config import import_modules
+    from hybrid.lm import load
+
+    import_modules(a.imports, "--imports")
+    return load(a.checkpoint, device=device)
 
 
 def check_counts(a: argparse.Namespace, *names: str) -> None:
@@ -92,14 +112,12 @@ class Subject:
 
     @classmethod
     def load(cls, a: argparse.Namespace, device: str) -> Subject:
-        """Load the model of `a.checkpoint`.
+        """Load the model of `a.checkpoint`, after the modules of `a.imports`.
 
         Raises:
             ValueError: no model, or sizes that it can't have.
         """
-        from hybrid.lm import load
-
-        lm = load(a.checkpoint, device=device)
+        lm = load_model(a, device)
         seq_len = lm.config.data.seq_len
         length = a.length or seq_len
         if length > seq_len:
