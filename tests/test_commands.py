@@ -20,6 +20,7 @@ from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, Block, ShellCommand
 from torch.distributed.run import parse_args as parse_torchrun
 
 from hybrid.config import check, import_modules, load_config, parse_options
+from hybrid.config.schema import SPECS, groups, known_keys
 from hybrid.decoding import DECODERS
 from hybrid.evaluation.setting import choose_decoders, choose_likelihoods
 from hybrid.options import build
@@ -27,6 +28,9 @@ from hybrid.sweep.plan import plan
 
 OTHER_PROGRAMS = ("cd", "echo", "export", "git", "pytest", "source", "tensorboard")
 """Programs of others, whose arguments are their own affair."""
+
+NO_KEYS = {"eval.json", "model.json", "model.safetensors", "data.validation", "data.entropy_per_token"}
+"""What reads like a key and is a file, or stands in one."""
 
 RUNS_OF_OPTIONS = ("--checkpoint", "--judge", "--planner", "--runs")
 RUNS_OF_SETTINGS = ("objective.teacher", "trainer.init_from", "trainer.resume")
@@ -219,3 +223,14 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     paths = re.findall(r"(?<![\w/.])((?:configs|hybrid|tests|docs)/[\w/.-]*\.(?:yaml|py|md|png))\b", text)
     missing = [path for path in paths if not (REPO / path).is_file()]
     assert [path for path in missing if path != "configs/block_size/B.yaml"] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_keys_that_a_page_names_exist(page: Path) -> None:
+    """In backquotes, `trainer.steps`; of a key that names an entry of a table also what is behind it."""
+    keys = re.compile(rf"(?<![\w./-])((?:{'|'.join(groups())})\.[a-z_]\w*(?:\.\w+)?)")
+    code = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    named = {key for part in code for key in keys.findall(part)}
+    holders = {*known_keys(), "decoder"}
+    unknown = {key for key in named if key not in holders and key.rpartition(".")[0] not in {*SPECS, "decoder"}}
+    assert unknown - NO_KEYS == set()
