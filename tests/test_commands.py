@@ -7,6 +7,7 @@ import fnmatch
 import importlib
 import importlib.util
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -15,10 +16,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, ShellCommand, importable_examples, name_of
+from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, Block, ShellCommand, importable_examples, name_of
 from torch.distributed.run import parse_args as parse_torchrun
 
 from hybrid.config import check, import_modules, load_config, parse_options
+from hybrid.config.schema import SPECS, groups, known_keys
 from hybrid.decoding import DECODERS
 from hybrid.evaluation.setting import choose_decoders, choose_likelihoods
 from hybrid.options import build
@@ -26,6 +28,9 @@ from hybrid.sweep.plan import plan
 
 OTHER_PROGRAMS = ("cd", "echo", "export", "git", "pytest", "source", "tensorboard")
 """Programs of others, whose arguments are their own affair."""
+
+NO_KEYS = {"eval.json", "model.json", "model.safetensors", "data.validation", "data.entropy_per_token"}
+"""What reads like a key and is a file, or stands in one."""
 
 RUNS_OF_OPTIONS = ("--checkpoint", "--judge", "--planner", "--runs")
 RUNS_OF_SETTINGS = ("objective.teacher", "trainer.init_from", "trainer.resume")
@@ -189,14 +194,26 @@ def test_what_is_read_was_written() -> None:
 
 
 def test_every_config_is_named() -> None:
-    """In docs/configuration.md."""
-    pages = [page for page in PAGES if name_of(page) in ("README.md", "docs/configuration.md")]
-    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    text = (REPO / "docs" / "configuration.md").read_text(encoding="utf-8")
     for path in (REPO / "configs").rglob("*.yaml"):
-        name = path.relative_to(REPO).as_posix()
-        general = name.startswith("configs/block_size/")
-        variant = re.sub(r"_(ar|masked)\.yaml$", ".yaml", name)
-        assert general or f"`{variant}`" in text, name
+        general = "configs/block_size/B.yaml" if path.parent.name == "block_size" else path.relative_to(REPO).as_posix()
+        assert f"`{general}`" in text, path
+
+
+YAML = [block for block in BLOCKS if block.language == "yaml"]
+
+
+@pytest.mark.parametrize("block", YAML, ids=lambda block: f"{block.page}:{block.line}")
+def test_a_configuration_on_a_page_is_accepted(block: Block, tmp_path: Path) -> None:
+    """One of a run as a file of configs/, one of a sweep as a file of configs/sweeps/."""
+    shutil.copytree(REPO / "configs", tmp_path / "configs")
+    is_sweep = re.search(r"^config:", block.text, re.MULTILINE)
+    path = tmp_path / "configs" / ("sweeps/mine.yaml" if is_sweep else "mine.yaml")
+    path.write_text(block.text, encoding="utf-8")
+    if is_sweep:
+        assert len(plan(path, [], tmp_path).runs) > 1
+    else:
+        assert without_effect(check(load_config(path))) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -206,3 +223,14 @@ def test_files_that_a_page_names_are_there(page: Path) -> None:
     paths = re.findall(r"(?<![\w/.])((?:configs|hybrid|tests|docs)/[\w/.-]*\.(?:yaml|py|md|png))\b", text)
     missing = [path for path in paths if not (REPO / path).is_file()]
     assert [path for path in missing if path != "configs/block_size/B.yaml"] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_keys_that_a_page_names_exist(page: Path) -> None:
+    """In backquotes, `trainer.steps`; of a key that names an entry of a table also what is behind it."""
+    keys = re.compile(rf"(?<![\w./-])((?:{'|'.join(groups())})\.[a-z_]\w*(?:\.\w+)?)")
+    code = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+    named = {key for part in code for key in keys.findall(part)}
+    holders = {*known_keys(), "decoder"}
+    unknown = {key for key in named if key not in holders and key.rpartition(".")[0] not in {*SPECS, "decoder"}}
+    assert unknown - NO_KEYS == set()
