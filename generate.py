@@ -1,6 +1,6 @@
 """Generate text from a trained model.
 
-    python generate.py --checkpoint runs/quickstart --prompt "Return the "
+    python generate.py --checkpoint runs/quickstart --prompt "Return the"
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
     python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
