@@ -5,9 +5,11 @@ import importlib
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from links import anchors_of, faults, links_of, target_of
 
 from hybrid import cli
@@ -113,3 +115,15 @@ def test_the_table_of_rooms_is_what_is_there():
     listed = {name for row in table.strip().splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     there = {path.relative_to(REPO / "hybrid").parts[0] for path in (REPO / "hybrid").rglob("*/*.py")}
     assert listed == there
+
+
+def test_the_front_page_is_short():
+    assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_there_is_one_version():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (newest, *_) = re.findall(r"^## (\S+) \((.*)\)$", (REPO / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = yaml.safe_load((REPO / "CITATION.cff").read_text(encoding="utf-8"))
+    assert newest == (project["version"], str(cited["date-released"]))
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
