@@ -14,10 +14,8 @@ from hybrid.likelihoods.orders import Policy
 
 POLICIES = [
     "left_to_right",
-    "random",
     "margin",
     "entropy",
-    "entropy_bounded",
     {"name": "confidence", "token": "best"},
     {"name": "margin", "steps": 2},
     {"name": "entropy", "threshold": -0.9},
