@@ -26,7 +26,9 @@ from hybrid.evaluation.setting import choose_decoders, choose_likelihoods
 from hybrid.options import build
 from hybrid.sweep.plan import plan
 
-OTHER_PROGRAMS = ("cd", "echo", "export", "git", "pytest", "source", "tensorboard")
+OTHER_PROGRAMS = (
+    "cd", "echo", "export", "git", "lint-imports", "pyright", "pytest", "ruff", "source", "tensorboard",
+)  # fmt: skip
 """Programs of others, whose arguments are their own affair."""
 
 NO_KEYS = {"eval.json", "model.json", "model.safetensors", "data.validation", "data.entropy_per_token"}
