@@ -37,6 +37,7 @@ STARTS = r"(?:[A-Z_]+=\S+ +)*(?:[\w.-]+/)*(?:python3?|torchrun|tensorboard|pip)"
 """How a command starts."""
 
 _INLINE = re.compile(rf"`((?:{STARTS}|(?:train|generate)\.py|hybrid(?:\.\w+)+)\s+[^`]+)`")
+CELL = re.compile(r"(?<!\\)\|")
 _LOOP = re.compile(r"for (\w+) in ([^;]+); do (.*); done")
 _SEED = re.compile(r"(?<==)S\b|(?<=-s)S\b")
 """In a command for several seeds, S stands for each of them."""
@@ -98,6 +99,14 @@ def blocks_of(page: Path) -> list[Block]:
 def without_blocks(text: str) -> str:
     """The text with empty lines in place of its fenced blocks."""
     return FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+
+
+def tables_of(page: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The head and the rows of each table, as the texts of their cells."""
+    prose = without_blocks(page.read_text(encoding="utf-8"))
+    for table in re.findall(r"^\|.*\n\|[-: |]+\|\n(?:\|.*\n)*", prose, re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in CELL.split(line)[1:-1]] for line in table.splitlines())
+        yield head, rows
 
 
 def commands_of(page: Path) -> Iterator[ShellCommand]:
