@@ -30,8 +30,14 @@ TABLES: dict[str, dict[str, Any]] = {
 
 SHELLS = ("bash", "sh", "shell", "console")
 
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_INLINE = re.compile(r"`((?:python3?|torchrun)\s+(?:-m\s+)?[^-`\s][^`\s]*\s[^`]+)`")  # a program alone is no command
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+"""A block, also one in an item of a list: how far it is indented, its language, what it holds."""
+
+STARTS = r"(?:[A-Z_]+=\S+ +)*(?:[\w.-]+/)*(?:python3?|torchrun|tensorboard|pip)"
+"""How a command starts."""
+
+_INLINE = re.compile(rf"`((?:{STARTS}|(?:train|generate)\.py|hybrid(?:\.\w+)+)\s+[^`]+)`")
+CELL = re.compile(r"(?<!\\)\|")
 _LOOP = re.compile(r"for (\w+) in ([^;]+); do (.*); done")
 _SEED = re.compile(r"(?<==)S\b|(?<=-s)S\b")
 """In a command for several seeds, S stands for each of them."""
@@ -60,6 +66,7 @@ class ShellCommand:
     page: str
     line: int
     words: tuple[str, ...]
+    is_inline: bool = False  # in a sentence, which may leave out what a program needs: `generate.py --planner RUN`
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {shlex.join(self.words)}"
@@ -81,20 +88,38 @@ def name_of(page: Path) -> str:
 
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(name_of(page), text.count("\n", 0, m.start(2)) + 1, m[1], m[2]) for m in _FENCE.finditer(text)]
+    return [
+        Block(
+            name_of(page), text.count("\n", 0, m.start(3)) + 1, m[2], re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE)
+        )
+        for m in FENCE.finditer(text)
+    ]
+
+
+def without_blocks(text: str) -> str:
+    """The text with empty lines in place of its fenced blocks."""
+    return FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+
+
+def tables_of(page: Path) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The head and the rows of each table, as the texts of their cells."""
+    prose = without_blocks(page.read_text(encoding="utf-8"))
+    for table in re.findall(r"^\|.*\n\|[-: |]+\|\n(?:\|.*\n)*", prose, re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in CELL.split(line)[1:-1]] for line in table.splitlines())
+        yield head, rows
 
 
 def commands_of(page: Path) -> Iterator[ShellCommand]:
-    """Every command of a shell's block, and every one in backquotes that starts with `python` or `torchrun`."""
+    """Every command of a shell's block, and every one in backquotes that names a program and something behind it."""
     text = page.read_text(encoding="utf-8")
     for block in blocks_of(page):
         if block.language in SHELLS:
             for line, written in _whole_lines(block):
                 yield from (ShellCommand(block.page, line, words) for words in split(written))
-    prose = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+    prose = without_blocks(text)
     for found in _INLINE.finditer(prose):
         line = prose.count("\n", 0, found.start()) + 1
-        yield from (ShellCommand(name_of(page), line, words) for words in split(_SEED.sub("0", found[1])))
+        yield from (ShellCommand(name_of(page), line, words, True) for words in split(_SEED.sub("0", found[1])))
 
 
 def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:

@@ -16,9 +16,21 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from documents import BLOCKS, COMMANDS, PAGES, REPO, SHELLS, Block, ShellCommand, importable_examples, name_of
+from documents import (
+    BLOCKS,
+    COMMANDS,
+    PAGES,
+    REPO,
+    SHELLS,
+    STARTS,
+    Block,
+    ShellCommand,
+    importable_examples,
+    name_of,
+)  # fmt: skip
 from torch.distributed.run import parse_args as parse_torchrun
 
+from hybrid import cli
 from hybrid.config import check, import_modules, load_config, parse_options
 from hybrid.config.schema import SPECS, groups, known_keys
 from hybrid.decoding import DECODERS
@@ -64,18 +76,29 @@ def module_of(program: str) -> ModuleType | None:
     return importlib.import_module(f"{program}.__main__") if hasattr(module, "__path__") else module
 
 
-def parsed(program: str, arguments: list[str]) -> argparse.Namespace | None:
-    """What the program makes of its arguments; None if it prints its help."""
+def parsed(command: ShellCommand) -> argparse.Namespace | None:
+    """What the program makes of its arguments; None if it prints its help, or is shown in part: its options exist."""
+    program, arguments = program_of(command.words)
     module = module_of(program)
     assert module is not None
+    parsers: list[argparse.ArgumentParser] = []
+    parse = cli.Parser.parse_known_args
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["program", *arguments])
+        patch.setattr(sys, "argv", ["program", *(word for word in arguments if word != "...")])
+        patch.setattr(cli.Parser, "parse_known_args", lambda self, *a: parsers.append(self) or parse(self, *a))
         if {"--help", "-h"} & set(arguments):
             with pytest.raises(SystemExit) as ended:
                 module.parse()
             assert not ended.value.code
             return None
-        return module.parse()
+        try:
+            return module.parse()
+        except ValueError as error:
+            if not command.is_inline or not re.search("are required|expected (one|at least one) argument", str(error)):
+                raise
+    options = {option for parser in parsers for option in parser._option_string_actions}
+    assert {word for word in arguments if word.startswith("--")} <= options
+    return None
 
 
 def settings_of(a: argparse.Namespace) -> Iterator[tuple[str | None, list[str]]]:
@@ -97,7 +120,7 @@ def _where_users_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 def test_a_command_is_accepted(command: ShellCommand) -> None:
     program, arguments = program_of(command.words)
     if program.endswith(".py") or program.startswith("hybrid."):
-        a = parsed(program, arguments)
+        a = parsed(command)
         if a is not None:
             look_closer(program, a)
     elif program == "pip":
@@ -141,7 +164,7 @@ def test_programs_are_on_the_pages() -> None:
 
 
 def test_no_command_hides_in_a_block_of_another_language() -> None:
-    starts = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?(?:python3?|torchrun|pip|tensorboard) ", re.MULTILINE)
+    starts = re.compile(rf"^\s*(?:\$ )?{STARTS} ", re.MULTILINE)
     hidden = [f"{b.page}:{b.line}" for b in BLOCKS if b.language not in SHELLS and starts.search(b.text)]
     assert hidden == []
 
@@ -149,10 +172,10 @@ def test_no_command_hides_in_a_block_of_another_language() -> None:
 def trained() -> Iterator[str]:
     """Yield every run that a command on a page trains, and those of the table in docs/answers.md."""
     for command in COMMANDS:
-        program, arguments = program_of(command.words)
+        program, _ = program_of(command.words)
         if program not in ("train.py", "hybrid.sweep", "hybrid.experiments.objectives"):
             continue
-        a: Any = parsed(program, arguments)
+        a: Any = parsed(command)
         if a is None:
             continue
         if program == "train.py":
@@ -167,17 +190,17 @@ def trained() -> Iterator[str]:
 
 
 def named(command: ShellCommand) -> Iterator[str]:
-    """Yield every run that a command reads."""
-    program, arguments = program_of(command.words)
+    """Yield every run that a command reads; RUN and ... stand for any."""
+    program, _ = program_of(command.words)
     for option in RUNS_OF_OPTIONS:
-        yield from command.value_of(option)
+        yield from (run for run in command.value_of(option) if run not in ("RUN", "..."))
     for word in command.words:
         key, _, value = word.partition("=")
         if key in RUNS_OF_SETTINGS and value not in ("auto", "true", "false", "null"):
             yield value
     if program == "hybrid.report":
-        a: Any = parsed(program, arguments)
-        yield from a.runs
+        a: Any = parsed(command)
+        yield from a.runs if a is not None else ()
     if program == "tensorboard":
         yield from (run for run in command.value_of("--logdir") if run != "runs")
 
