@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+MOST_NAMES = 10_000
+"""Of a folder, among which a near one is looked for."""
 _SCALARS = {int, float, bool, str, type(None)}
 
 
@@ -112,11 +114,27 @@ def path_of(key: str, value: Any) -> Path:
 
 def nearest(value: Any, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the name nearest to `value`, upper and lower case alike; empty if none is near."""
+    near = near_name(value, names)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def near_name(value: Any, names: Iterable[str], least: float = 0.6) -> str | None:
+    """Find the name nearest to `value`, of at least this likeness (from 0 to 1); None if none is near."""
     if len(str(value)) > 100:  # no name is; the comparison would take long
-        return ""
+        return None
     by_lower = {str(name).lower(): str(name) for name in names}
-    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=least)
+    return by_lower[near[0]] if near else None
+
+
+def nearest_path(path: str | Path) -> str:
+    """Do as `nearest` for a path of which only the last part is wrong: what it names lies in the same folder."""
+    path = Path(path)
+    try:
+        near = near_name(path.name, os.listdir(path.parent)[:MOST_NAMES])
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {str(path.parent / near)!r}?)" if near else ""
 
 
 def pick(key: str, value: Any, choices: Iterable[str]) -> str:
