@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MOST_NAMES = 10_000
-"""Of a folder, among which a near one is looked for."""
+OWN = "; one of your own needs run.imports=MODULE (train.py) or --imports MODULE (other commands)"
+"""Said where a table lacks a name."""
 _SCALARS = {int, float, bool, str, type(None)}
 
 
@@ -131,14 +131,14 @@ def nearest_path(path: str | Path) -> str:
     """Do as `nearest` for a path of which only the last part is wrong: what it names lies in the same folder."""
     path = Path(path)
     try:
-        near = near_name(path.name, os.listdir(path.parent)[:MOST_NAMES])
+        near = near_name(path.name, os.listdir(path.parent)[:10_000])  # of more it would take long
     except (OSError, ValueError):
         return ""
     return f" (did you mean {str(path.parent / near)!r}?)" if near else ""
 
 
-def pick(key: str, value: Any, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`.
+def pick(key: str, value: Any, choices: Iterable[str], also: str = "") -> str:
+    """Return `value` if it is one of `choices`; `also` is said last where it is not.
 
     Raises:
         ValueError: it is not; the message names key, value, choices and the nearest one.
@@ -146,7 +146,7 @@ def pick(key: str, value: Any, choices: Iterable[str]) -> str:
     names = [str(name) for name in choices]
     if isinstance(value, str) and value in names:
         return value
-    raise ValueError(f"{key}: {shown(value)} is not one of {', '.join(sorted(names))}{nearest(value, names)}")
+    raise ValueError(f"{key}: {shown(value)} is not one of {', '.join(sorted(names))}{nearest(value, names)}{also}")
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
@@ -189,7 +189,7 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
     name = arguments.pop("name")
     if isinstance(name, str) and name not in table and (removed := REMOVED.get((key.rpartition(".")[2], name))):
         raise RemovedEntry(f"{key}: {name!r} was removed: {removed.why}")
-    entry: Any = table[pick(key, name, table)]
+    entry: Any = table[pick(key, name, table, OWN)]
     if not dataclasses.is_dataclass(table[name]):
         raise ValueError(f"{key}: {name} is no dataclass; write @dataclass(frozen=True) above it")
     arguments = {**_check_options(key, name, entry, arguments), **_provided(entry, given or {})}

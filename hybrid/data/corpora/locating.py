@@ -13,7 +13,7 @@ from hybrid.data.corpora.files import TableFiles, TextFiles, saved_table
 from hybrid.data.corpora.hub import Hub
 from hybrid.data.corpora.listing import FORMATS, KNOWN, find_files, format_of
 from hybrid.data.corpora.source import Source
-from hybrid.options import bare, build, nearest, nearest_path, needs, pick, shown
+from hybrid.options import OWN, bare, build, nearest, nearest_path, needs, pick, shown
 
 
 def locate(
@@ -102,5 +102,5 @@ def _names_nothing(corpus: str, revision: str | None) -> ValueError:
     near = nearest(corpus, CORPORA) or nearest_path(corpus)
     return ValueError(
         f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{near}, nor a "
-        "file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits)"
+        f"file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits){OWN}"
     )
