@@ -127,9 +127,8 @@ def near_name(value: Any, names: Iterable[str], least: float = 0.6) -> str | Non
     return by_lower[near[0]] if near else None
 
 
-def nearest_path(path: str | Path) -> str:
+def nearest_path(path: Path) -> str:
     """Do as `nearest` for a path of which only the last part is wrong: what it names lies in the same folder."""
-    path = Path(path)
     try:
         near = near_name(path.name, os.listdir(path.parent)[:10_000])  # of more it would take long
     except (OSError, ValueError):
