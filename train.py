@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__, add_help=False)
+    parser = cli.Parser(keys=_keys, description=__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, prepare the data, and stop")
@@ -70,6 +70,12 @@ def parse() -> argparse.Namespace:
         print(describe())
         raise SystemExit(0)
     return arguments
+
+
+def _keys() -> list[str]:
+    from hybrid.config.schema import known_keys
+
+    return list(known_keys())
 
 
 if __name__ == "__main__":

@@ -102,6 +102,9 @@ def test_an_ignored_setting_is_a_warning(command: Command, overrides: Overrides,
 # Bad input
 
 BAD = [
+    ("--steps 60", r"unrecognized arguments: --steps 60 .did you mean trainer.steps=60\?"),
+    ("--trainer.steps=60", r"did you mean trainer.steps=60\?"),
+    ("--dryrun", r"did you mean --dry-run\?"),
     ("trainer.stepps=3", "trainer.stepps: unknown key .value 3.; .*did you mean 'trainer.steps'"),
     ("nonsense.key=3", "unknown group 'nonsense'"),
     ("trainer.steps", "'trainer.steps' is not key=value"),
@@ -136,7 +139,7 @@ BAD = [
 def test_a_wrong_setting_is_one_line(
     override: str, message: str, command: Command, overrides: Overrides, tmp_path: Path
 ) -> None:
-    error = command("train.py", *overrides(tmp_path), override).error
+    error = command("train.py", *overrides(tmp_path), *override.split()).error
     assert re.search(message, error), error
     assert not (tmp_path / "tiny").exists()
 
