@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
+from pathlib import Path
 
 from hybrid import cli
 
@@ -45,10 +47,17 @@ def main() -> int:
         run = Run(config, machine, plan, data, model)
         if not arguments.dry_run:
             run.open()  # its folder
-            run.train()
+            if run.train():
+                log.info("%s", next_steps(run.folder))
         elif ranks.is_main:
             print(run.describe())
     return 0
+
+
+def next_steps(folder: Path) -> str:
+    """Say what to do with a trained model."""
+    run, runs = (shlex.quote(str(path)) for path in (folder, folder.parent))
+    return f"write text: python generate.py --checkpoint {run}; see its curves: tensorboard --logdir {runs}"
 
 
 def parse() -> argparse.Namespace:

@@ -85,6 +85,11 @@ def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, 
     assert re.search(message, error), error
 
 
+def test_a_context_that_slides_takes_a_prompt_that_fills_it(command: Command, trained: Path) -> None:
+    done = command("generate.py", "--checkpoint", trained, "--prompt", 12 * "the", "--slide", "--max-new-tokens", 4)
+    assert done.code == 0 and done.out.startswith(12 * "the"), done.err
+
+
 def test_an_empty_stop_is_refused(command: Command, trained: Path) -> None:
     assert "--stop: ''" in command("generate.py", "--checkpoint", trained, "--stop", "").error
 

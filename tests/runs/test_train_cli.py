@@ -74,6 +74,8 @@ def test_a_run_from_a_file_with_overrides(command: Command, overrides: Overrides
     assert load_config(tmp_path / "small" / "config.yaml").run.seed == 3
     for text in ("2 steps of 128 tokens", "block size 4:", "block size 1:", "nats per token", "parameters"):
         assert text in done.err
+    told = f"python generate.py --checkpoint {tmp_path}/small; see its curves: tensorboard --logdir {tmp_path}"
+    assert done.err.splitlines()[-1] == f"write text: {told}"
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(command: Command, overrides: Overrides, tmp_path: Path) -> None:
