@@ -138,7 +138,8 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
         raise ValueError(
-            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
+            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
+            "or let the context slide (--slide --max-new-tokens N)"
         )
     return room
 

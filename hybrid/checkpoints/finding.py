@@ -43,7 +43,8 @@ def find_checkpoint(path: str | Path) -> Path:
     if not os.path.isdir(path):  # of any text, also one that is too long for a name
         what = "is a file" if os.path.lexists(path) else "does not exist"
         name = str(path) if len(str(path)) < 300 else shown(str(path))
-        raise ValueError(f"checkpoint: {name} {what}{_meant(path)}; give the folder of a run, of a checkpoint or of a saved model")
+        given = f"checkpoint: {name} {what}{_meant(path)}"
+        raise ValueError(f"{given}; give the folder of a run, of a checkpoint or of a saved model")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         verify_folder(path)
         return path

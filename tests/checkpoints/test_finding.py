@@ -47,7 +47,7 @@ def test_what_is_no_checkpoint_is_one_clear_line(tmp_path):
 def test_a_folder_of_runs_names_them(tmp_path):
     for name in ("mine", "quickstart"):
         (tmp_path / name / "checkpoints").mkdir(parents=True)
-    message = rf"^checkpoint: {tmp_path} is no run, but holds some \(mine, quickstart\); name one, e.g. {tmp_path}/mine$"
+    message = rf"^checkpoint: {tmp_path} is no run, but holds some \(mine, quickstart\); name one, e.g. {tmp_path}/mine"
     with pytest.raises(ValueError, match=message):
         find_checkpoint(tmp_path)
     for number in range(7):

@@ -89,18 +89,18 @@ def refuse_not_utf8(key: str, path: str) -> None:
 
 
 def _names_nothing(corpus: str, revision: str | None) -> ValueError:
+    near = nearest_path(Path(corpus))
     if has_magic(corpus) or corpus.startswith((".", "/", "~")) or corpus.endswith(KNOWN):
         return ValueError(
-            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any{nearest_path(Path(corpus))}; "
-            "check the path"
+            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any{near}; check the path"
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", corpus):
         given = "" if revision is None else f", not {shown(revision)}"
         return ValueError(
-            f"data.corpus: {shown(corpus)} is no file or folder here{nearest_path(Path(corpus))}; a data set of the Hub "
+            f"data.corpus: {shown(corpus)} is no file or folder here{near}; a data set of the Hub "
             f"needs data.revision=COMMIT (40 digits){given}"
         )
-    near = nearest(corpus, CORPORA) or nearest_path(Path(corpus))
+    near = nearest(corpus, CORPORA) or near
     return ValueError(
         f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{near}, nor a "
         f"file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits){OWN}"
