@@ -268,7 +268,7 @@ def import_modules(modules: Any, key: str) -> list[str]:
             is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
             way_out = "; put it beside train.py, or its folder into PYTHONPATH" if is_missing else ""
             if module.endswith(".py"):
-                raise ValueError(f"{key}: {shown(module)} is a file; name the module without .py") from None
+                raise ValueError(f"{key}: {shown(module)} is no module; name it without .py") from None
             raise ValueError(f"{key}: cannot import {shown(module)}: {bare(error, 300)}{way_out}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
             what = f"{type(error).__name__}: {bare(error, 300)}".rstrip(": ")

@@ -120,7 +120,7 @@ def test_bases_that_go_round_in_circles_through_links(tmp_path: Path) -> None:
         ("dir/mod", "is not the name of a module"),
         ("''", "'' is not the name of a module"),
         ("no such module", "cannot import 'no such module'"),
-        ("hostile_plain.py", "run.imports: 'hostile_plain.py' is a file; name the module without .py"),
+        ("hostile_plain.py", "run.imports: 'hostile_plain.py' is no module; name it without .py"),
         ("hostile_raises", "importing 'hostile_raises' raised ZeroDivisionError: division by zero"),
         ("hostile_exits", "importing 'hostile_exits' raised SystemExit: 0"),
         ("hostile_syntax", "importing 'hostile_syntax' raised SyntaxError"),
