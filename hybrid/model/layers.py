@@ -100,7 +100,8 @@ class Layer(nn.Module):
         out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         x = pattern.select_queries(x)
         if read is not None:
-            x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]
+            # Of indexing by `[read]` the backward sorts the indices on a GPU; this one adds rows.
+            x, out = x.flatten(0, 1).index_select(0, read), out.flatten(0, 1).index_select(0, read)
         return self.rest(x, out)
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
