@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybrid.device import autocast_dtype
-from hybrid.model.attention import Backend, per_query_head
+from hybrid.model.attention import Backend
 from hybrid.model.cache import LayerCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.kernels.elementwise import rms_norm, rotate
 from hybrid.model.masks import Pattern
+from hybrid.model.sdpa import per_query_head
 
 Angles = tuple[Tensor, Tensor]
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.model.attention import plan
 from hybrid.model.kernels import block_attention, cross_entropy, elementwise
 from hybrid.model.kernels.cross_entropy import cross_entropies, weighted_cross_entropy
 from hybrid.model.masks import TwoStream
 from hybrid.model.rope import Rope
+from hybrid.model.sdpa import plan
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
