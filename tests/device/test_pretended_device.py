@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
 from pretended_device import pretended_gpu
 from torch import Tensor
 from toy import random_tokens, toy_model
@@ -110,6 +112,25 @@ def test_it_computes_what_the_cpu_does() -> None:
         assert there.cpu()[:, 0].tolist() == [x[0, 0].item(), 7, 7, 7] and not (x == 7).any()
         with pytest.raises(TypeError, match=r"Tensor\.cpu\(\) first"):
             there.numpy()
+
+
+@pytest.mark.parametrize("script", ["generate.py", "evaluate"])
+def test_commands_use_tensor_cores_on_a_gpu_and_stay_in_float32_on_a_cpu(
+    script: str, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def load(path: str, device: str, precision: str) -> None:
+        asked.append((device, precision))
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("hybrid.lm.load", load)
+    words = (script, "--checkpoint", tmp_path)
+    assert command(*words).error == "error: that is all"
+    with pretended_gpu():
+        assert command(*words).error == "error: that is all"
+    command(*words, "--precision", "bf16")
+    assert asked == [("cpu", "fp32"), ("cuda", "auto"), ("cpu", "bf16")]
 
 
 def test_hybrid_takes_it_for_a_gpu() -> None:
