@@ -213,7 +213,8 @@ def _to(t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _tensor(data: Any, *, dtype: torch.dtype | None = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    return _to(_torch_tensor(data, dtype=dtype), device or CPU).requires_grad_(requires_grad)
+    made = _to(_torch_tensor(data, dtype=dtype), device or CPU)
+    return made.requires_grad_() if requires_grad else made
 
 
 _torch_to, _torch_tensor = Tensor.to, torch.tensor

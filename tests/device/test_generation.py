@@ -42,7 +42,6 @@ WAITS = {
     ("decoding/step.py", "Step.sample"): "the scores of what a decoder draws itself",
     ("decoding/step.py", "Step.written"): "whether they are tokens of the vocabulary",
     ("decoding/decoder.py", "View.scatter"): "scores of the masked positions go back to the block",
-    ("decoding/decoder.py", "View.log_probs"): "likewise",
     ("decoding/remasking.py", "PathPlanning.select"): "whether anything is to be revealed at all",
     ("decoding/remasking.py", "ReMDM.select"): "likewise",
 }
