@@ -45,6 +45,7 @@ def patterns(context: str, prediction: str, documents: bool, device: torch.devic
 VARIANTS = list(itertools.product(CONTEXTS, PREDICTIONS, (False, True)))
 
 
+@pytest.mark.slow
 def test_masks_depend_on_no_value() -> None:
     """Made of tensors that have none: whoever reads one gets an error."""
     from torch._subclasses.fake_tensor import FakeTensorMode
