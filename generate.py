@@ -44,11 +44,12 @@ def main() -> int:
     arguments = parse()
     prompt = read_prompt(arguments)
     from hybrid.config import import_modules  # late, so that --help is quick
-    from hybrid.device import resolve_device
+    from hybrid.device import default_precision, resolve_device
     from hybrid.distributed import Ranks, joined
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
+    arguments.precision = arguments.precision or default_precision(device)
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
     return 0
@@ -145,7 +146,8 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
 
 
 def batches_of_keys(arguments: argparse.Namespace, ids: list[int], ranks: Ranks) -> Iterator[list[int]]:
-    """What the randomness of this rank's texts is keyed by, a list per batch. No text depends on its batch."""
+    """What the randomness of this rank's texts is keyed by, a list per batch. No text depends on its batch, but
+    on a GPU for rounding."""
     from hybrid import rng
 
     row_keys = rng.row_keys([ids] * arguments.num_samples)

@@ -132,7 +132,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the options of where a network runs, and in which precision."""
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
-        "--precision", default="fp32", choices=("auto", "fp32", "bf16"), help="of the network (default: fp32)"
+        "--precision", choices=("auto", "fp32", "bf16"), help="of the network (default: auto on a GPU, else fp32)"
     )
 
 

@@ -78,6 +78,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return precision
 
 
+def default_precision(device: torch.device) -> str:
+    """Return what the commands that use a trained model compute in if nobody says: `auto` on a GPU, where products in
+    float32 leave its tensor cores idle, and fp32 elsewhere."""
+    return "auto" if device.type == "cuda" else "fp32"
+
+
 def precision_context(name: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """Makes the context in which the network runs: an autocast for bf16, nothing else (`auto` is resolved).
 

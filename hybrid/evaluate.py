@@ -39,11 +39,12 @@ CONFIDENT = "confidence:token=best"
 def main() -> int:
     arguments = parse()
     from hybrid.config import import_modules  # late, so that --help is quick
-    from hybrid.device import resolve_device
+    from hybrid.device import default_precision, resolve_device
     from hybrid.distributed import Ranks, joined
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
+    arguments.precision = arguments.precision or default_precision(device)
     with joined(device) as ranks:
         evaluate(arguments, device, ranks)
     return 0
@@ -68,8 +69,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
         data, split = find_split(lm, arguments)
     scores = Scores(
         lm, split, precision_context(arguments.precision, lm.device),
-        rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows,
-        ranks=ranks,
+        rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows, ranks=ranks,
     )  # fmt: skip
     results = evaluate_likelihoods(scores, sizes, orders, likelihoods, arguments)
     if generation is not None:

@@ -1,7 +1,9 @@
 """Counter-based randomness: uniforms that are a function of their keys and of nothing else.
 
 A draw keyed by (seed, purpose, row, position, step) does not depend on the batch it is made in, on the order of draws,
-or on what was drawn before, so that a row gives the same text alone, in a batch, cached or not, on any device.
+or on what was drawn before, so that a row gives the same text alone, in a batch, cached or not. The uniforms are the
+same on any device. On a GPU the probabilities that they meet depend on the size of a batch, by rounding, and so may a
+text.
 """
 
 from __future__ import annotations

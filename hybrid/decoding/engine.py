@@ -39,7 +39,7 @@ from hybrid.model.fused import for_inference
 from hybrid.options import build, needs
 
 BATCH = 64
-"""Texts written at a time, which bounds the memory; no text depends on its batch."""
+"""Texts written at a time, which bounds the memory; no text depends on its batch, but on a GPU for rounding."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hybrid.device import send
 from hybrid.options import at_least, build, option
 
 
@@ -107,7 +108,7 @@ class Rope:
         """
         table = self._tables.get((device, dtype))
         if table is None or table.shape[1] < end:
-            table = self._tables[device, dtype] = self._table(end).to(device, dtype)
+            table = self._tables[device, dtype] = send(self._table(end).to(dtype), device)
         cos, sin = table
         if isinstance(positions, slice):
             return cos[None, positions], sin[None, positions]

@@ -154,13 +154,21 @@ def test_auto_chooses_by_device_and_logs_why(caplog):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["sdpa", "flex", "xformers"])
 def test_gpu_backends_agree_with_eager(name):
+    if name == "xformers":
+        pytest.importorskip("xformers.ops", exc_type=ImportError)
     device = torch.device("cuda")
     backend = BACKENDS[name](device, True)
     for context, prediction in itertools.product(CONTEXTS, PREDICTIONS):
         pattern = TwoStream.of(256, 16, context, prediction, device=device)
         shape = (2, 2, pattern.keys.position.shape[1], 64)
         q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
-        got, expected = backend(q, k, v, pattern), Eager()(q, k, v, pattern)
+        try:
+            got = backend(q, k, v, pattern)
+        except NotImplementedError as error:
+            if name != "xformers":
+                raise
+            pytest.skip(f"xformers brings no kernel for this card: {str(error).splitlines()[0]}")
+        expected = Eager()(q, k, v, pattern)
         torch.testing.assert_close(got, expected, rtol=0.02, atol=0.02)
         probe = torch.randn_like(expected)
         for a, b in zip(

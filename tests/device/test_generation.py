@@ -1,0 +1,120 @@
+"""Generation on a GPU: devices never mix, the texts are those of a CPU, and the host waits only where a table says."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from decoding_toy import engine
+from pretended_device import PretendedGPU, pretended_gpu
+from toy import MODES, toy_model
+
+from hybrid.decoding import DECODERS
+from hybrid.decoding.decoder import View
+from hybrid.model import Transformer
+
+WAITS = {
+    # once a generation
+    ("decoding/engine.py", "_Session.__init__"): "the prompts are sent",
+    ("decoding/denoiser.py", "document_of_slots"): "the documents of the prompts are sent",
+    ("model/fused.py", "_state"): "sums of the weights say whether they have changed since they were fused",
+    ("decoding/results.py", "GenerationState.tokens"): "the texts are read",
+    ("decoding/results.py", "GenerationState.sequences"): "the texts are read",
+    # once a block
+    ("decoding/denoiser.py", "LiveBlocks.__init__"): "where the live blocks stand",
+    ("decoding/denoiser.py", "Network._unread"): "the begin token, of the first block",
+    ("decoding/engine.py", "_Session._advance"): "an end of text ends a text",
+    ("decoding/sampling.py", "Uniforms.at"): "keys of the random numbers, which are made ahead",
+    ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the block takes",
+    ("model/cache.py", "KVCache.keep"): "which texts go on, where one has ended",
+    # once a forward
+    ("model/block_pass.py", "BlockRows.slots"): "where the rows of a forward stand, unless all stand alike",
+    ("model/block_pass.py", "_remember_last"): "the last token of each text, if they commit different numbers of them",
+    # once a step, or more often
+    ("decoding/engine.py", "_Session._denoise"): "whether anything is masked, and anything was revealed",
+    ("decoding/step.py", "Step._draw"): "the uniforms of the positions that are drawn",
+    (
+        "decoding/step.py",
+        "Step._log_probs",
+    ): "hidden states of the positions that are read; which texts have prompts",
+    ("decoding/step.py", "Step.weigh"): "a planner's scores of the positions that it reads",
+    ("decoding/step.py", "Step.sample"): "the scores of what a decoder draws itself",
+    ("decoding/step.py", "Step.written"): "whether they are tokens of the vocabulary",
+    ("decoding/decoder.py", "View.scatter"): "scores of the masked positions go back to the block",
+    ("decoding/remasking.py", "PathPlanning.select"): "whether anything is to be revealed at all",
+    ("decoding/remasking.py", "ReMDM.select"): "likewise",
+}
+"""Where the host may wait: (file, function), and for what."""
+
+PROMPTS = [[1, 2, 3, 0, 5], [], [4, 4]]
+MASK = 9
+
+
+class Drawing:
+    """Draws the leftmost masked token itself, from a reading of its own."""
+
+    def start(self, view: View) -> None:
+        return None
+
+    def select(self, view: View, state: None) -> tuple[Any, ...]:
+        place = view.is_masked & (view.is_masked.cumsum(-1) == 1)
+        return place, None, view.tokens.masked_scatter(place, view.sample(view.read(view.tokens, place), place))
+
+
+def few_steps(name: str) -> dict[str, Any]:
+    """A decoder with its own options, but for a large number of steps."""
+    has_many = isinstance(getattr(DECODERS[name], "steps", None), int)
+    return {"name": name, "steps": 4} if has_many else {"name": name}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{name: {"decoder": few_steps(name)} for name in DECODERS},
+    "threshold": {"decoder": {"name": "confidence", "threshold": 0.5}},
+    "many_a_step": {"decoder": {"name": "margin", "steps": 2, "plan": "cosine"}},
+    "confident_remdm": {"decoder": {"name": "remdm", "steps": 4, "sigma": "confidence", "eta": 0.9}},
+    "no_remasking": {"decoder": {"name": "p2", "steps": 3, "eta": 0.0}},
+    "own_draws": {"decoder": Drawing()},
+    "guidance": {"decoder": "confidence", "guidance": 1.5},
+    "planner": {"decoder": {"name": "p2", "steps": 3}, "planner": True},
+    "uncached": {"decoder": "first_hitting", "cache": False},
+    "documents": {"decoder": "first_hitting", "document_mask": True},
+    "sliding": {"decoder": "first_hitting", "slide": True, "seq_len": 8},
+    "truncated": {"decoder": "first_hitting", "top_k": 3, "top_p": 0.9, "temperature": 0.7},
+    "greedy": {"decoder": "left_to_right", "temperature": 0.0},
+    "autoregressive": {"decoder": "first_hitting", "block_size": 1},
+    "infilling": {"decoder": "first_hitting", "block_size": 8, "prompts": [[1, MASK, MASK, 2], [3, MASK, 4]]},
+}
+
+
+def texts(model: Transformer, weigher: Transformer, **setting: Any) -> tuple[list[list[int]], int]:
+    block_size, prompts = setting.pop("block_size", 4), setting.pop("prompts", PROMPTS)
+    if setting.pop("planner", False):
+        setting["planner"] = weigher
+    result = engine(model, block_size, setting.pop("decoder"), **setting).generate(prompts, 7)
+    return result.sequences, result.nfe
+
+
+def on_both(mode: tuple[str, str], setting: dict[str, Any]) -> PretendedGPU:
+    """Generate on a CPU and on a pretended GPU; the texts must be the same."""
+    model, planner = (toy_model(*mode, vocab=9, seed=seed, n_layers=1) for seed in (0, 1))
+    expected = texts(copy.deepcopy(model), planner, **setting)
+    with pretended_gpu() as gpu:
+        assert texts(model.to("cuda"), planner.to("cuda"), **setting) == expected
+    return gpu
+
+
+@pytest.mark.thin(14)
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_texts_are_those_of_a_cpu_and_the_host_waits_only_where_it_may(
+    setting: dict[str, Any], mode: tuple[str, str]
+) -> None:
+    assert on_both(mode, setting).places() - WAITS.keys() == set()
+
+
+@pytest.mark.slow
+def test_every_entry_of_the_table_is_a_wait() -> None:
+    """Take out of the table what no longer waits."""
+    places = set().union(*(on_both(MODES[1], setting).places() for setting in SETTINGS.values()))
+    assert WAITS.keys() - places == set()
