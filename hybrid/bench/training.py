@@ -8,13 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hybrid.bench.baselines import Causal, Dense, Straightforward, causal_loss, straightforward_loss
 from hybrid.bench.cost import count_flops, countable, matmul_rate, peak_growth
-from hybrid.config import Config, resolve_block_sizes
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.attention import Backend, select_backend
@@ -25,6 +24,9 @@ from hybrid.objectives.noise import NoiseKeys
 from hybrid.results.table import column
 from hybrid.results.timing import interleave
 from hybrid.training.optim import OptimConfig, Optimizer
+
+if TYPE_CHECKING:
+    from hybrid.config import Config
 
 AUTOREGRESSIVE = "plain autoregressive"
 STRAIGHTFORWARD = "straightforward [clean; noisy]"
@@ -46,6 +48,8 @@ class Setting:
     @classmethod
     def of(cls, config: Config, vocab: int) -> Setting:
         """Take the sizes of a configuration, at the first of its block sizes; the vocabulary is any."""
+        from hybrid.config import resolve_block_sizes  # needs OmegaConf, which no step does
+
         seq_len = config.data.seq_len
         rows, sizes = config.trainer.batch_tokens // seq_len, resolve_block_sizes(config.objective.block_size, seq_len)
         trainer = config.trainer
@@ -56,14 +60,14 @@ class Setting:
         """Whether layers are compiled, as those of a run are."""
         return compiles(self.compile, resolve_device(self.device))
 
-    def build(self, prediction: str, attend: Backend | None = None) -> Transformer:
-        """Build a model whose weights are the same for every variant; without `attend`, one that only generates."""
+    def build(self, prediction: str) -> Transformer:
+        """Build a model whose weights are the same for every variant, with an attention that generates."""
         device = resolve_device(self.device)
         torch.manual_seed(0)
         context = "causal" if prediction == "next_token" else "block_causal"
         config = dataclasses.replace(self.model, context=context, prediction=prediction)
         model = Transformer(config, self.vocab, self.vocab - 1).to(device)
-        model.attend = attend or select_backend(self.model.attention, device, training=False)
+        model.attend = select_backend(self.model.attention, device, training=False)
         return model
 
     @property
@@ -88,15 +92,19 @@ def attention_of(setting: Setting, name: str) -> Backend:
     return Causal() if kind == "causal" else Dense()
 
 
-def make_step(setting: Setting, name: str, attend: Backend | None = None) -> Callable[[], Any]:
+def make_step(
+    setting: Setting, name: str, attend: Backend | None = None, model: Transformer | None = None
+) -> Callable[[], Any]:
     """Make an optimizer step of a variant on random tokens; the weights of all variants start equal.
 
     Args:
         attend: what stands in for its attention; None: nothing does.
+        model: what it trains, of the variant's prediction; None: it builds one.
     """
     prediction, block_size, kind = setting.variants[name]
     device = resolve_device(setting.device)
-    model = setting.build(prediction, attend or attention_of(setting, name))
+    model = model or setting.build(prediction)
+    model.attend = attend or attention_of(setting, name)
     if setting.compiles:
         compile_layers(model)
     tokens = torch.randint(0, setting.vocab - 1, (setting.rows, setting.seq_len))
