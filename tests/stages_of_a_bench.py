@@ -67,11 +67,11 @@ class Hangs(Stage):
 class Slow(Stage):
     """Rows without end."""
 
-    seconds: ClassVar[float] = 0.5
+    seconds: ClassVar[float] = 3
 
     def run(self, bench: Bench) -> Iterator[Numbered]:
         while True:
-            time.sleep(0.3)
+            time.sleep(self.seconds)
             yield from rows(1)
 
 

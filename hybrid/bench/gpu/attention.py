@@ -98,8 +98,8 @@ class Agreement(Stage):
 def passed(attend: Backend, qkv: tuple[Tensor, ...], upstream: Tensor, pattern: TwoStream) -> tuple[Tensor, ...]:
     """Return the result of an attention, and the gradients of queries, keys and values, as a layer would have them."""
     q, k, v = (t.detach().requires_grad_() for t in qkv)
-    grouped = getattr(attend, "groups_heads", False)
-    out = attend(q, *((k, v) if grouped else (per_query_head(t, q.shape[1]) for t in (k, v))), pattern)
+    shown = (k, v) if getattr(attend, "groups_heads", False) else tuple(per_query_head(t, q.shape[1]) for t in (k, v))
+    out = attend(q, shown[0], shown[1], pattern)
     return out.detach(), *torch.autograd.grad(out, (q, k, v), upstream)
 
 

@@ -153,5 +153,5 @@ def _times(profiler: profile, bench: Bench) -> dict[str, tuple[int, float]]:
     return {
         event.key: (event.count, event.self_device_time_total)
         for event in profiler.key_averages()
-        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     }
