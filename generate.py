@@ -1,6 +1,6 @@
 """Generate text from a trained model.
 
-    python generate.py --checkpoint runs/quickstart --prompt "Return the "
+    python generate.py --checkpoint runs/quickstart --prompt "Return the"
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
     python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
@@ -236,7 +236,11 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     cli.add_machine(parser)
-    arguments = parser.parse_args()
+    return checked(parser.parse_args())
+
+
+def checked(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Refuse numbers that no text could come from, before a model is loaded."""
     if arguments.num_samples < 1:
         raise ValueError(f"--num-samples: {arguments.num_samples} must be at least 1")
     if arguments.num_samples > MAX_SAMPLES:

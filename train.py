@@ -1,6 +1,6 @@
 """Train a hybrid model.
 
-    python train.py --config configs/quickstart.yaml                        # 3 minutes on 2 CPU cores, no download
+    python train.py --config configs/quickstart.yaml                        # 4 minutes on 2 CPU cores, no download
     python train.py --config configs/quickstart.yaml objective.block_size=1 run.name=ar
     python train.py --config configs/quickstart.yaml trainer.resume=auto    # go on where it was stopped
     python train.py --config configs/quickstart.yaml --print-config         # every key and its value

@@ -13,7 +13,7 @@ from hybrid.data.corpora.files import TableFiles, TextFiles, saved_table
 from hybrid.data.corpora.hub import Hub
 from hybrid.data.corpora.listing import FORMATS, KNOWN, find_files, format_of
 from hybrid.data.corpora.source import Source
-from hybrid.options import bare, build, nearest, needs, pick, shown
+from hybrid.options import OWN, bare, build, nearest, nearest_path, needs, pick, shown
 
 
 def locate(
@@ -90,14 +90,17 @@ def refuse_not_utf8(key: str, path: str) -> None:
 def _names_nothing(corpus: str, revision: str | None) -> ValueError:
     if has_magic(corpus) or corpus.startswith((".", "/", "~")) or corpus.endswith(KNOWN):
         return ValueError(
-            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any; check the path"
+            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any{nearest_path(corpus)}; "
+            "check the path"
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", corpus):
+        given = "" if revision is None else f", not {shown(revision)}"
         return ValueError(
-            f"data.corpus: {shown(corpus)} is no file or folder here; if it is a data set of the Hub, data.revision "
-            f"must be the 40-digit commit to use (branches move), not {shown(revision)}: set data.revision=COMMIT"
+            f"data.corpus: {shown(corpus)} is no file or folder here{nearest_path(corpus)}; a data set of the Hub "
+            f"needs data.revision=COMMIT (40 digits){given}"
         )
+    near = nearest(corpus, CORPORA) or nearest_path(corpus)
     return ValueError(
-        f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{nearest(corpus, CORPORA)}, nor a "
-        "file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits)"
+        f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{near}, nor a "
+        f"file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits){OWN}"
     )
