@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybrid.device import autocast_dtype
-from hybrid.model.attention import Backend, per_query_head
+from hybrid.model.attention import Backend
 from hybrid.model.cache import LayerCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.kernels.elementwise import rms_norm, rotate
 from hybrid.model.masks import Pattern
+from hybrid.model.sdpa import per_query_head
 
 Angles = tuple[Tensor, Tensor]
 
@@ -100,7 +101,8 @@ class Layer(nn.Module):
         out = attend(q, k, v, pattern).transpose(1, 2).flatten(2)  # (b, q, h * d)
         x = pattern.select_queries(x)
         if read is not None:
-            x, out = x.flatten(0, 1)[read], out.flatten(0, 1)[read]
+            # Of indexing by `[read]` the backward sorts the indices on a GPU; this one adds rows.
+            x, out = x.flatten(0, 1).index_select(0, read), out.flatten(0, 1).index_select(0, read)
         return self.rest(x, out)
 
     def project(self, x: Tensor, angles: Angles, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:

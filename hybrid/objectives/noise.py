@@ -6,6 +6,7 @@ Shape legend: b rows, D noise draws, N text length, g blocks, B block size.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,19 @@ def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
     return F.pad(rows, (0, short), value=fill).unflatten(-1, (-1, block_size))
 
 
+def ranks(values: Tensor) -> Tensor:
+    """Rank values along the last axis, 0, 1, ... by increasing value: the inverse permutation of their argsort."""
+    order = values.argsort(-1)
+    places = torch.arange(order.shape[-1], device=order.device)
+    return torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
+
+
+@lru_cache(maxsize=2)  # of the step that is made, for all of its micro-batches
+def batch_strata(seed: int, step: int, cells: int, device: torch.device) -> Tensor:
+    """Permute the strata 0..cells-1 of a global batch by (seed, step): (cells,), shared by all who ask, to be read."""
+    return ranks(rng.uniform(seed, rng.STRATUM, torch.arange(cells, device=device), step))
+
+
 def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool) -> Tensor:
     """Draw a uniform in [0, 1) for each block, (b, D, g) float64.
 
@@ -54,12 +68,11 @@ def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool
     if not stratified:
         return jitter
     if noise.total == 1:
-        stratum = rng.uniform(noise.seed, rng.STRATUM, row, draw, block, noise.step).argsort(-1).argsort(-1)
-        return (stratum + jitter) / n_blocks
-    cells = torch.arange(noise.total * draws * n_blocks, device=device)
-    order = rng.uniform(noise.seed, rng.STRATUM, cells, noise.step).argsort().argsort()
-    mine = order.view(noise.total, draws, n_blocks)[noise.first : noise.first + b]
-    return (mine + jitter) / len(cells)
+        stratum = rng.uniform(noise.seed, rng.STRATUM, row, draw, block, noise.step)
+        return (ranks(stratum) + jitter) / n_blocks
+    cells = noise.total * draws * n_blocks
+    strata = batch_strata(noise.seed, noise.step, cells, device).view(noise.total, draws, n_blocks)
+    return (strata[noise.first : noise.first + b] + jitter) / cells
 
 
 def position_uniforms(noise: NoiseKeys, length: int, draws: int) -> Tensor:
@@ -73,4 +86,4 @@ def target_ranks(noise: NoiseKeys, is_target: Tensor, block_size: int, draws: in
     """Rank the L target tokens of each block at random, 0..L-1, the others behind them: (b, D, g, B)."""
     scores = position_uniforms(noise, is_target.shape[1], draws)
     scores = scores.masked_fill(~is_target[:, None], 2.0)
-    return block_view(scores, block_size, 3.0).argsort(-1).argsort(-1)
+    return ranks(block_view(scores, block_size, 3.0))

@@ -82,7 +82,7 @@ def test_low_precision_stays_close_to_the_reference():
 
 def test_staircase_leaves_out_most_keys():
     """The point of the chunks: of a long row, far fewer pairs are computed than a dense mask has."""
-    from hybrid.model.attention import plan
+    from hybrid.model.sdpa import plan
 
     pattern = TwoStream.of(512, 16)
     chunks = plan(pattern, torch.float32)
@@ -102,27 +102,6 @@ def test_cached_passes_agree_with_eager(name):
     here, span = slice(4, 9), slice(0, 9)
     for pattern in (Cached(here, 10, visible, span), Cached(here, 10, torch.full((3, 5), 9), span, unmasked=True)):
         torch.testing.assert_close(backend(q, k, v, pattern), Eager()(q, k, v, pattern), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("context, prediction", itertools.product(CONTEXTS, PREDICTIONS))
-def test_flex_block_mask_is_the_reference_mask(context, prediction):
-    """The predicate that is compiled on a GPU, evaluated here at every pair."""
-    for documents in (None, documents_of(13, int(prediction == "next_token"))):
-        pattern = TwoStream.of(13, 3, context, prediction, 1, documents)
-        mod = Flex(CPU, False).block_mask(pattern).mask_mod
-        dense = pattern.dense()
-        rows, n_q, n_k = dense.shape
-        for b in range(rows):
-            q, k = torch.meshgrid(torch.arange(n_q), torch.arange(n_k), indexing="ij")
-            got = mod(torch.full_like(q, b), torch.zeros_like(q), q, k)
-            assert torch.equal(got, dense[b])
-
-
-def test_flex_block_masks_are_made_once_per_pattern():
-    backend = Flex(CPU, False)
-    first = backend.block_mask(TwoStream.of(16, 4))
-    assert backend.block_mask(TwoStream.of(16, 4)) is first
-    assert backend.block_mask(TwoStream.of(16, 8)) is not first
 
 
 @pytest.mark.parametrize("context, prediction", itertools.product(CONTEXTS, PREDICTIONS))

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.model.attention import plan
 from hybrid.model.kernels import block_attention, cross_entropy, elementwise
 from hybrid.model.kernels.cross_entropy import cross_entropies, weighted_cross_entropy
 from hybrid.model.masks import TwoStream
 from hybrid.model.rope import Rope
+from hybrid.model.sdpa import plan
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -115,6 +115,25 @@ def test_losses_and_gradients(rows, at_a_time, monkeypatch):
     torch.testing.assert_close(cross_entropies(hidden, matrix, targets), plain.detach(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("banned", [None, 2])
+def test_a_head_that_is_filled_up_is_the_same(banned, monkeypatch):
+    """11 ids, filled up to 64 as on a GPU: the others get no probability, and no gradient."""
+    hidden, matrix = drawn(9, 6), drawn(11, 6, seed=1)
+    targets = torch.tensor([0, 1, 10, 3, 4, 5, 6, 7, 8])
+    weights = torch.rand(9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def values():
+        total, losses = weighted_cross_entropy(hidden, matrix, targets, weights, banned)
+        return total.detach(), losses, *torch.autograd.grad(total, [hidden, matrix])
+
+    monkeypatch.setattr(cross_entropy, "LOGITS", 4 * 64)  # four rows at a time
+    expected = values()
+    monkeypatch.setattr(cross_entropy, "MULTIPLE", {"cpu": 64})
+    got = values()
+    assert got[-1].shape == matrix.shape
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+
+
 def test_under_autocast_losses_are_float32_and_gradients_close():
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(40, 16, generator=generator).requires_grad_()
@@ -130,6 +149,29 @@ def test_under_autocast_losses_are_float32_and_gradients_close():
     assert [g.dtype for g in got] == [torch.float32] * 2
     for mine, theirs in zip(got, expected, strict=True):
         assert (mine - theirs).norm() < 0.01 * theirs.norm(), "bf16 has 8 bits"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_head_on_a_gpu_is_that_of_a_cpu(dtype, monkeypatch):
+    """Filled up, in chunks, with sums in float32."""
+    monkeypatch.setattr(cross_entropy, "LOGITS", 30 * 1024)  # thirty rows at a time
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix = (torch.randn(n, 64, generator=generator) for n in (100, 1001))
+    targets = torch.randint(0, 1001, (100,), generator=generator)
+    weights = torch.rand(100, generator=generator)
+
+    def values(device, dtype):
+        there = [t.to(device) for t in (hidden, matrix, targets, weights)]
+        h, m = there[0].requires_grad_(), there[1].requires_grad_()
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            total, losses = weighted_cross_entropy(h, m, *there[2:])
+        return [t.cpu() for t in (losses, *torch.autograd.grad(total, (h, m)))]
+
+    bound = 0.01 if dtype == torch.bfloat16 else 1e-4
+    for got, expected in zip(values("cuda", dtype), values("cpu", torch.float32), strict=True):
+        assert (got - expected).norm() < bound * expected.norm()
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="this torch has no linear_cross_entropy")

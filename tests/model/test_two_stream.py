@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from cached_pass import cached_hidden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import MODES, random_tokens, toy_model
 
 from hybrid.model.attention import Eager
@@ -64,6 +65,30 @@ def test_the_last_layer_computes_only_what_is_read(mode):
     masked = torch.rand(2, 1, 12, generator=torch.Generator().manual_seed(0)) < 0.3
     two_stream_hidden(model, random_tokens(2, 12), masked, 4)
     assert seen == [int(masked.sum())]
+
+
+class Calls(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_backward_pass_sorts_no_indices(mode):
+    """Rows that are read add their gradients; what indexing has as its backward sorts the indices on a GPU."""
+    model = toy_model(*mode)
+    masked = torch.rand(2, 2, 12, generator=torch.Generator().manual_seed(0)) < 0.5
+    hidden = two_stream_hidden(model, random_tokens(2, 12), masked, 4)
+    with Calls() as calls:
+        hidden.sum().backward()
+    assert "aten::index_add_" in calls.names or "aten::index_add" in calls.names
+    assert not {name for name in calls.names if "index_put" in name}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -16,8 +16,14 @@ from torch import Tensor
 
 from hybrid.device import autocast_dtype
 
-LOGITS = 2**23
-"""Most logits at a time: 32 MiB in float32."""
+QUICKEST = {"cpu": 2**23, "cuda": 2**28}
+"""Logits at a time: 32 MiB in float32 stay in a CPU's cache; on a GPU few large products are quicker, 1 GiB each."""
+
+LOGITS: int | None = None
+"""Most logits at a time; None: what is quickest on the device."""
+
+MULTIPLE = {"cpu": 1, "cuda": 64}
+"""The head is filled up to a multiple of so many ids, which have no probability: a GPU multiplies odd sizes slowly."""
 
 
 def plain_weighted_cross_entropy(
@@ -68,14 +74,19 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         weights = weights.to(wide)
         needs_gradient = any(ctx.needs_input_grad[:2])
+        kind, vocab = hidden.device.type, len(matrix)
         h, w = hidden.to(dtype), matrix.to(dtype)
+        if missing := -vocab % MULTIPLE.get(kind, 1):
+            w = F.pad(w, (0, 0, 0, missing))
         losses = torch.empty(len(h), dtype=wide, device=h.device)
         grad_hidden = torch.empty_like(h) if needs_gradient else None
         grad_matrix = torch.zeros(w.shape, dtype=wide, device=h.device) if needs_gradient else None
-        size = max(LOGITS // len(w), 1)
+        size = max((LOGITS or QUICKEST.get(kind, QUICKEST["cpu"])) // len(w), 1)
         for first in range(0, len(h), size):
             rows = slice(first, first + size)
-            logits = torch.mm(h[rows], w.t()).to(wide)
+            logits = _product(h[rows], w.t(), wide)
+            if len(w) > vocab:
+                logits[:, vocab:] = -torch.inf
             if banned is not None:
                 logits[:, banned] = -torch.inf
             lse = logits.logsumexp(-1, keepdim=True)
@@ -86,8 +97,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 p.scatter_add_(-1, target, p.new_full(target.shape, -1.0))
                 p = p.mul_(weights[rows, None]).to(dtype)
                 grad_hidden[rows] = torch.mm(p, w)
-                grad_matrix += torch.mm(p.t(), h[rows])
-        ctx.save_for_backward(grad_hidden, grad_matrix)
+                _add_product(grad_matrix, p.t(), h[rows])
+        ctx.save_for_backward(grad_hidden, None if grad_matrix is None else grad_matrix[:vocab])
         ctx.dtypes = hidden.dtype, matrix.dtype
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -96,3 +107,20 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor):  # type: ignore[override]
         gradients = [(grad * g).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
         return *gradients, None, None, None, None
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b in `dtype`. On CUDA it is not rounded to the dtype of the factors on the way."""
+    if a.device.type == "cuda" and a.dtype != dtype:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.mm(a, b).to(dtype)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b. On CUDA in one operation, which adds up in the dtype of the total."""
+    if a.device.type != "cuda":
+        total += torch.mm(a, b)
+    elif a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
