@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from hybrid.bench.gpu.stage import Bench, Stage
-from hybrid.model.attention import Backend, Eager, per_query_head, select_backend
+from hybrid.model.attention import Backend, Eager, select_backend
 from hybrid.model.masks import TwoStream
+from hybrid.model.sdpa import per_query_head
 from hybrid.results.table import column
 from hybrid.results.timing import wait
 

@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-import torch
+from unittest.mock import patch
 
 from hybrid.bench.baselines import decode_one_by_one
 from hybrid.bench.gpu.stage import Bench, Stage, needs_card
 from hybrid.decoding import FirstHitting, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.device import autocast_dtype, precision_context
-from hybrid.model import Transformer
+from hybrid.model import Transformer, sdpa
 from hybrid.model.fused import for_inference
 from hybrid.results.table import column
 from hybrid.results.timing import wait
@@ -116,13 +115,11 @@ class Generation(Stage):
 
 @contextlib.contextmanager
 def cudnn_attention(allowed: bool) -> Iterator[None]:
-    """Allow or forbid cuDNN's attention inside the block. It plans anew for every number of keys."""
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(allowed)
-    try:
+    """Let torch take cuDNN's attention over a cache inside the block, from which `over_cache` keeps it; or do not."""
+    with contextlib.ExitStack() as stack:
+        if allowed:
+            stack.enter_context(patch.object(sdpa, "over_cache", lambda device: contextlib.nullcontext()))
         yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 class Graphs(Stage):

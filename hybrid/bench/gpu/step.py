@@ -113,9 +113,6 @@ class Heads(Stage):
 
     seconds: ClassVar[float] = 25
 
-    def missing(self, bench: Bench) -> str | None:
-        return None if hasattr(cross_entropy, "LOGITS") else "hybrid.model.kernels.cross_entropy has no LOGITS to set"
-
     def run(self, bench: Bench) -> Iterator[HeadRow]:
         s, device, rate = bench.sizes, bench.device, best_rate(bench)
         m = s.rows[0] * s.seq_len * (s.block_size + 1) // (2 * s.block_size)
