@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, Command
 from stages_of_a_bench import Dies, Fine, Hangs, Lacks, Looks, Numbered, Raises, Slow, TooLong
 
+from hybrid.bench.gpu.child import End, run_stage
 from hybrid.bench.gpu.record import Record
 from hybrid.bench.gpu.runner import Runner
 from hybrid.bench.gpu.stage import Bench, Stage
@@ -77,6 +78,20 @@ def test_another_run_is_added_to_the_lines(tmp_path: Path) -> None:
     assert found[1] == {"stage": "fine", "row": {"number": 1, "process": 2}}
     assert found[2] == {"stage": "fine", "outcome": "done", "seconds": 1.2}
     assert "(`again`)" in page.read_text() and "(`fine`)" not in page.read_text()
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_device_that_computes_no_more_needs_another_process(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind an illegal access every call of CUDA raises; behind other errors the next stage can go on."""
+
+    def synchronize(device: torch.device) -> None:
+        if not works:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    end = run_stage(Raises(), Bench(torch.device("cuda"), CPU.sizes), lambda row: None)
+    assert end == End("failed after 1 rows: RuntimeError: no kernel image", works)
 
 
 @pytest.mark.parametrize("option, name", [("--json", "x.jsonl"), ("--output", "x.md")])
