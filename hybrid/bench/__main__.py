@@ -6,6 +6,7 @@
     python -m hybrid.bench generate --new-tokens 512 --batch 1 8 64
     python -m hybrid.bench attention data.seq_len=1024 trainer.batch_tokens=4096
     python -m hybrid.bench growth                           # rows, blocks and vocabularies of many sizes
+    python -m hybrid.bench gpu --help                       # what only a GPU can show
 
 Settings are those of train.py. Variants take turns in one process, and medians are compared: machines are noisy.
 """
@@ -13,21 +14,21 @@ Settings are those of train.py. Variants take turns in one process, and medians 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.bench.gpu import command
 from hybrid.options import at_least
 
 if TYPE_CHECKING:
-    import torch
-
     from hybrid.config import Config
-    from hybrid.results.table import Table
 
 DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
+STEPS = ("train", "growth")
+"""Tables of training steps, whose layers are compiled as `trainer.compile` says."""
+
 PARTS = {
     "attention": "Attention of one layer, forward and backward",
     "head": "Head and loss, forward and backward",
@@ -37,37 +38,45 @@ PARTS = {
 
 WHAT = (
     "a training step; generation; of a step one layer's attention, its head and loss, or its data; steps as one size "
-    "grows; or all"
+    "grows; or all of these; gpu: what only a GPU can show, with options of its own"
 )
 
 
 def main() -> int:
     arguments = parse()
+    if arguments.what == "gpu":
+        return command.main(arguments)
+    from hybrid.bench.record import Record, refuse_foreign
     from hybrid.config import load_config
     from hybrid.device import keep_freed_memory, resolve_device
-    from hybrid.results.publish import publish, refuse_foreign
+    from hybrid.results.table import Table
 
-    refuse_foreign(arguments.output)
-    refuse_foreign_json(arguments)
+    refuse_foreign(arguments)
     overrides = arguments.overrides if arguments.config else [*DEFAULTS, *arguments.overrides]
     config = load_config(arguments.config, overrides)
     device = resolve_device(config.run.device)
     if device.type == "cpu":
         keep_freed_memory()
-    tables = measure(arguments, config)
-    publish(arguments.output, "hybrid.bench", "Speed", [0], list(tables.values()), device=str(device))
-    if arguments.json is not None:
-        write_json(arguments, config, tables, device)
+    record = Record(arguments, config, device)
+    for name, caption, rows in measurements(arguments, config):
+        table = Table([], caption)
+        try:
+            for row in rows:
+                table = Table([*table.rows, row], caption)
+                record.write(name, table)
+        finally:
+            if table.rows:
+                print(table.markdown(), end="\n\n")
+    record.tell()
     return 0
 
 
-def measure(arguments: argparse.Namespace, config: Config) -> dict[str, Table]:
-    """Measure what is asked for; return a table of each thing, by its name."""
+def measurements(arguments: argparse.Namespace, config: Config) -> Iterator[tuple[str, str, Iterator[Any]]]:
+    """Yield what is asked for: the name of a table, its caption, and its rows, which are measured as they are taken."""
     from hybrid.bench import generation, parts, training
-    from hybrid.results.table import Table
 
     a, setting = arguments, training.Setting.of(config, arguments.vocab)
-    rows: dict[str, list[Any]] = {}
+    rows: dict[str, Iterator[Any]] = {}
     sizes = f"{setting.rows} rows of {setting.seq_len} tokens"
     captions = {"train": f"Training on {sizes}", "generate": f"Generation of {a.new_tokens} tokens"}
     captions |= {name: f"{caption}; {sizes}" for name, caption in PARTS.items()}
@@ -80,37 +89,17 @@ def measure(arguments: argparse.Namespace, config: Config) -> dict[str, Table]:
             rows[name] = getattr(parts, name)(setting, a.repeats)
     c = config.model
     model = f"dim {c.dim}, {c.n_layers} layers, vocabulary {a.vocab}, block size {setting.block_size}"
-    about = f"{model}; medians of {a.repeats} interleaved repeats."
-    return {name: Table(of_one, f"{captions[name]}; {about}") for name, of_one in rows.items()}
-
-
-def write_json(a: argparse.Namespace, config: Config, tables: dict[str, Table], device: torch.device) -> None:
-    """Write the numbers, and what they were measured with."""
-    from hybrid.results.environment import environment
-    from hybrid.storage.atomic import write_json_atomic
-
-    refuse_foreign_json(a)
-    Path(a.json).parent.mkdir(parents=True, exist_ok=True)
-    results = {name: table.records() for name, table in tables.items()}
-    facts = {"results": results, "options": vars(a), "config": dataclasses.asdict(config)}
-    write_json_atomic(a.json, {**facts, "environment": environment(device)})
-    print(f"wrote {a.json}", file=sys.stderr)
-
-
-def refuse_foreign_json(a: argparse.Namespace) -> None:
-    """Raise a ValueError if the numbers would replace something else."""
-    from hybrid.storage.overwriting import has_keys, refuse_overwriting
-
-    if a.json is not None:
-        if a.output is not None and Path(a.json).absolute() == Path(a.output).absolute():
-            raise ValueError(f"--json: {a.json} is the file of --output; choose another file")
-        keys = ("results", "options", "config", "environment")
-        refuse_overwriting(Path(a.json), lambda p: has_keys(p, keys), "does not hold figures of hybrid.bench", "--json")
+    about = f"{model}; medians of {a.repeats} interleaved repeats"
+    compiled = f"; layers {'compiled' if setting.compiles else 'not compiled'}"
+    for name, of_one in rows.items():
+        yield name, f"{captions[name]}; {about}{compiled if name in STEPS else ''}.", of_one
 
 
 def parse() -> argparse.Namespace:
+    if sys.argv[1:2] == ["gpu"]:
+        return command.parse(sys.argv[2:])
     parser = cli.Parser(prog="python -m hybrid.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "generate", *PARTS, "all"), help=WHAT)
+    parser.add_argument("what", choices=("train", "generate", *PARTS, "all", "gpu"), help=WHAT)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--config", metavar="FILE", help="a YAML file; default: the small model of the docs")
     parser.add_argument("--vocab", type=int, default=257, metavar="V", help="size of the vocabulary (default: 257)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +19,17 @@ from hybrid.device import precision_context, resolve_device
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference
 from hybrid.results.table import column
-from hybrid.results.timing import Timing, interleave
+from hybrid.results.timing import Timing, interleave, wait
 
 AUTOREGRESSIVE = "autoregressive"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Clock:
-    """Seconds spent in the network of a generation, its forwards and its heads."""
+    """Seconds that a device spends in the network of a generation, its forwards and its heads."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.seconds = device, 0.0
 
     def __enter__(self) -> Clock:
         self.originals = {name: getattr(Transformer, name) for name in ("forward", "head")}
@@ -39,8 +39,10 @@ class Clock:
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **options: Any) -> Any:
+            wait(self.device)  # for what others asked of it, which is not the network's
             started = time.perf_counter()
             result = function(*arguments, **options)
+            wait(self.device)
             self.seconds += time.perf_counter() - started
             return result
 
@@ -67,16 +69,17 @@ class GenerationRow:
     of_bandwidth: float = column("of bandwidth", rounded(3))
 
 
-def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool) -> list[GenerationRow]:
+def measure(
+    setting: Setting, n_tokens: int, batches: list[int], repeats: int, uncached: bool
+) -> Iterator[GenerationRow]:
     """Time the baseline, one token and four tokens a step, in each precision, for each batch size.
 
     Args:
         uncached: also without a cache, and with a separate commit.
     """
     device = resolve_device(setting.device)
-    models = {prediction: setting.build(prediction, training=False) for prediction in ("in_place", "next_token")}
+    models = {prediction: setting.build(prediction) for prediction in ("in_place", "next_token")}
     rate = bandwidth(device)
-    result = []
     for rows in batches:
         variants = _variants(setting, models, n_tokens, rows, uncached, device)
         timings = interleave(variants, repeats, device)
@@ -84,11 +87,10 @@ def measure(setting: Setting, n_tokens: int, batches: list[int], repeats: int, u
         for name, timing in timings.items():
             nfe, share = n_tokens, None
             if not name.startswith(AUTOREGRESSIVE):
-                with Clock() as clock:
+                with Clock(device) as clock:
                     texts = variants[name]()
                 nfe, share = texts.nfe, 1 - clock.seconds / texts.seconds
-            result.append(_row(models["in_place"], name, rows, n_tokens, timing, best, nfe, share, rate))
-    return result
+            yield _row(models["in_place"], name, rows, n_tokens, timing, best, nfe, share, rate)
 
 
 def _variants(

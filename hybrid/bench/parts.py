@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.bench.baselines import Causal, Dense, Straightforward
-from hybrid.bench.cost import count_flops
+from hybrid.bench.cost import count_flops, countable
 from hybrid.bench.training import AUTOREGRESSIVE, Setting, make_step, rounded
 from hybrid.data.batches import PackedTokens, batch_rows
 from hybrid.data.packing import Counts
@@ -41,7 +41,7 @@ class AttentionRow:
     gflops: float = column("GFLOP", rounded(2))
 
 
-def attention(setting: Setting, repeats: int) -> list[AttentionRow]:
+def attention(setting: Setting, repeats: int) -> Iterator[AttentionRow]:
     """Time one layer's attention, not its last, by every backend that trains on this device."""
     device = resolve_device(setting.device)
     bf16 = resolve_precision(setting.precision, device) == "bf16"
@@ -60,19 +60,20 @@ def attention(setting: Setting, repeats: int) -> list[AttentionRow]:
             passes[name] = backend(device, training=True), pattern
         except ValueError:  # not on this device, or not installed
             continue
+    flops = {}
+    for name, (attend, rows) in passes.items():
+        counted = countable(attend)
+        flops[name] = count_flops(_attention_step(setting, counted, rows, dtype, device), counted)
     steps = {name: _attention_step(setting, *one, dtype, device) for name, one in passes.items()}
     timings = interleave(steps, repeats, device)
     base = timings["straightforward dense mask"].median
-    rows = []
     for name, timing in timings.items():
         allowed = passes[name][1].dense()[0]
         n_q, n_k = allowed.shape
-        row = AttentionRow(
+        yield AttentionRow(
             name, 1e3 * timing.median, timing.min_max, base / timing.median, pairs=f"{n_q:,} x {n_k:,}",
-            allowed=float(allowed.float().mean()), gflops=count_flops(steps[name]) / 1e9,
+            allowed=float(allowed.float().mean()), gflops=flops[name] / 1e9,
         )  # fmt: skip
-        rows.append(row)
-    return rows
 
 
 def _attention_step(
@@ -107,7 +108,7 @@ class HeadRow:
     of_plain: float = column("of plain", rounded(2))
 
 
-def head(setting: Setting, repeats: int) -> list[HeadRow]:
+def head(setting: Setting, repeats: int) -> Iterator[HeadRow]:
     """Time head and loss: in chunks, plain, and as torch does it in chunks where it has that."""
     device = resolve_device(setting.device)
     m = setting.rows * setting.seq_len * (setting.block_size + 1) // (2 * setting.block_size)
@@ -136,7 +137,8 @@ def head(setting: Setting, repeats: int) -> list[HeadRow]:
 
     timings = interleave({name: partial(step, loss) for name, loss in losses.items()}, repeats, device)
     plain = timings["plain"].median
-    return [HeadRow(name, m, 1e3 * t.median, t.min_max, plain / t.median) for name, t in timings.items()]
+    for name, t in timings.items():
+        yield HeadRow(name, m, 1e3 * t.median, t.min_max, plain / t.median)
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class DataRow:
     tokens_per_second: float = column("tokens/s", round)
 
 
-def data(setting: Setting, repeats: int) -> list[DataRow]:
+def data(setting: Setting, repeats: int) -> Iterator[DataRow]:
     """Time the rows of a batch, and its noise."""
     n_tokens = 50_000_000
     tokens = np.random.default_rng(0).integers(0, setting.vocab - 1, n_tokens).astype(np.uint16)
@@ -164,7 +166,8 @@ def data(setting: Setting, repeats: int) -> list[DataRow]:
     steps["rows of 50M tokens"]()  # the order of an epoch is made once
     timings = interleave(steps, repeats, torch.device("cpu"))
     n_batch = setting.rows * setting.seq_len
-    return [DataRow(name, 1e3 * t.median, t.min_max, n_batch / t.median) for name, t in timings.items()]
+    for name, t in timings.items():
+        yield DataRow(name, 1e3 * t.median, t.min_max, n_batch / t.median)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class GrowthRow:
     of_autoregressive: float = column("of autoregressive", rounded(3))
 
 
-def growth(setting: Setting, repeats: int) -> list[GrowthRow]:
+def growth(setting: Setting, repeats: int) -> Iterator[GrowthRow]:
     """Time a step as one size grows, tokens in a batch staying the same."""
     device, N = resolve_device(setting.device), setting.seq_len
     tokens = setting.rows * N
@@ -190,10 +193,8 @@ def growth(setting: Setting, repeats: int) -> list[GrowthRow]:
         *(("block size", b, dataclasses.replace(setting, block_size=b)) for b in sizes),
         *(("vocabulary", v, dataclasses.replace(setting, vocab=v)) for v in (257, 1024, 4096, 16384, 50257)),
     ]
-    rows = []
     for size, value, case in cases:
         name = f"block size {case.block_size}"
         timings = interleave({n: make_step(case, n) for n in (AUTOREGRESSIVE, name)}, repeats, device)
         base, ours = timings[AUTOREGRESSIVE].median, timings[name].median
-        rows.append(GrowthRow(size, value, 1e3 * ours, timings[name].min_max, 1e3 * base, base / ours))
-    return rows
+        yield GrowthRow(size, value, 1e3 * ours, timings[name].min_max, 1e3 * base, base / ours)

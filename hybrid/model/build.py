@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from hybrid.model.attention import select_backend
 from hybrid.model.config import ModelConfig
+from hybrid.model.layers import Layer
 from hybrid.model.transformer import Transformer
 
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -49,6 +51,17 @@ def build_model(
             model.reset_parameters()
         model.attend = select_backend(config.attention, device, seed is not None)
     return model
+
+
+def compiles(choice: str, device: torch.device) -> bool:
+    """Return whether layers are compiled on a device: `auto` compiles them on GPUs."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
+
+
+def compile_layers(model: Transformer) -> None:
+    """Compile the parts of every layer, where they are first called."""
+    for layer in model.layers:
+        cast(Layer, layer).compile_parts()
 
 
 def n_parameters(config: ModelConfig, vocab_size: int) -> int:

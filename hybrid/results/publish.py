@@ -86,8 +86,6 @@ def write_result(
     Raises:
         ValueError: `path` holds something that no experiment wrote.
     """
-    from PIL import Image
-
     refuse_foreign(path, len(plots or {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     text = [f"# {title}", _MARK, f"Made by {origin}"]
@@ -96,6 +94,8 @@ def write_result(
     text += [f"![{caption}]({name})" for name, caption in names.items()]
     atomic.write_text_atomic(path, "\n\n".join(text) + "\n")  # first: a plot is known by the text that shows it
     for name, caption in names.items():
+        from PIL import Image
+
         png = io.BytesIO()
         Image.fromarray((plots or {})[caption]).save(png, format="png", optimize=True)
         atomic.write_bytes_atomic(path.with_name(name), png.getvalue())

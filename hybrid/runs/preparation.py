@@ -22,8 +22,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.distributed import ALONE, Ranks
 from hybrid.lm import load
 from hybrid.model import Transformer
-from hybrid.model.build import build_model, check_batch
-from hybrid.model.layers import Layer
+from hybrid.model.build import build_model, check_batch, compile_layers, compiles
 from hybrid.options import path_of
 from hybrid.runs.resuming import ResumePlan
 from hybrid.training.parallel import shard_model
@@ -79,9 +78,8 @@ def prepare_model(config: Config, data: Data, machine: Machine) -> Transformer:
     )  # fmt: skip
     _check_memory(config, data.validation.n_rows, machine)
     model.recompute = c.trainer.recompute
-    if c.trainer.compile == "on" or (c.trainer.compile == "auto" and machine.device.type == "cuda"):
-        for layer in model.layers:
-            cast(Layer, layer).compile_parts()
+    if compiles(c.trainer.compile, machine.device):
+        compile_layers(model)
     _check_mask(model.banned_token_id, data)
     return model
 

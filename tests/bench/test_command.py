@@ -7,6 +7,9 @@ import json
 import pytest
 from conftest import Command
 
+from hybrid.bench import generation, parts, training
+from hybrid.model.layers import Layer
+
 SMALL = ["model.dim=16", "model.n_layers=1", "model.n_heads=2", "data.seq_len=16", "trainer.batch_tokens=32"]
 SMALL += ["objective.block_size=4", "trainer.precision=fp32"]
 
@@ -59,6 +62,46 @@ def test_growth(command: Command, tmp_path):
     grown = {what: [row["to"] for row in rows if row["what grows"] == what] for what in ("row length", "block size")}
     assert grown == {"row length": [256, 512], "block size": [1, 2, 4, 8, 16]}
     assert [row["to"] for row in rows if row["what grows"] == "vocabulary"] == [257, 1024, 4096, 16384, 50257]
+
+
+@pytest.mark.parametrize("broken", ["head", "data"])
+def test_what_was_measured_outlives_what_fails_behind_it(
+    broken: str, command: Command, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part fails at its start, or behind its first row."""
+
+    def rows(number: int, fails: bool = False):
+        for i in range(number):
+            yield parts.DataRow(f"row {i}", 1.0, "1-1", 1.0)
+        if fails:
+            raise RuntimeError("CUDA error")
+
+    for module in (training, generation):
+        monkeypatch.setattr(module, "measure", lambda *_: rows(2))
+    for name in ("attention", "head", "data", "growth"):
+        fails, number = name == broken, 1 if name == "data" else 0
+        monkeypatch.setattr(parts, name, lambda *_, n=number, fails=fails: rows(n if fails else 2, fails))
+    file, table = tmp_path / "bench.json", tmp_path / "speed.md"
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        command("bench.__main__", "all", *SMALL, "--json", file, "--output", table)
+    results = {name: len(rows) for name, rows in json.loads(file.read_text())["results"].items()}
+    more = {"head": 2, "data": 1} if broken == "data" else {}
+    assert results == {"train": 2, "generate": 2, "attention": 2, **more}
+    assert table.read_text().count("| row 0 |") == len(results)
+
+
+@pytest.mark.parametrize("choice, compiled", [("auto", False), ("on", True), ("off", False)])
+def test_steps_are_compiled_as_those_of_a_run(
+    choice: str, compiled: bool, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that is timed runs compiled layers where trainer.compile says so, and the caption tells."""
+    calls = []
+    monkeypatch.setattr(Layer, "compile_parts", lambda layer: calls.append(layer))
+    monkeypatch.setattr(training, "matmul_rate", lambda device, dtype: 1.0)
+    done = command("bench.__main__", "train", *SMALL, f"trainer.compile={choice}", "--repeats", 1)
+    assert done.code == 0, done.err
+    assert len(calls) == (5 if compiled else 0), "one layer in each of the variants that are timed"
+    assert f"layers {'compiled' if compiled else 'not compiled'}." in done.out
 
 
 @pytest.mark.parametrize(

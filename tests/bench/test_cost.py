@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybrid.bench import cost
+from hybrid.bench import cost, generation
 from hybrid.bench.cost import count_flops
+from hybrid.model import Transformer
 from hybrid.results.timing import Timing
 
 
@@ -32,3 +33,19 @@ def test_flops_of_attention_backwards_are_five_products() -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
     product = 2 * 2 * 3 * 8 * 20 * 16
     assert count_flops(lambda: attention(q, k, k).sum().backward()) == (2 + 5) * product
+
+
+def test_the_clock_of_the_network_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward is asked for at once and takes 5 s; what was asked before it takes 2 s, and is not the network's."""
+    now, pending = [0.0], [2.0]
+
+    def wait(device: torch.device) -> None:
+        assert device.type == "cuda"
+        now[0] += pending.pop() if pending else 0.0
+
+    monkeypatch.setattr(Transformer, "forward", lambda self: pending.append(5.0))
+    monkeypatch.setattr(generation, "wait", wait)
+    monkeypatch.setattr(generation.time, "perf_counter", lambda: now[0])
+    with generation.Clock(torch.device("cuda")) as clock:
+        Transformer.forward(None)  # type: ignore[arg-type]
+    assert clock.seconds == 5.0
