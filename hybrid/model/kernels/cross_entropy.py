@@ -23,7 +23,7 @@ LOGITS: int | None = None
 """Most logits at a time; None: what is quickest on the device."""
 
 MULTIPLE = {"cpu": 1, "cuda": 64}
-"""The head is filled up to a multiple of so many ids, which have no probability: rows of a GPU's matrices are to be aligned."""
+"""The head is filled up to a multiple of so many ids, which have no probability: a GPU wants its rows aligned."""
 
 
 def plain_weighted_cross_entropy(
