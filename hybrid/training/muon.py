@@ -28,7 +28,7 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             momentum, rate = group["momentum"], group["lr"]
             for weights in _of_one_shape([p for p in group["params"] if p.grad is not None]):
-                gradients = [p.grad for p in weights]
+                gradients = [g for p in weights if (g := p.grad) is not None]
                 buffers = [self.state[p]["momentum_buffer"] for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 updates = [full(u) for u in torch._foreach_lerp(gradients, buffers, momentum)]  # Nesterov's
