@@ -18,12 +18,27 @@ MAX_IDLE_STEPS = 10_000
 options, after which it is taken to be stuck."""
 
 
-@dataclass(frozen=True)
 class Prediction:
-    """Distributions and candidates of the m masked positions of a live block, in the order of their `nonzero()`."""
+    """Distributions and candidates of the m masked positions of a live block, in the order of their `nonzero()`.
 
-    log_probs: Tensor  # (m, V) at temperature 1
-    candidates: Tensor  # (m,) ids
+    Args:
+        log_probs: (m, V) at temperature 1.
+        candidates: (m,) ids, or a function that draws them, called when they are first read: drawing takes several
+            passes over the distributions, in float64.
+    """
+
+    def __init__(self, log_probs: Tensor, candidates: Tensor | Callable[[], Tensor]):
+        self.log_probs, self._candidates = log_probs, candidates
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """(m,) ids"""
+        return self._candidates if isinstance(self._candidates, Tensor) else self._candidates()
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the candidates are known already."""
+        return "candidates" in vars(self) or isinstance(self._candidates, Tensor)
 
     @property
     def confidence(self) -> Tensor:

@@ -56,7 +56,8 @@ class Sampling:
         if self.top_p is not None and self.top_p < 1:
             ordered, index = logits.softmax(-1).sort(dim=-1, descending=True)
             before = ordered.cumsum(-1) - ordered  # mass of the more probable tokens; the one that crosses p is in
-            logits = logits.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), -torch.inf)
+            is_out = torch.zeros_like(index, dtype=torch.bool).scatter_(-1, index, before >= self.top_p)
+            logits = logits.masked_fill(is_out, -torch.inf)
         return logits
 
     def draw(self, log_probs: Tensor, uniform: Tensor) -> Tensor:

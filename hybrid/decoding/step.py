@@ -68,12 +68,16 @@ class Step:
     def revealed(self, view: View, chosen: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         """Reveal the masked positions `chosen` (r, B): tokens (r, B), and a function that gives confidences (r, B).
 
-        If the decoder has not looked, head and sampling run on the chosen positions alone; the tokens are the same, as
-        their uniforms are keyed by position.
+        If the decoder has not looked, head and sampling run on the chosen positions alone, and sampling does if it has
+        looked at distributions only; the tokens are the same, as their uniforms are keyed by position.
         """
-        if "prediction" in vars(self):
+        looked: Prediction | None = vars(self).get("prediction")
+        if looked is not None and looked.is_drawn:
             return torch.where(chosen, view.candidates, self.tokens), lambda: view.confidence
-        drawn = self._predict(chosen)
+        if looked is None:
+            drawn = self._predict(chosen)
+        else:
+            drawn = self._drawn(looked.log_probs[chosen[self.is_masked]], chosen)
         shape = self.tokens.shape
         return (
             self.tokens.masked_scatter(chosen, drawn.candidates),
@@ -93,8 +97,11 @@ class Step:
         return torch.where(where, own, self.tokens), lambda: self.sampled_with.expand(where.shape)
 
     def _predict(self, places: Tensor) -> Prediction:
-        log_probs = self._log_probs(*self.hidden, places)
-        return Prediction(log_probs, self._draw(log_probs, places, rng.TOKEN))
+        return self._drawn(self._log_probs(*self.hidden, places), places)
+
+    def _drawn(self, log_probs: Tensor, places: Tensor) -> Prediction:
+        """Candidates are drawn when they are read, with the uniforms of this step."""
+        return Prediction(log_probs, lambda: self._draw(log_probs, places, rng.TOKEN))
 
     def _draw(self, log_probs: Tensor, places: Tensor, purpose: int) -> Tensor:
         """(m,) tokens; a MASK that lies in the vocabulary counts, but is never written."""

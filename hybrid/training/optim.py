@@ -15,6 +15,7 @@ from hybrid.checkpoints.module_state import DamagedState
 from hybrid.checkpoints.optimizer_state import flatten_optimizer, restore_optimizer
 from hybrid.distributed import local
 from hybrid.options import option, shown
+from hybrid.training.muon import Muon
 from hybrid.training.parallel import reshard
 
 
@@ -72,7 +73,7 @@ class Optimizer:
         adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         self.parts: dict[str, torch.optim.Optimizer] = {"adamw": adamw}
         if config.name == "muon":
-            muon = torch.optim.Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
+            muon = Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
             for matrix in matrices:  # its first step would do so; made here, that one can be undone too
                 muon.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
             self.parts["muon"] = muon

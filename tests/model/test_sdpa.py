@@ -115,3 +115,21 @@ def test_what_is_kept_of_patterns_is_bounded():
     assert made == list(range(2, 2 + 3 * sdpa.KEPT)), "each was made once, the one that is used all along too"
     assert len(kept._by_rows) == sdpa.KEPT
     assert get(3) == 3 and made[-1] == 3, "the others are made again"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("masked, is_causal", [(False, False), (True, False), (False, True)])
+def test_groups_on_a_gpu_are_repeated_keys(masked, is_causal, dtype):
+    q, k, v = (t.detach().to("cuda", dtype).requires_grad_() for t in tensors(9, 9))
+    causal = torch.ones(9, 9, dtype=torch.bool, device="cuda").tril()[None]
+    mask = causal[:, None] if masked else None
+    allowed = causal if masked or is_causal else torch.ones_like(causal)
+    got = over_groups(q, k, v, mask, is_causal)
+    expected = Eager()(q, per_query_head(k, 6), per_query_head(v, 6), Given(allowed))
+    bound = 0.03 if dtype == torch.bfloat16 else 1e-3
+    torch.testing.assert_close(got, expected, rtol=bound, atol=bound)
+    gradients = (torch.autograd.grad(out.square().sum(), (q, k, v)) for out in (got, expected))
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).float().norm() < bound * b.float().norm()

@@ -8,6 +8,8 @@ import torch
 from toy import random_tokens, toy_model
 
 from hybrid.model.masks import TwoStream
+from hybrid.training import muon
+from hybrid.training.muon import Muon
 from hybrid.training.optim import EMA, OptimConfig, Optimizer, lr_factor
 
 
@@ -123,3 +125,36 @@ def test_a_step_that_is_skipped_leaves_no_trace(name):
         actual = trained(skipped)
         assert actual.keys() == expected.keys()
         assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items())
+
+
+@pytest.mark.parametrize("numbers", [1, 2**25], ids=["one at a time", "all of a shape"])
+def test_muon_over_matrices_of_one_shape_is_torchs(numbers, monkeypatch):
+    """Wide, tall and square ones, one without a gradient; weights and momenta, to the rounding of bfloat16."""
+
+    def trained(kind):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(24, 16), (16, 24), (24, 16), (16, 16), (16, 24), (16, 16), (24, 16)]
+        weights = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        optimizer = kind(weights, lr=0.1, momentum=0.9, weight_decay=0.2)
+        for p in weights:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        for _ in range(3):
+            for p in weights[:-1]:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step()
+        return [t.detach() for p in weights for t in (p, optimizer.state[p]["momentum_buffer"])]
+
+    monkeypatch.setattr(muon, "NUMBERS", {"cpu": numbers})
+    for got, expected in zip(trained(Muon), trained(torch.optim.Muon), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=2e-3)
+
+
+def test_muon_multiplies_all_matrices_of_a_shape_at_once(monkeypatch):
+    products, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: products.append(tuple(a.shape)) or bmm(a, b))
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in [(4, 8)] * 5 + [(8, 4)] * 3]
+    optimizer = Muon(weights, lr=0.1)
+    for p in weights:
+        p.grad, optimizer.state[p]["momentum_buffer"] = torch.randn_like(p), torch.zeros_like(p)
+    optimizer.step()
+    assert sorted(set(products)) == [(3, 4, 8), (5, 4, 8)] and len(products) == 2 * 5

@@ -17,13 +17,13 @@ from torch import Tensor
 from hybrid.device import autocast_dtype
 
 QUICKEST = {"cpu": 2**23, "cuda": 2**28}
-"""Logits at a time: 32 MiB in float32 stay in a CPU's cache; on a GPU few large products are quicker, 1 GiB each."""
+"""Logits at a time: 32 MiB in float32, measured on a CPU; 1 GiB on a GPU, where a product should have many rows."""
 
 LOGITS: int | None = None
 """Most logits at a time; None: what is quickest on the device."""
 
 MULTIPLE = {"cpu": 1, "cuda": 64}
-"""The head is filled up to a multiple of so many ids, which have no probability: a GPU multiplies odd sizes slowly."""
+"""The head is filled up to a multiple of so many ids, which have no probability: a GPU wants its rows aligned."""
 
 
 def plain_weighted_cross_entropy(
