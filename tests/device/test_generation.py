@@ -27,6 +27,7 @@ WAITS = {
     ("decoding/engine.py", "_Session._denoise"): "whether anything is masked, and anything was revealed",
     ("decoding/step.py", "Step._draw"): "the uniforms of the positions that are drawn",
     ("decoding/step.py", "Step._log_probs"): "hidden states where they are read; which texts have prompts",
+    ("decoding/step.py", "Step.revealed"): "which of the distributions are drawn from",
     ("decoding/step.py", "Step.weigh"): "a planner's scores of the positions that it reads",
     ("decoding/step.py", "Step.sample"): "the scores of what a decoder draws itself",
     ("decoding/step.py", "Step.written"): "whether they are tokens of the vocabulary",
