@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 from hybrid.model.cache import KVCache
@@ -50,11 +51,12 @@ class LiveBlocks:
     ):
         device = text.device
         self.rows, self.is_given, self.mask = rows, is_given, mask_token_id
-        self.index = torch.tensor([row.index for row in rows], device=device)[:, None]
+        where = send(torch.tensor([[row.index, row.start, row.end] for row in rows]), device)
+        self.index, start, end = where.unsqueeze(-1).unbind(1)  # (r, 1) each
         self.n_valid = [min(block_size, seq_len - row.start) for row in rows]  # what the network reads
         offset = torch.arange(block_size, device=device)
-        self.position = torch.tensor([row.start for row in rows], device=device)[:, None] + offset  # (r, B)
-        self.is_valid = self.position < torch.tensor([row.end for row in rows], device=device)[:, None]
+        self.position = start + offset  # (r, B)
+        self.is_valid = self.position < end
         self.is_fixed = is_given[self.index, self.position]
         self.places = [(row.row_key, row.start) for row in rows]
         self.update(text[self.index, self.position])
@@ -175,7 +177,7 @@ class Network:
         if not self.sees_prompts and first < len(row.prompt):
             unread = unread.masked_fill(live.is_given[row.index, first : row.start], self.model.mask_token_id)
         if begin and length == 0:
-            unread = torch.cat([unread.new_tensor([self.model.end_of_text]), unread])
+            unread = F.pad(unread, (1, 0), value=self.model.end_of_text)
         return unread
 
     def log_probs(self, hidden: Tensor) -> Tensor:
@@ -195,4 +197,4 @@ def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tens
         end = begin + len(ends)
         documents[i, begin:end] = count if begin else count - ends
         documents[i, end:] = int(count[-1]) if len(ends) else 0
-    return documents.to(model.device)
+    return send(documents, model.device)

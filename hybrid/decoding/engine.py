@@ -31,7 +31,7 @@ from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
 from hybrid.decoding.sampling import Sampling, Uniforms
 from hybrid.decoding.step import Networks, Step
-from hybrid.device import autocast_dtype
+from hybrid.device import autocast_dtype, send
 from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
 from hybrid.model.block_pass import Sight
@@ -186,7 +186,7 @@ class _Session:
         text = torch.full((len(self.rows), width), self.mask, dtype=torch.long)
         for row in self.rows:
             text[row.index, : len(row.prompt)] = torch.tensor(row.prompt, dtype=torch.long)
-        self.text = text.to(engine.model.embedding.weight.device)
+        self.text = send(text, engine.model.embedding.weight.device)
         self.is_given = self.text != self.mask
         config = engine.config
         denoiser = self._fused(engine.model)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybrid.device import send
 from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
 from hybrid.model.masks import Cached
@@ -89,7 +90,7 @@ class BlockRows:
     def slots(self, alike: bool) -> tuple[Tensor, Tensor]:
         """Return each row's slot, and whether it is a token, not padding: (b, r), or (1, r) if they are `alike`."""
         places = self.places[:1] if alike else self.places
-        length, count, size = torch.tensor(places, device=self.live.device).unsqueeze(-1).unbind(1)  # (b, 1) each
+        length, count, size = send(torch.tensor(places), self.live.device).unsqueeze(-1).unbind(1)  # (b, 1) each
         i = torch.arange(self.n_pending, device=self.live.device)
         j = torch.arange(self.live.shape[1], device=self.live.device)
         slots = torch.cat([length + i, length + count + j], dim=1)
@@ -180,8 +181,6 @@ def _remember_last(cache: KVCache, hidden: Tensor, counts: list[int]) -> None:
     if len(set(counts)) == 1:  # as in a step of one token: the same row of all
         cache.last_hidden = hidden[:, counts[0] - 1].clone()
         return
-    last = torch.tensor([max(count - 1, 0) for count in counts], device=hidden.device)
-    fresh = torch.tensor([count > 0 for count in counts], device=hidden.device)[:, None]
-    cache.last_hidden = torch.where(
-        fresh, hidden[torch.arange(len(counts), device=hidden.device), last], cache.last_hidden
-    )
+    pending = send(torch.tensor(counts), hidden.device)
+    last = hidden[torch.arange(len(counts), device=hidden.device), (pending - 1).clamp(min=0)]
+    cache.last_hidden = torch.where(pending[:, None] > 0, last, cache.last_hidden)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hybrid.device import send
 from hybrid.model.config import ModelConfig
 from hybrid.model.masks import Cached, Pattern
 
@@ -96,7 +97,7 @@ class KVCache:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these."""
-        index = torch.tensor(rows, device=self.keys.device)
+        index = send(torch.tensor(rows), self.keys.device)
         self.keys, self.values = self.keys[:, index], self.values[:, index]
         self.last_hidden = self.last_hidden[index]
         self.lengths = [self.lengths[row] for row in rows]

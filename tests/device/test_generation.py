@@ -16,28 +16,18 @@ from hybrid.model import Transformer
 
 WAITS = {
     # once a generation
-    ("decoding/engine.py", "_Session.__init__"): "the prompts are sent",
-    ("decoding/denoiser.py", "document_of_slots"): "the documents of the prompts are sent",
     ("model/fused.py", "_state"): "sums of the weights say whether they have changed since they were fused",
     ("decoding/results.py", "GenerationState.tokens"): "the texts are read",
     ("decoding/results.py", "GenerationState.sequences"): "the texts are read",
     # once a block
-    ("decoding/denoiser.py", "LiveBlocks.__init__"): "where the live blocks stand",
-    ("decoding/denoiser.py", "Network._unread"): "the begin token, of the first block",
     ("decoding/engine.py", "_Session._advance"): "an end of text ends a text",
     ("decoding/sampling.py", "Uniforms.at"): "keys of the random numbers, which are made ahead",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the block takes",
-    ("model/cache.py", "KVCache.keep"): "which texts go on, where one has ended",
-    # once a forward
-    ("model/block_pass.py", "BlockRows.slots"): "where the rows of a forward stand, unless all stand alike",
-    ("model/block_pass.py", "_remember_last"): "the last token of each text, if they commit different numbers of them",
     # once a step, or more often
     ("decoding/engine.py", "_Session._denoise"): "whether anything is masked, and anything was revealed",
     ("decoding/step.py", "Step._draw"): "the uniforms of the positions that are drawn",
-    (
-        "decoding/step.py",
-        "Step._log_probs",
-    ): "hidden states of the positions that are read; which texts have prompts",
+    ("decoding/step.py", "Step._log_probs"): "hidden states where they are read; which texts have prompts",
+    ("decoding/step.py", "Step.revealed"): "which of the distributions are drawn from",
     ("decoding/step.py", "Step.weigh"): "a planner's scores of the positions that it reads",
     ("decoding/step.py", "Step.sample"): "the scores of what a decoder draws itself",
     ("decoding/step.py", "Step.written"): "whether they are tokens of the vocabulary",
