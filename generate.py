@@ -1,6 +1,6 @@
 """Generate text from a trained model.
 
-    python generate.py --checkpoint runs/quickstart --prompt "Return the "
+    python generate.py --checkpoint runs/quickstart --prompt "Return the"
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
     python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
@@ -139,7 +139,8 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
         raise ValueError(
-            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it"
+            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
+            "or let the context slide (--slide --max-new-tokens N)"
         )
     return room
 
@@ -238,7 +239,11 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     cli.add_machine(parser)
-    arguments = parser.parse_args()
+    return checked(parser.parse_args())
+
+
+def checked(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Refuse numbers that no text could come from, before a model is loaded."""
     if arguments.num_samples < 1:
         raise ValueError(f"--num-samples: {arguments.num_samples} must be at least 1")
     if arguments.num_samples > MAX_SAMPLES:

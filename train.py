@@ -1,6 +1,6 @@
 """Train a hybrid model.
 
-    python train.py --config configs/quickstart.yaml                        # 3 minutes on 2 CPU cores, no download
+    python train.py --config configs/quickstart.yaml                        # 4 minutes on 2 CPU cores, no download
     python train.py --config configs/quickstart.yaml objective.block_size=1 run.name=ar
     python train.py --config configs/quickstart.yaml trainer.resume=auto    # go on where it was stopped
     python train.py --config configs/quickstart.yaml --print-config         # every key and its value
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
+from pathlib import Path
 
 from hybrid import cli
 
@@ -45,14 +47,21 @@ def main() -> int:
         run = Run(config, machine, plan, data, model)
         if not arguments.dry_run:
             run.open()  # its folder
-            run.train()
+            if run.train():
+                log.info("%s", next_steps(run.folder))
         elif ranks.is_main:
             print(run.describe())
     return 0
 
 
+def next_steps(folder: Path) -> str:
+    """Say what to do with a trained model."""
+    run, runs = (shlex.quote(str(path)) for path in (folder, folder.parent))
+    return f"write text: python generate.py --checkpoint {run}; see its curves: tensorboard --logdir {runs}"
+
+
 def parse() -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__, add_help=False)
+    parser = cli.Parser(keys=_keys, description=__doc__, add_help=False)
     parser.add_argument("--config", metavar="FILE", help="a YAML file; without it, the defaults")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--dry-run", action="store_true", help="check everything, prepare the data, and stop")
@@ -70,6 +79,12 @@ def parse() -> argparse.Namespace:
         print(describe())
         raise SystemExit(0)
     return arguments
+
+
+def _keys() -> list[str]:
+    from hybrid.config.schema import known_keys
+
+    return list(known_keys())
 
 
 if __name__ == "__main__":

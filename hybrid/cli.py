@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -22,11 +23,11 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
-from hybrid.options import bare, path_of
+from hybrid.options import bare, near_name, path_of
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -51,8 +52,43 @@ class Terminated(KeyboardInterrupt):
 class Parser(argparse.ArgumentParser):
     """Refuses a wrong option in one line, as a wrong setting is refused."""
 
-    def __init__(self, **options: Any):
+    def __init__(self, keys: Callable[[], Iterable[str]] | None = None, **options: Any):
+        """Args: keys: gives the names of the settings (`trainer.steps`), of a command that takes `key=value`."""
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._keys = keys
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse as argparse does; of what no option is called, say what may have been meant."""
+        return self._complete(args, *self.parse_known_args(args, namespace))
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Do as `parse_args`, with settings before and after the options."""
+        return self._complete(args, *self.parse_known_intermixed_args(args, namespace))
+
+    def _complete(self, args: Any, parsed: Any, rest: list[str]) -> Any:
+        if rest:
+            words = sys.argv[1:] if args is None else list(args)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{self._meant(rest[0], words, parsed)}")
+        return parsed
+
+    def _meant(self, word: str, words: list[str], parsed: Any) -> str:
+        """What may have been meant by a word: an option, a setting, or an option of an entry (`--decoder NAME ...`)."""
+        typed, equals, value = word.partition("=")
+        name = typed.lstrip("-").replace("-", "_")
+        if not equals:
+            value = next((after for before, after in itertools.pairwise(words) if before == word), "...")
+        options = [option for action in self._actions for option in action.option_strings if option[:2] == "--"]
+        near = near_name(f"--{name.replace('_', '-')}", options, least=0.8)
+        if near is not None:
+            return f" (did you mean {near}?)"
+        keys = [key for key in (self._keys() if self._keys else ()) if name in (key, key.rpartition(".")[2])]
+        if keys:
+            return f" (did you mean {' or '.join(f'{key}={bare(value)}' for key in keys[:3])}?)"
+        for action in self._actions:
+            given = getattr(parsed, action.dest, None)
+            if isinstance(action.metavar, tuple) and "key=value" in action.metavar and given:
+                return f" (did you mean {action.option_strings[-1]} {' '.join(given)} {name}={bare(value)}?)"
+        return ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse as argparse does, but refuse an empty path and write out a home folder.

@@ -1,8 +1,8 @@
 """LanguageModel: a trained model with its tokenizer and configuration, to score and generate with.
 
 lm = hybrid.load("runs/quickstart")
-lm.nll(torch.tensor([lm.tokenizer.encode("Return the ")]), draws=8).nll
-lm.generate("Return the ", max_new_tokens=64).sequences
+lm.nll(torch.tensor([lm.tokenizer.encode("Return the")]), draws=8).nll
+lm.generate("Return the", max_new_tokens=64).sequences
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+OWN = "; one of your own needs run.imports=MODULE (train.py) or --imports MODULE (other commands)"
+"""Said where a table lacks a name."""
 _SCALARS = {int, float, bool, str, type(None)}
 
 
@@ -112,15 +114,30 @@ def path_of(key: str, value: Any) -> Path:
 
 def nearest(value: Any, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the name nearest to `value`, upper and lower case alike; empty if none is near."""
+    near = near_name(value, names)
+    return f" (did you mean {near!r}?)" if near else ""
+
+
+def near_name(value: Any, names: Iterable[str], least: float = 0.6) -> str | None:
+    """Find the name nearest to `value`, of at least this likeness (from 0 to 1); None if none is near."""
     if len(str(value)) > 100:  # no name is; the comparison would take long
-        return ""
+        return None
     by_lower = {str(name).lower(): str(name) for name in names}
-    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+    near = difflib.get_close_matches(str(value).lower(), by_lower, n=1, cutoff=least)
+    return by_lower[near[0]] if near else None
 
 
-def pick(key: str, value: Any, choices: Iterable[str]) -> str:
-    """Return `value` if it is one of `choices`.
+def nearest_path(path: Path) -> str:
+    """Do as `nearest` for a path of which only the last part is wrong: what it names lies in the same folder."""
+    try:
+        near = near_name(path.name, os.listdir(path.parent)[:10_000])  # of more it would take long
+    except (OSError, ValueError):
+        return ""
+    return f" (did you mean {str(path.parent / near)!r}?)" if near else ""
+
+
+def pick(key: str, value: Any, choices: Iterable[str], also: str = "") -> str:
+    """Return `value` if it is one of `choices`; `also` is said last where it is not.
 
     Raises:
         ValueError: it is not; the message names key, value, choices and the nearest one.
@@ -128,7 +145,7 @@ def pick(key: str, value: Any, choices: Iterable[str]) -> str:
     names = [str(name) for name in choices]
     if isinstance(value, str) and value in names:
         return value
-    raise ValueError(f"{key}: {shown(value)} is not one of {', '.join(sorted(names))}{nearest(value, names)}")
+    raise ValueError(f"{key}: {shown(value)} is not one of {', '.join(sorted(names))}{nearest(value, names)}{also}")
 
 
 def at_least(key: str, value: float, minimum: float) -> None:
@@ -171,7 +188,7 @@ def build(table: Mapping[str, type], spec: Any, key: str, given: Mapping[str, An
     name = arguments.pop("name")
     if isinstance(name, str) and name not in table and (removed := REMOVED.get((key.rpartition(".")[2], name))):
         raise RemovedEntry(f"{key}: {name!r} was removed: {removed.why}")
-    entry: Any = table[pick(key, name, table)]
+    entry: Any = table[pick(key, name, table, OWN)]
     if not dataclasses.is_dataclass(table[name]):
         raise ValueError(f"{key}: {name} is no dataclass; write @dataclass(frozen=True) above it")
     arguments = {**_check_options(key, name, entry, arguments), **_provided(entry, given or {})}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TextIO, TypeVar
 
@@ -14,6 +15,8 @@ Chunk = TypeVar("Chunk", bound=Sized)
 
 DELAY = 1.0  # seconds before a bar appears
 INTERVAL = 10.0  # seconds between two lines
+LEAST_STEPS = 10  # from which the time left is estimated
+MARKS = 30  # of the last reports, over which it is
 
 
 def progress(chunks: Iterable[Chunk], total: int, what: str, noun: str = "documents") -> Iterator[Chunk]:
@@ -36,7 +39,10 @@ def progress(chunks: Iterable[Chunk], total: int, what: str, noun: str = "docume
 
 
 class TrainingProgress:
-    """Shows the steps, the loss and the speed of a training loop."""
+    """Shows the steps, the loss, the speed and the time left of a training loop.
+
+    The first step warms up (kernels, compiling): it counts neither for the speed nor for the time left.
+    """
 
     def __init__(self, total: int, start: int = 0, interval: float = INTERVAL, stream: TextIO | None = None) -> None:
         self.total = total
@@ -45,14 +51,14 @@ class TrainingProgress:
         self._stream = sys.stderr if stream is None else stream
         self._bar: Any = None
         self._loss: float | None = None
-        # Steps and tokens since `_since`; the bar keeps its own time.
         self._since = time.monotonic()
-        self._from_step = start
-        self._tokens = 0
+        self._tokens = 0  # since `_since`
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)  # when which steps were done, from the first on
         if self._stream.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=start, file=self._stream, unit="step", dynamic_ncols=True)
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # its own time left begins with the first
+            self._bar = tqdm(total=total, initial=start, file=self._stream, dynamic_ncols=True, bar_format=form)
 
     def update(self, step: int, tokens: int, loss: float | None = None) -> None:
         """Count what was done since the last call.
@@ -67,21 +73,28 @@ class TrainingProgress:
         if self._bar is not None:
             self._bar.update(step - self._step)
         self._step = step
-        seconds = time.monotonic() - self._since
-        if seconds >= (1.0 if self._bar is not None else self._interval) or step >= self.total:
-            self._report(max(seconds, 1e-9))
+        now = time.monotonic()
+        is_due = now - self._since >= (1.0 if self._bar is not None else self._interval) or step >= self.total
+        if is_due:
+            self._report(now)
+        if is_due or not self._marks:
+            self._marks.append((now, step))
+            self._since, self._tokens = now, 0
 
-    def _report(self, seconds: float) -> None:
-        rate = self._tokens / seconds
-        loss = "" if self._loss is None else f"loss {self._loss:.4f}, "
+    def _report(self, now: float) -> None:
+        facts = [] if self._loss is None else [f"loss {self._loss:.4f}"]
+        if self._marks:
+            facts.append(f"{self._tokens / max(now - self._since, 1e-9):,.0f} tokens/s")
+            began, first = self._marks[0]
+            if self._step - first >= LEAST_STEPS:
+                seconds = (self.total - self._step) * (now - began) / (self._step - first)
+                facts.append(f"{_duration(seconds)} left")
+        told = ", ".join(facts)
         if self._bar is not None:
-            self._bar.set_postfix_str(f"{loss}{rate:,.0f} tokens/s")
+            self._bar.set_postfix_str(told)
         else:
-            steps = self._step - self._from_step
-            left = f"{_duration((self.total - self._step) * seconds / steps)} left" if steps else "time left unknown"
-            line = f"step {self._step}/{self.total}: {loss}{rate:,.0f} tokens/s, {left}"
-            print(line, file=self._stream, flush=True)
-        self._since, self._from_step, self._tokens = time.monotonic(), self._step, 0
+            line = f"step {self._step}/{self.total}"
+            print(f"{line}: {told}" if told else line, file=self._stream, flush=True)
 
     def __enter__(self) -> TrainingProgress:
         return self

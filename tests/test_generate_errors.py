@@ -64,13 +64,18 @@ BAD = [
     ("--num-samples 0", "--num-samples: 0 must be at least 1"),
     ("--max-new-tokens -1", "max_new_tokens: -1 must be an integer of at least 0"),
     ("--max-new-tokens 33", "exceed the context of 32"),
-    ("--prompt thethethethethethethethethethethethe", "--prompt: 36 tokens fill the context of 32"),
+    ("--prompt thethethethethethethethethethethethe", "--prompt: 36 tokens fill the context of 32 .*--slide"),
     ("--max-new-tokens 1 --prompt thethethethethethethethethethethethe", "prompt 0 of 36 tokens exceed the context"),
     ("--prompt th\u00e9", "character '\u00e9' .* at position 2 is not among the"),
     ("--prompt-file no/such/file", "no/such/file: No such file"),
     ("--device toaster", "'toaster' is not a device"),
     ("--block-size eight", "--block-size: invalid int value: 'eight'"),
-    ("--blok-size 8", "unrecognized arguments: --blok-size 8"),
+    ("--blok-size 8", r"unrecognized arguments: --blok-size 8 \(did you mean --block-size\?\)"),
+    ("--blocksize=8", r"unrecognized arguments: --blocksize=8 \(did you mean --block-size\?\)"),
+    ("--promt hi", r"\(did you mean --prompt\?\)"),
+    ("block_size=8", r"unrecognized arguments: block_size=8 \(did you mean --block-size\?\)"),
+    ("--decoder confidence --steps 4", r"--steps 4 \(did you mean --decoder confidence steps=4\?\)"),
+    ("--nothing-near 8", "unrecognized arguments: --nothing-near 8; --help lists the options"),
 ]  # fmt: skip
 
 
@@ -78,6 +83,11 @@ BAD = [
 def test_a_wrong_option_is_one_line(words: str, message: str, command: Command, trained: Path) -> None:
     error = command("generate.py", "--checkpoint", trained, *words.split()).error
     assert re.search(message, error), error
+
+
+def test_a_context_that_slides_takes_a_prompt_that_fills_it(command: Command, trained: Path) -> None:
+    done = command("generate.py", "--checkpoint", trained, "--prompt", 12 * "the", "--slide", "--max-new-tokens", 4)
+    assert done.code == 0 and done.out.startswith(12 * "the"), done.err
 
 
 def test_an_empty_stop_is_refused(command: Command, trained: Path) -> None:

@@ -63,6 +63,7 @@ def test_an_instance_passes_through() -> None:
     [
         ("steped", ["decoder", "'steped'", "needy, plain, stepped", "did you mean 'stepped'"]),
         ("PLAIN", ["did you mean 'plain'"]),
+        ("mine", ["; one of your own needs run.imports=MODULE (train.py) or --imports MODULE (other commands)"]),
         (None, ["decoder", "None", "plain"]),
         (3, ["decoder", "3", "plain"]),
         (True, ["decoder", "True"]),

@@ -47,8 +47,8 @@ def bits_per_byte(run: Run, rows: int = 0) -> float:
 
 @pytest.mark.slow
 def test_the_bigram_baseline_is_what_it_was_when_the_target_was_set() -> None:
-    """3.84 bits on one Python's documentation; other versions differ a little."""
-    assert bigram_bits_per_byte() == pytest.approx(3.84, abs=0.15)
+    """3.91 bits on one Python's documentation; other versions differ a little."""
+    assert bigram_bits_per_byte() == pytest.approx(3.91, abs=0.15)
 
 
 @pytest.mark.slow

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints.module_state import DamagedState
-from hybrid.options import path_of, shown
+from hybrid.options import bare, nearest_path, path_of, shown
 from hybrid.storage.folders import MANIFEST, verify_folder
 from hybrid.storage.json_files import read_json, read_object
 
+RUNS = "runs"
+"""Where runs are, unless run.folder says otherwise."""
+MOST_SHOWN = 5
+"""Runs of a folder that an error names."""
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)(?:\.replaced)?")
 
@@ -39,7 +43,8 @@ def find_checkpoint(path: str | Path) -> Path:
     if not os.path.isdir(path):  # of any text, also one that is too long for a name
         what = "is a file" if os.path.lexists(path) else "does not exist"
         name = str(path) if len(str(path)) < 300 else shown(str(path))
-        raise ValueError(f"checkpoint: {name} {what}; give the folder of a run, of a checkpoint or of a saved model")
+        given = f"checkpoint: {name} {what}{_meant(path)}"
+        raise ValueError(f"{given}; give the folder of a run, of a checkpoint or of a saved model")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         verify_folder(path)
         return path
@@ -47,9 +52,25 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = list_checkpoints(folder)
+    if not checkpoints and (runs := _runs_in(path)):
+        more = f", and {len(runs) - MOST_SHOWN} more" if len(runs) > MOST_SHOWN else ""
+        names = ", ".join(bare(run.name) for run in runs[:MOST_SHOWN])
+        raise ValueError(f"checkpoint: {path} is no run, but holds some ({names}{more}); name one, e.g. {runs[0]}")
     if not checkpoints:
         raise ValueError(f"checkpoint: {path} holds no checkpoint; was the run stopped before its first save?")
     return _latest_undamaged(folder, checkpoints)
+
+
+def _meant(path: Path) -> str:
+    """Say what there is instead of a path: a run of this name where runs are, or what is called almost like it."""
+    if os.path.lexists(path):
+        return ""
+    run = Path(RUNS) / path
+    return f" (did you mean {str(run)!r}?)" if os.path.isdir(run) else nearest_path(path)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if (path / "checkpoints").is_dir())
 
 
 def _latest_undamaged(folder: Path, checkpoints: list[Path]) -> Path:

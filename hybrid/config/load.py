@@ -30,7 +30,7 @@ from hybrid.config.schema import (
     use_new_names,
     value_of,
 )  # fmt: skip
-from hybrid.options import bare, convert, nearest, path_of, pick, shown, type_name
+from hybrid.options import OWN, bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
 LONGEST_TEXT = 4096
@@ -59,7 +59,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     for key in known_keys().values():
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
-            pick(key.name, value, allowed)
+            pick(key.name, value, allowed, OWN if key.name == "model.attention" else "")
     if not checked:
         use_new_names(config)
     check_specs(config, of_old_run=not checked)
@@ -267,6 +267,8 @@ def import_modules(modules: Any, key: str) -> list[str]:
         except ImportError as error:
             is_missing = isinstance(error, ModuleNotFoundError) and error.name == module.split(".")[0]
             way_out = "; put it beside train.py, or its folder into PYTHONPATH" if is_missing else ""
+            if module.endswith(".py"):
+                raise ValueError(f"{key}: {shown(module)} is no module; name it without .py") from None
             raise ValueError(f"{key}: cannot import {shown(module)}: {bare(error, 300)}{way_out}") from None
         except (Exception, SystemExit) as error:  # whatever a user's module does when it is run
             what = f"{type(error).__name__}: {bare(error, 300)}".rstrip(": ")

@@ -285,7 +285,9 @@ def refuse_different_data(runs: Sequence[RunRecord], force: bool) -> list[str]:
         first = runs[0].name
         other = next((run for run, value in values.items() if value != values[first]), None)
         if other is not None:
-            message = f"{first} and {other} have another {what} ({name}: {values[first]} and {values[other]})"
+            digits = 8 if name.endswith("sha256") else None
+            told = " and ".join(str(values[run])[:digits] for run in (first, other))
+            message = f"{first} and {other} have another {what} ({name}: {told})"
             if not force:
                 raise ValueError(f"{message}: their likelihoods can't be compared; leave one out, or say --force")
             warnings.append(f"{message}: compare with care.")

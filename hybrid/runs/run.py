@@ -94,8 +94,8 @@ class Run:
         facts["teacher"] = self.teacher and self.teacher.origin.checkpoint
         open_folder(self.folder, to_yaml(self.config), facts, self.data.tokenizer)
 
-    def train(self) -> None:
-        """Train to the end, or to a signal; everything is in the run folder then."""
+    def train(self) -> bool:
+        """Train to the end, or to a signal, and return which; everything is in the run folder then."""
         log.info("%s", self.describe())
         self.ranks.wait()  # the first has opened the folder
         with Tracker(self.folder, self.plan.last_step) if self.ranks.is_main else Untracked() as tracker:
@@ -105,7 +105,7 @@ class Run:
             else:
                 sizes = self._evaluated_sizes()
                 charts.log_start(tracker, self.config, trainer.stepper.objective, self.block_sizes[0], sizes)
-            trainer.train()
+            return trainer.train()
 
     def trainer(self, tracker: Tracker) -> Trainer:
         """Make the loop of this run, before its first step."""

@@ -93,8 +93,9 @@ class Trainer:
         """val/nelbo of this very moment; None: it has not been evaluated."""
         return self.validation["val/nelbo"] if self.validation.get("step") == self.step else None
 
-    def train(self) -> None:
-        """Train to the last step, the time cap or a signal; what was done is saved in any case.
+    def train(self) -> bool:
+        """Train to the last step, the time cap or a signal, and return whether it was no signal; what was done is
+        saved in any case.
 
         Raises:
             ValueError: several non-finite steps in a row; the message says what to try.
@@ -110,11 +111,12 @@ class Trainer:
             if stopped:
                 name = self._stop.name or "another rank"
                 log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
-                return
+                return False
             if self.step < config.steps:
                 text = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
                 log.warning(text, self.step, config.steps)
             self._evaluate_last(path)
+        return True
 
     def _loop(self, progress: TrainingProgress, deadline: float) -> None:
         config, window = self.config, Window()

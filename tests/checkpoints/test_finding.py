@@ -44,6 +44,26 @@ def test_what_is_no_checkpoint_is_one_clear_line(tmp_path):
             find_checkpoint(tmp_path / path)
 
 
+def test_a_folder_of_runs_names_them(tmp_path):
+    for name in ("mine", "quickstart"):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    message = rf"^checkpoint: {tmp_path} is no run, but holds some \(mine, quickstart\); name one, e.g. {tmp_path}/mine"
+    with pytest.raises(ValueError, match=message):
+        find_checkpoint(tmp_path)
+    for number in range(7):
+        (tmp_path / f"a{number}" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"\(a0, a1, a2, a3, a4, and 4 more\)"):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("typed", ["mine", "runs/mien"])
+def test_a_near_run_is_named(tmp_path, monkeypatch, typed):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"{typed} does not exist \(did you mean 'runs/mine'\?\); give the folder"):
+        find_checkpoint(typed)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 

@@ -120,6 +120,7 @@ def test_bases_that_go_round_in_circles_through_links(tmp_path: Path) -> None:
         ("dir/mod", "is not the name of a module"),
         ("''", "'' is not the name of a module"),
         ("no such module", "cannot import 'no such module'"),
+        ("hostile_plain.py", "run.imports: 'hostile_plain.py' is no module; name it without .py"),
         ("hostile_raises", "importing 'hostile_raises' raised ZeroDivisionError: division by zero"),
         ("hostile_exits", "importing 'hostile_exits' raised SystemExit: 0"),
         ("hostile_syntax", "importing 'hostile_syntax' raised SyntaxError"),
@@ -133,6 +134,7 @@ def test_modules_that_cannot_be_imported(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hostile_raises.py").write_text("1 / 0\n")
+    (tmp_path / "hostile_plain.py").write_text("")
     (tmp_path / "hostile_exits.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "hostile_syntax.py").write_text("def\n")
     (tmp_path / "hostile_value.py").write_text("raise ValueError('two\\n lines')\n")

@@ -141,7 +141,7 @@ def test_a_hub_dataset_is_loaded_from_a_folder_with_two_splits(tmp_path) -> None
 def test_a_hub_id_needs_a_commit_and_passes_all_settings_on(tmp_path, monkeypatch) -> None:
     for revision in (None, "main"):
         with pytest.raises(
-            ValueError, match=r"data.corpus: 'owner/name' .*data.revision .*40-digit.*data.revision=COMMIT"
+            ValueError, match=r"data.corpus: 'owner/name' .* Hub needs data.revision=COMMIT \(40 digits\)"
         ):
             locate("owner/name", revision=revision)
     calls = []
@@ -181,6 +181,23 @@ def test_a_hub_that_does_not_answer_is_one_line(tmp_path, monkeypatch) -> None:
 def test_a_corpus_that_is_not_there(corpus: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         locate(corpus)
+
+
+@pytest.mark.parametrize("typed", ["my/text", "./my/texst", "my/TEXTS.txt"])
+def test_a_near_path_is_named(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my" / "texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^data.corpus: .* \(did you mean 'my/texts'\?\)"):
+        locate(typed)
+    with pytest.raises(ValueError, match=r"^(?!.*did you mean).*data.revision=COMMIT \(40 digits\), not 'main'$"):
+        locate("my/poems", revision="main")
+
+
+def test_a_near_name_in_this_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "letters").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"did you mean 'letters'"):
+        locate("leters")
 
 
 def test_folders_that_do_not_say_which_format(tmp_path) -> None:

@@ -137,7 +137,8 @@ class Late(DECODERS["left_to_right"]): pass
 DECODERS["late"] = Late
 """)
     words = ("generate.py", "--checkpoint", trained, "--max-new-tokens", 8, "--decoder", "late")
-    assert "'late' is not one of" in command(*words).error
+    error = command(*words).error
+    assert "'late' is not one of" in error and "; one of your own needs" in error and "--imports MODULE" in error
     monkeypatch.syspath_prepend(tmp_path)
     try:
         done = command(*words, "--imports", "decoder_of_mine")

@@ -102,7 +102,7 @@ def test_what_an_evaluation_read_is_what_it_is_compared_on(make: Make, tmp_path:
     """eval.json may be of other data than the training; and the last sample of several is shown."""
     folder = make("a")
     evaluation = json.loads((folder / "eval.json").read_text())
-    evaluation["data"]["corpus_sha256"] = "c1"
+    evaluation["data"]["corpus_sha256"] = "c1" * 32
     (folder / "eval.json").write_text(json.dumps(evaluation))
     for step in (4, 8, 6):
         (folder / "samples" / f"step-{step:08d}.txt").write_text(f"text of {step}")
@@ -110,7 +110,7 @@ def test_what_an_evaluation_read_is_what_it_is_compared_on(make: Make, tmp_path:
     make("c", data={"validation": {"target_tokens": 8}})
     one, two, three = find_runs([tmp_path / "runs"])[0]
     assert one.sample == "text of 8" and two.sample == ""
-    with pytest.raises(ValueError, match="a and b have another data"):
+    with pytest.raises(ValueError, match=r"a and b have another data \(corpus_sha256: c1c1c1c1 and \w{1,8}\)"):
         refuse_different_data([one, two], force=False)
     with pytest.raises(ValueError, match=r"b and c have another validation text .*: 9 and 8"):
         refuse_different_data([two, three], force=False)

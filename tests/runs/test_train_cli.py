@@ -74,6 +74,8 @@ def test_a_run_from_a_file_with_overrides(command: Command, overrides: Overrides
     assert load_config(tmp_path / "small" / "config.yaml").run.seed == 3
     for text in ("2 steps of 128 tokens", "block size 4:", "block size 1:", "nats per token", "parameters"):
         assert text in done.err
+    told = f"python generate.py --checkpoint {tmp_path}/small; see its curves: tensorboard --logdir {tmp_path}"
+    assert done.err.splitlines()[-1] == f"write text: {told}"
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(command: Command, overrides: Overrides, tmp_path: Path) -> None:
@@ -102,6 +104,9 @@ def test_an_ignored_setting_is_a_warning(command: Command, overrides: Overrides,
 # Bad input
 
 BAD = [
+    ("--steps 60", r"unrecognized arguments: --steps 60 .did you mean trainer.steps=60\?"),
+    ("--trainer.steps=60", r"did you mean trainer.steps=60\?"),
+    ("--dryrun", r"did you mean --dry-run\?"),
     ("trainer.stepps=3", "trainer.stepps: unknown key .value 3.; .*did you mean 'trainer.steps'"),
     ("nonsense.key=3", "unknown group 'nonsense'"),
     ("trainer.steps", "'trainer.steps' is not key=value"),
@@ -136,7 +141,7 @@ BAD = [
 def test_a_wrong_setting_is_one_line(
     override: str, message: str, command: Command, overrides: Overrides, tmp_path: Path
 ) -> None:
-    error = command("train.py", *overrides(tmp_path), override).error
+    error = command("train.py", *overrides(tmp_path), *override.split()).error
     assert re.search(message, error), error
     assert not (tmp_path / "tiny").exists()
 

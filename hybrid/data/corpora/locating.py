@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 from hybrid.data.corpora import CORPORA
@@ -13,7 +14,7 @@ from hybrid.data.corpora.files import TableFiles, TextFiles, saved_table
 from hybrid.data.corpora.hub import Hub
 from hybrid.data.corpora.listing import FORMATS, KNOWN, find_files, format_of
 from hybrid.data.corpora.source import Source
-from hybrid.options import bare, build, nearest, needs, pick, shown
+from hybrid.options import OWN, bare, build, nearest, nearest_path, needs, pick, shown
 
 
 def locate(
@@ -88,16 +89,19 @@ def refuse_not_utf8(key: str, path: str) -> None:
 
 
 def _names_nothing(corpus: str, revision: str | None) -> ValueError:
+    near = nearest_path(Path(corpus))
     if has_magic(corpus) or corpus.startswith((".", "/", "~")) or corpus.endswith(KNOWN):
         return ValueError(
-            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any; check the path"
+            f"data.corpus: {shown(corpus)}: no such file or folder, nor does it match any{near}; check the path"
         )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", corpus):
+        given = "" if revision is None else f", not {shown(revision)}"
         return ValueError(
-            f"data.corpus: {shown(corpus)} is no file or folder here; if it is a data set of the Hub, data.revision "
-            f"must be the 40-digit commit to use (branches move), not {shown(revision)}: set data.revision=COMMIT"
+            f"data.corpus: {shown(corpus)} is no file or folder here{near}; a data set of the Hub "
+            f"needs data.revision=COMMIT (40 digits){given}"
         )
+    near = nearest(corpus, CORPORA) or near
     return ValueError(
-        f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{nearest(corpus, CORPORA)}, nor a "
-        "file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits)"
+        f"data.corpus: {shown(corpus)} is not one of {', '.join(sorted(CORPORA))}{near}, nor a "
+        f"file, folder or glob; a data set of the Hub also needs data.revision=COMMIT (40 digits){OWN}"
     )

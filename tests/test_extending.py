@@ -1,28 +1,25 @@
-"""The README tells the truth: its commands and its examples."""
+"""The examples of docs/extending.md do what the page says of them, as modules of a user's own."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
-import re
-import shlex
-import sys
+import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from conftest import Command
+from documents import BLOCKS, EXAMPLES, FRAGMENTS, TABLES, importable_examples
 from safetensors.torch import save_file
 from toy import random_tokens, toy_model
 
 import hybrid
-from hybrid.checkpoints import IMPORTERS
 from hybrid.checkpoints.module_state import module_tensors
-from hybrid.config import check, load_config, parse_options
+from hybrid.config import load_config
 from hybrid.data.batches import Batch
 from hybrid.data.corpora import CORPORA
 from hybrid.data.tokenizers import SubwordTokenizer
@@ -31,84 +28,20 @@ from hybrid.decoding.engine import Engine
 from hybrid.evaluation import METRICS, Texts
 from hybrid.likelihoods import LIKELIHOODS, Rows
 from hybrid.likelihoods.enumerated import mask_table
-from hybrid.model.attention import BACKENDS, Eager, select_backend
+from hybrid.model.attention import Eager, select_backend
 from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives import ESTIMATORS, OBJECTIVES, SCHEDULES, ObjectiveConfig, build_objective
+from hybrid.objectives import PROPOSALS, SCHEDULES, WEIGHTINGS, ObjectiveConfig, build_objective
 from hybrid.objectives.build import build_estimator
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.options import build
-from hybrid.sweep.plan import plan
-
-REPO = Path(__file__).parents[1]
-README = (REPO / "README.md").read_text(encoding="utf-8")
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-EXAMPLES = {m[1]: code for language, code in FENCED if language == "python" and (m := re.match(r"# (\w+)\.py\n", code))}
-TABLES: tuple[dict[str, Any], ...] = (
-    BACKENDS, CORPORA, DECODERS, ESTIMATORS, IMPORTERS, LIKELIHOODS, METRICS, OBJECTIVES, SCHEDULES,
-)  # fmt: skip
-
-
-def commands() -> list[list[str]]:
-    """Every command of a bash block, as its words."""
-    found = []
-    for language, text in FENCED:
-        if language == "bash":
-            lines = text.replace("\\\n", " ").splitlines()
-            found += [shlex.split(part) for line in lines for part in line.split("&&")]
-    return found
-
-
-def commands_of(program: str) -> list[list[str]]:
-    """The arguments of each command that runs `program`."""
-    return [words[words.index(program) + 1 :] for words in commands() if program in words]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"readme_{name}", REPO / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def parsed(parse: Any, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(sys, "argv", ["program", *arguments])
-    return parse()
 
 
 @pytest.fixture
-def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The modules of the README can be imported; what they register is gone afterwards."""
-    before = [dict(table) for table in TABLES]
-    for name, code in EXAMPLES.items():
-        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for table, entries in zip(TABLES, before, strict=True):
-        table.clear()
-        table.update(entries)
-    for name in EXAMPLES:
-        sys.modules.pop(name, None)
-
-
-def test_every_config_is_named() -> None:
-    for path in (REPO / "configs").rglob("*.yaml"):
-        name = path.relative_to(REPO).as_posix()
-        general = name.startswith("configs/block_size/")
-        variant = re.sub(r"_(ar|masked)\.yaml$", ".yaml", name)
-        assert general or f"`{variant}`" in README, name
-
-
-def test_training_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
-    train = script("train")
-    monkeypatch.chdir(REPO)
-    found = commands_of("train.py")
-    assert len(found) >= 8
-    for arguments in found:
-        a = parsed(train.parse, arguments, monkeypatch)
-        assert check(load_config(a.config, a.overrides)) == [], arguments
+def examples(tmp_path: Path) -> Iterator[None]:
+    with importable_examples(tmp_path):
+        yield
 
 
 def test_help_lists_the_entries_of_modules_that_are_named(command: Command, examples: None, tmp_path: Path) -> None:
@@ -121,54 +54,10 @@ def test_help_lists_the_entries_of_modules_that_are_named(command: Command, exam
     assert done.code == 0 and "trainer.steps=" in done.out and "did you mean 'trainer.steps'" in done.err
 
 
-def test_generation_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
-    generate = script("generate")
-    importlib.import_module("my_decoder")
-    found = commands_of("generate.py")
-    assert len(found) >= 3
-    for arguments in found:
-        a = parsed(generate.parse, arguments, monkeypatch)
-        if a.decoder:
-            build(DECODERS, {"name": a.decoder[0], **parse_options(a.decoder[1:])}, "decoder")
-
-
-def test_module_commands_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("hybrid.evaluate", "hybrid.bench"):
-        for arguments in commands_of(module):
-            parsed(importlib.import_module(module).parse, arguments, monkeypatch)
-    assert commands_of("hybrid.evaluate")
-
-
-def test_sweep_and_report_commands_are_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(REPO)
-    sweep, report = (importlib.import_module(f"hybrid.{name}.__main__") for name in ("sweep", "report"))
-    folders = set()
-    for arguments in commands_of("hybrid.sweep"):
-        a = parsed(sweep.parse, arguments, monkeypatch)
-        assert len(plan(Path(a.config), a.overrides, tmp_path).runs) > 3
-        folders.add(f"runs/sweeps/{Path(a.config).stem}")
-    reported = [parsed(report.parse, arguments, monkeypatch).runs for arguments in commands_of("hybrid.report")]
-    assert reported and {run for runs in reported for run in runs} <= folders
-
-
-def test_what_is_generated_from_was_trained(monkeypatch: pytest.MonkeyPatch, examples: None) -> None:
-    monkeypatch.chdir(REPO)
-    train = script("train")
-    runs = set()
-    for arguments in commands_of("train.py"):
-        a = parsed(train.parse, arguments, monkeypatch)
-        config = load_config(a.config, a.overrides)
-        runs.add(f"{config.run.folder}/{config.run.name}")
-    for program in ("generate.py", "hybrid.evaluate"):
-        for arguments in commands_of(program):
-            assert arguments[arguments.index("--checkpoint") + 1] in runs
-
-
 def test_every_table_has_an_example() -> None:
-    doors = [
-        "attention", "corpus", "decoder", "estimator", "importer", "likelihood", "metric", "objective", "schedule",
-    ]  # fmt: skip
-    assert sorted(EXAMPLES) == [f"my_{name}" for name in doors] and len(doors) == len(TABLES)
+    assert sorted(EXAMPLES) == [f"my_{name}" for name in TABLES]
+    for block in BLOCKS:
+        assert block.module is None or block.text == EXAMPLES[block.module], f"{block.module} differs: {block.page}"
 
 
 def test_the_decoder_of_the_example_decodes(examples: None) -> None:
@@ -183,6 +72,31 @@ def test_the_decoder_of_the_example_decodes(examples: None) -> None:
     assert results[0].nfe == 2 * 3  # two blocks
     with pytest.raises(ValueError, match=r"decoder\.stride: 0"):
         build(DECODERS, {"name": "strided", "stride": 0}, "decoder")
+
+
+def test_the_decoder_that_draws_two_tokens_jointly_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method `select` that a page shows alone: at temperature 0 it writes what left to right does."""
+    (method,) = [fragment for fragment in FRAGMENTS if "def select(self, view, state)" in fragment]
+    namespace: dict[str, Any] = {}
+    exec(textwrap.dedent(method), namespace)
+
+    @dataclass(frozen=True)
+    class InPairs:
+        select = namespace["select"]
+
+        def start(self, view: Any) -> None:
+            return None
+
+    monkeypatch.setitem(DECODERS, "in_pairs", InPairs)
+    greedy, drawn = {"temperature": 0.0}, {"seed": 3}
+    texts = {}
+    for name in ("in_pairs", "left_to_right"):
+        for options in (greedy, drawn):
+            engine = Engine(toy_model(), 16, GenerationConfig(4, name, stop_at_end=False, **options))
+            texts[name, *options] = engine.generate([[], [1, 2, 3]], 9)
+    assert texts["in_pairs", "temperature"].tokens == texts["left_to_right", "temperature"].tokens
+    assert [len(row) for row in texts["in_pairs", "seed"].tokens] == [9, 9]
+    assert texts["in_pairs", "seed"].nfe == texts["left_to_right", "seed"].nfe, "two tokens a step, by two forwards"
 
 
 def test_the_objective_of_the_example_is_the_divergence_from_its_teacher(examples: None) -> None:
@@ -223,6 +137,33 @@ def test_the_estimator_of_the_example_is_unbiased(examples: None) -> None:
                 rtol=1e-6,
                 atol=0,
             )
+
+
+def test_the_proposal_of_the_example_is_a_law_that_the_weights_make_up_for(examples: None) -> None:
+    importlib.import_module("my_proposal")
+    spec = {"name": "geometric", "ratio": 0.5}
+    pi = build(PROPOSALS, spec, "objective.proposal").probabilities(3, 3)
+    torch.testing.assert_close(pi, torch.tensor([0, 4, 2, 1], dtype=torch.float64) / 7)
+    assert build(PROPOSALS, spec, "objective.proposal").probabilities(0, 3).tolist() == [1]
+    estimator = build_estimator(ObjectiveConfig(proposal=spec))
+    is_target = torch.ones(4000, 3, dtype=torch.bool)
+    masking = estimator.draw(NoiseKeys(0, 1, torch.arange(4000), 0, 4000), is_target, 3, 1, True)
+    n = masking.masked.sum(-1, keepdim=True)
+    of_each = (1 / (n * pi[n])).expand_as(masking.masked)
+    torch.testing.assert_close(masking.weight[masking.masked], of_each[masking.masked])
+    assert [float((n == count).double().mean()) for count in (1, 2, 3)] == pytest.approx(pi[1:].tolist(), abs=0.03)
+    with pytest.raises(ValueError, match=r"objective\.proposal\.ratio: 0"):
+        build(PROPOSALS, {"name": "geometric", "ratio": 0.0}, "objective.proposal")
+
+
+def test_the_weighting_of_the_example_lies_between_two_that_are_there(examples: None) -> None:
+    importlib.import_module("my_weighting")
+    for power, same in ((0.0, "elbo"), (1.0, "uniform")):
+        mine = build(WEIGHTINGS, {"name": "power_of_n", "power": power}, "objective.weighting")
+        for length in (0, 1, 5):
+            expected = build(WEIGHTINGS, same, "objective.weighting").of_counts(length)
+            torch.testing.assert_close(mine.of_counts(length), expected.double())
+    assert float(build(WEIGHTINGS, "power_of_n", "objective.weighting").of_counts(5).sum()) == pytest.approx(5)
 
 
 def test_the_schedule_of_the_example_is_consistent(examples: None) -> None:
