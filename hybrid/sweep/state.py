@@ -14,6 +14,7 @@ from hybrid.checkpoints import finding
 from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_model
 from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
 from hybrid.config import NO_MATTER, Config, differences, load_config
+from hybrid.device import default_precision, resolve_device
 from hybrid.options import path_of
 from hybrid.results.table import Table, column
 from hybrid.runs.resuming import MAY_CHANGE
@@ -143,6 +144,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     from hybrid.evaluate import parse, settings_of
 
     arguments = parse(list(words))
+    arguments.precision = arguments.precision or default_precision(resolve_device(arguments.device))
     try:
         content = read_json(folder / "eval.json")
         found, wanted = (
