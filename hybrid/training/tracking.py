@@ -97,8 +97,7 @@ class Tracker:
         """Put the run into the HParams table: its (nested or flat) config and, at the end, its final metrics.
 
         Call it at the start without metrics and at the end with them. The table shows the last value of every tag and
-        opens with the first few in alphabetical order, so the final metrics are logged again as `final/...`, at two
-        steps: a chart shows nothing of a single point.
+        opens with the first few in alphabetical order, so the final metrics are logged again as `final/...`.
         """
         from torch.utils.tensorboard.summary import hparams
 
@@ -110,8 +109,7 @@ class Tracker:
             for summary in (start,) if metrics is None else (start, end):
                 self._writer._get_file_writer().add_summary(summary, self._step)
             for tag, value in (metrics or {}).items():
-                for step in (self._step - 1, self._step):
-                    self._writer.add_scalar(f"final/{tag}", value, step)
+                self._writer.add_scalar(f"final/{tag}", value, self._step)
             self._writer.flush()
 
     def layout(self, charts: Mapping[str, Mapping[str, list[str]]]) -> None:
