@@ -36,13 +36,19 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repeat in range(repeats + 2):
         for name, run in variants.items():
-            wait(device)
-            started = clock()
-            run()
-            wait(device)
+            taken = elapsed(run, device, clock)
             if repeat >= 2:
-                seconds[name].append(clock() - started)
+                seconds[name].append(taken)
     return {name: Timing(s) for name, s in seconds.items()}
+
+
+def elapsed(run: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the seconds of one call, until the device has done it; what was asked of it before is not counted."""
+    wait(device)
+    started = clock()
+    run()
+    wait(device)
+    return clock() - started
 
 
 def wait(device: torch.device) -> None:

@@ -29,7 +29,7 @@ class Muon(torch.optim.Muon):
             momentum, rate = group["momentum"], group["lr"]
             for weights in _of_one_shape([p for p in group["params"] if p.grad is not None]):
                 gradients = [g for p in weights if (g := p.grad) is not None]
-                buffers = [self._momentum(p) for p in weights]
+                buffers = [self.momentum_of(p) for p in weights]
                 torch._foreach_lerp_(buffers, gradients, 1 - momentum)
                 updates = [full(u) for u in torch._foreach_lerp(gradients, buffers, momentum)]  # Nesterov's
                 updates = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
@@ -38,7 +38,7 @@ class Muon(torch.optim.Muon):
                 torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-rate * math.sqrt(max(1, rows / columns)))
 
-    def _momentum(self, p: Tensor) -> Tensor:
+    def momentum_of(self, p: Tensor) -> Tensor:
         """Return the momentum of a matrix, zero before its first step."""
         state = self.state[p]
         if "momentum_buffer" not in state:

@@ -75,7 +75,7 @@ class Optimizer:
         if config.name == "muon":
             muon = Muon([decayed], lr=config.muon_lr, momentum=config.momentum)
             for matrix in matrices:  # its first step would do so; made here, that one can be undone too
-                muon.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                muon.momentum_of(matrix)
             self.parts["muon"] = muon
 
     def set_rate(self, factor: float) -> dict[str, float]:

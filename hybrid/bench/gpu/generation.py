@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -19,7 +18,7 @@ from hybrid.device import autocast_dtype, precision_context
 from hybrid.model import Transformer, sdpa
 from hybrid.model.fused import for_inference
 from hybrid.results.table import column
-from hybrid.results.timing import wait
+from hybrid.results.timing import elapsed
 
 AUTOREGRESSIVE = "autoregressive, cache"
 
@@ -76,22 +75,13 @@ def variants(bench: Bench, models: dict[str, Transformer], rows: int, **options:
 
 def measured(bench: Bench, rows: int, variant: Variant, switch: str, base: float | None) -> SpeedRow:
     """Time a variant: the first call, and the median of several behind it."""
-    seconds, nfe = [], 0
-    for _ in range(1 + bench.sizes.repeats):
-        wait(bench.device)
-        started = time.perf_counter()
-        nfe = variant.run()
-        wait(bench.device)
-        seconds.append(time.perf_counter() - started)
-    median = statistics.median(seconds[1:])
+    forwards: list[int] = []
+    seconds = [elapsed(lambda: forwards.append(variant.run()), bench.device) for _ in range(1 + bench.sizes.repeats)]
+    median, nfe = statistics.median(seconds[1:]), forwards[-1]
     tokens = rows * bench.sizes.new_tokens
     return SpeedRow(
         rows, variant.name, switch, seconds[0], median, tokens / median, base and base / median, nfe, 1e3 * median / nfe
     )
-
-
-def models_of(bench: Bench) -> dict[str, Transformer]:
-    return {prediction: bench.setting(1).build(prediction) for prediction in ("in_place", "next_token")}
 
 
 class Generation(Stage):
@@ -100,7 +90,7 @@ class Generation(Stage):
     seconds: ClassVar[float] = 60
 
     def run(self, bench: Bench) -> Iterator[SpeedRow]:
-        models = models_of(bench)
+        models = bench.models()
         for rows in bench.sizes.texts:
             base = None
             for switch, allowed in (("cuDNN off", False), ("cuDNN on", True)):
@@ -113,13 +103,9 @@ class Generation(Stage):
                     yield row
 
 
-@contextlib.contextmanager
-def cudnn_attention(allowed: bool) -> Iterator[None]:
+def cudnn_attention(allowed: bool) -> AbstractContextManager[Any]:
     """Let torch take cuDNN's attention over a cache inside the block, from which `over_cache` keeps it; or do not."""
-    with contextlib.ExitStack() as stack:
-        if allowed:
-            stack.enter_context(patch.object(sdpa, "over_cache", lambda device: contextlib.nullcontext()))
-        yield
+    return patch.object(sdpa, "over_cache", lambda device: nullcontext()) if allowed else nullcontext()
 
 
 class Graphs(Stage):
@@ -134,7 +120,7 @@ class Graphs(Stage):
         return needs_card(bench)
 
     def run(self, bench: Bench) -> Iterator[SpeedRow]:
-        models = models_of(bench)
+        models = bench.models()
         for rows in bench.sizes.texts:
             base = measured(bench, rows, variants(bench, models, rows)[0], "", None)
             for on in (False, True):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from hybrid.bench.training import Setting
-from hybrid.model import ModelConfig
+from hybrid.model import ModelConfig, Transformer
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,10 @@ class Bench:
         """Return a training step of `rows` rows, in the precision that the device has."""
         s = self.sizes
         return Setting(s.model, s.vocab, s.seq_len, rows, s.block_size, "auto", str(self.device), compile)
+
+    def models(self) -> dict[str, Transformer]:
+        """Make the network of the measurements, by its prediction."""
+        return {prediction: self.setting(1).build(prediction) for prediction in ("in_place", "next_token")}
 
 
 class Stage(Protocol):

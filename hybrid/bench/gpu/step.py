@@ -6,7 +6,6 @@ import copy
 import gc
 import itertools
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from hybrid.bench.training import AUTOREGRESSIVE, STRAIGHTFORWARD, make_step
 from hybrid.device import autocast_dtype, precision_context, resolve_precision
 from hybrid.model.kernels import cross_entropy
 from hybrid.results.table import column
-from hybrid.results.timing import wait
+from hybrid.results.timing import elapsed
 
 IN_A_ROW = 5
 """Calls between two looks at the clock: a loop that trains does not wait for each of them."""
@@ -35,12 +34,7 @@ def timed(run: Callable[[], Any], bench: Bench) -> tuple[float, float]:
     """Return the seconds of the first call, and of one of several in a row, the median."""
 
     def seconds(calls: int) -> float:
-        wait(bench.device)
-        started = time.perf_counter()
-        for _ in range(calls):
-            run()
-        wait(bench.device)
-        return (time.perf_counter() - started) / calls
+        return elapsed(lambda: [run() for _ in range(calls)], bench.device) / calls
 
     first = seconds(1)
     seconds(1)
@@ -102,7 +96,7 @@ class Steps(Stage):
             *((name, first, False) for name in (hybrid, AUTOREGRESSIVE, STRAIGHTFORWARD)),
             *itertools.product((hybrid, AUTOREGRESSIVE, STRAIGHTFORWARD), more, (True, False)),
         ]
-        models = {prediction: bench.setting(1).build(prediction) for prediction in ("in_place", "next_token")}
+        models = bench.models()
         for name, rows, compiled in cases:
             if compiled and not bench.is_card:  # it takes a minute on a CPU
                 continue
