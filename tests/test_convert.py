@@ -58,6 +58,8 @@ def test_nothing_is_written_over(trained: Path, tmp_path: Path, command: Command
     for name in ("full", "saved", "x.gguf", "link"):
         error = command("convert", file, tmp_path / name).error
         assert error == f"error: FOLDER: {tmp_path / name} exists and is not an empty folder; choose another folder"
+    with pytest.raises(ValueError, match="exists"):  # also for who calls it from Python
+        write_folder(GGUFFile(file), tmp_path / "saved")
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
     assert load(tmp_path / "saved").tokenizer.encode("the")
 
