@@ -25,7 +25,7 @@ class DataConfig:
     split: str = option("train", "Hub, or a folder of save_to_disk: the split to take documents from")
     column: str = option("text", "jsonl, parquet, Hub: the column of text; without it, prompt and completion")
     validation_fraction: float = option(0.05, "share of the documents kept for validation, chosen by their hash")
-    tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or the path of a tokenizer.json")
+    tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or a tokenizer.json, or a model's folder that has one")
     vocab_size: int = option(4096, "bpe: ids, end of text among them")
     seq_len: int = option(256, "tokens in a row")
     document_mask: bool = option(False, "no attention from one document of a row to another")
@@ -48,4 +48,4 @@ class DataConfig:
             try:
                 pick("data.tokenizer", self.tokenizer, TOKENIZERS)
             except ValueError as error:
-                raise ValueError(f"{error}, nor the path of a tokenizer.json") from None
+                raise ValueError(f"{error}, nor the path of a tokenizer.json, or of a Hugging Face model") from None
