@@ -17,7 +17,7 @@ from hybrid.checkpoints.hugging_face.weight_files import stored_tensors
 from hybrid.checkpoints.hugging_face.weights import TheirWeights
 from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.data.tokenizers import SUBWORD_FILE, SubwordTokenizer
-from hybrid.data.tokenizers.published import CONFIG
+from hybrid.data.tokenizers.published import CONFIG, configured_ids
 from hybrid.model.config import ModelConfig
 
 
@@ -41,6 +41,7 @@ class Family(ABC):
         settings = self.settings(theirs, folder)
         model = model_of(settings)
         rows = settings["model.vocab_size"]
+        _check_ids(model, rows)
         tensors = TheirWeights(stored_tensors(folder), model, rows, rows)
         return StoredModel(settings, _tokenizer(folder, rows), tensors)
 
@@ -61,6 +62,15 @@ def model_of(settings: Mapping[str, Any]) -> ModelConfig:
     return model
 
 
+def _check_ids(model: ModelConfig, rows: int) -> None:
+    """Raise a ValueError for an id that the embedding has no row for."""
+    ends = model.end_token_ids or []
+    for key, ids in (("bos", [model.begin_token_id]), ("eos", ends), ("mask", [model.mask_token_id])):
+        for number in ids:
+            if number is not None and not 0 <= number < rows:
+                raise ValueError(f"{CONFIG}: {key}_token_id {number} is outside of the vocabulary, 0 to {rows - 1}")
+
+
 def _tokenizer(folder: Path, rows: int) -> SubwordTokenizer:
     """Read the tokenizer. Raises ValueError for one that is missing, or has more ids than the embedding has rows."""
     if not (folder / SUBWORD_FILE).is_file():
@@ -70,8 +80,10 @@ def _tokenizer(folder: Path, rows: int) -> SubwordTokenizer:
         )
     tokenizer = SubwordTokenizer.from_file(folder)
     if tokenizer.vocab_size > rows:
+        no_end = f", one of them added, because {CONFIG} has no eos_token_id"
+        added = "" if configured_ids(folder, "eos_token_id") else no_end
         raise ValueError(
-            f"{SUBWORD_FILE}: {tokenizer.vocab_size} ids are more than vocab_size of {CONFIG}, {rows}; are both of the "
-            "same model?"
+            f"{SUBWORD_FILE}: {tokenizer.vocab_size} ids{added}, are more than vocab_size of {CONFIG}, {rows}; are "
+            "both of the same model?"
         )
     return tokenizer
