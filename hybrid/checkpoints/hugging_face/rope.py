@@ -13,7 +13,7 @@ from typing import Any
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
 from hybrid.model.config import ModelConfig
 from hybrid.model.rope import ROPE_SCALINGS, Llama3, Yarn
-from hybrid.options import build, shown
+from hybrid.options import bare, build, shown
 
 _OF_ALL = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 _LLAMA3 = {
@@ -57,7 +57,7 @@ def their_rope(model: ModelConfig) -> dict[str, Any]:
 
 
 def _default(given: TheirConfig, theirs: TheirConfig) -> None:
-    return None
+    _refuse_others(given, set())
 
 
 def _llama3(given: TheirConfig, theirs: TheirConfig) -> dict[str, Any]:
@@ -91,7 +91,8 @@ def _growth(factor: float, mscale: float) -> float:
 
 def _refuse_others(given: TheirConfig, known: Mapping[str, Any] | set[str]) -> None:
     if other := sorted(set(given.values) - set(known) - _OF_ALL):
-        raise ValueError(f"{given.where}: {', '.join(other)}: not covered; covered are {', '.join(sorted(known))}")
+        covered = ", ".join(sorted({*known, "rope_theta", "rope_type"}))
+        raise ValueError(f"{given.where}: {bare(', '.join(other))}: not covered; covered here are {covered}")
 
 
 _READERS: dict[str, Callable[[TheirConfig, TheirConfig], dict[str, Any] | None]] = {

@@ -72,8 +72,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     if not isinstance(of_name, Mapping) or not all(isinstance(file, str) for file in of_name.values()):
         raise ValueError(f"{INDEX}: weight_map {shown(of_name)} does not name a file for each tensor")
     found: dict[str, StoredTensor] = {}
-    for file in dict.fromkeys(of_name.values()):
-        tensors = _tensors_in(_inside(folder, file))
+    files = {file: _inside(folder, file) for file in of_name.values()}  # all of them before one is opened
+    for file, path in files.items():
+        tensors = _tensors_in(path)
         listed = {name for name, where in of_name.items() if where == file}
         if other := sorted(listed ^ set(tensors)):
             raise ValueError(f"{INDEX}: {file} does not hold what it lists: {first_few(other)}")
