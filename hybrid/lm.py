@@ -20,9 +20,10 @@ from torch import Tensor
 
 from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
-from hybrid.checkpoints.importers import Origin, StoredModel, open_model
+from hybrid.checkpoints.importers import Origin, open_model
 from hybrid.checkpoints.module_state import load_state
 from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, taken_for, weights_as_trained
+from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
