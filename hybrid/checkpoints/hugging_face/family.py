@@ -56,9 +56,7 @@ class Family(ABC):
         ]
         if model.prediction == "next_token" and model.context != "causal" and list(block_sizes) != [1]:
             sizes = ", ".join(map(str, block_sizes))
-            lacking.append(
-                f"model.context={model.context} at block size {sizes} (its clean tokens see none behind them)"
-            )
+            lacking.append(f"model.context={model.context} at block size {sizes} (it has causal)")
         return lacking
 
 
