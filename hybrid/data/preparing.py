@@ -27,6 +27,7 @@ from hybrid.data.corpora.source import Documents, KnownEntropy, Source
 from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.data.splitting import SPLITS
 from hybrid.data.tokenizers import TOKENIZERS, ChatTemplate, Tokenizer
+from hybrid.data.tokenizers.published import tokenizer_file
 from hybrid.data.turns import Turns
 from hybrid.options import path_of, shown
 from hybrid.storage.hashing import digest
@@ -123,9 +124,9 @@ def template_of(config: DataConfig, tokenizer: Tokenizer | None) -> ChatTemplate
     """Return the template of conversations: that of a trained model, `data.chat_template`, the tokenizer's own, or a
     plain one."""
     found = None if tokenizer is None else tokenizer.chat_template
-    beside = path_of("data.tokenizer", config.tokenizer).parent if config.tokenizer not in TOKENIZERS else None
-    if found is None and beside is not None and tokenizer is None:
-        found = ChatTemplate.read(beside)
+    if tokenizer is None and config.tokenizer not in TOKENIZERS:
+        file, _ = tokenizer_file(path_of("data.tokenizer", config.tokenizer))
+        found = ChatTemplate.read(file.parent)
     if config.chat_template is not None and (tokenizer is None or found is None):
         names = PLAIN.names if found is None else found.names
         source = read_text(path_of("data.chat_template", config.chat_template), "data.chat_template")
@@ -180,7 +181,8 @@ def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) ->
     if given is not None:
         tokenizer = ["given", given.fingerprint]
     elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
-        tokenizer = ["file", digest(path_of("data.tokenizer", config.tokenizer).read_bytes())]
+        file, end_of_text = tokenizer_file(path_of("data.tokenizer", config.tokenizer))
+        tokenizer = ["file", digest(file.read_bytes()), *([] if end_of_text is None else [end_of_text])]
     else:
         tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
     made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]

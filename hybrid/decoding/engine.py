@@ -25,7 +25,7 @@ from hybrid import rng
 from hybrid.arguments import SEEDS, flag, integer, prompt_ids
 from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig
-from hybrid.decoding.decoder import Decoder, Patience, choose
+from hybrid.decoding.decoder import Decoder, Patience, choose, step_sizes
 from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
@@ -226,29 +226,29 @@ class _Session:
         """Step until nothing of the live blocks is masked, and `min_steps` of the decoder are over."""
         engine, decoder = self.engine, self.engine.decoder
         state, step, patience = None, 0, Patience(decoder, engine.block_size)
-        min_steps = getattr(decoder, "min_steps", 0)
-        while step < min_steps or bool(live.is_masked.any()):
+        min_steps, sizes = getattr(decoder, "min_steps", 0), []
+        while step < min_steps or live.n_masked:
             here = Step(self.networks, engine.config, self.uniforms, self.text, live, step)
             view = here.view()
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask, own = choose(decoder, view, state)
-            reveal = reveal & (live.is_masked if own is None else live.is_open(step < min_steps))
-            changed, confidence = bool(reveal.any()), None
-            tokens = live.tokens
-            if changed:
-                tokens, confidence = here.revealed(view, reveal) if own is None else here.written(reveal, own)
+                # A CPU is asked at every step: there is nobody to wait for.
+                sizes = [] if live.tokens.device.type == "cpu" else step_sizes(decoder, view, state)
+            size = sizes[step] if step < len(sizes) else None
+            decision = here.decide(choose(decoder, view, state), step < min_steps, size)
+            tokens, confidence = live.tokens, None
+            if decision.n_revealed:
+                tokens, confidence = here.revealed(view, decision)
             shown = tokens
-            if remask is not None:
-                tokens = tokens.masked_fill(remask & live.is_open(step < min_steps), self.mask)
+            if decision.remask is not None:
+                tokens = tokens.masked_fill(decision.remask, self.mask)
             if self.watch is not None:
                 self._tell(live, confidence, shown, tokens)
-            advanced = changed and (own is None or bool((reveal & live.is_masked).any()))
-            live.update(tokens)
+            live.update(tokens, decision.n_masked)
             if step >= min_steps:
-                patience.count(advanced, remask is not None)
+                patience.count(decision.n_new > 0, decision.remask is not None)
             step += 1
-            if changed:
+            if decision.n_revealed:
                 self.text[live.index, live.position] = live.tokens
                 yield self._state()
 
@@ -265,7 +265,7 @@ class _Session:
 
     def _advance(self, live: LiveBlocks) -> None:
         """Move every active row to its next block; rows that are done leave the caches."""
-        end_of_text = self.engine.model.end_of_text
+        ends = self.engine.model.end_token_ids
         for row, tokens in zip(self.active, live.tokens.tolist(), strict=True):
             first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.end)
             new = tokens[first - row.start : end - row.start]
@@ -273,8 +273,8 @@ class _Session:
             row.n_new = max(min(end - len(row.prompt), self.max_new_tokens), 0)
             if end - len(row.prompt) >= self.max_new_tokens:
                 row.finish_reason = "length"
-            if self.engine.config.stop_at_end and end_of_text in new:
-                stop = first + new.index(end_of_text) + 1 - len(row.prompt)
+            if self.engine.config.stop_at_end and not ends.isdisjoint(new):
+                stop = first + next(i for i, token in enumerate(new) if token in ends) + 1 - len(row.prompt)
                 row.n_new = min(stop, self.max_new_tokens)
                 row.finish_reason = "end_of_text" if stop <= self.max_new_tokens else "length"
         going = [k for k, row in enumerate(self.active) if row.finish_reason is None]
