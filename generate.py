@@ -49,7 +49,7 @@ def main() -> int:
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
-    arguments.precision = arguments.precision or default_precision(device)
+    arguments.precision = arguments.precision or default_precision(device, arguments.dtype)
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
     return 0
@@ -67,7 +67,11 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
         if ranks.world > 1:
             raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
         check_path(page)
-    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
+    if arguments.verbose and ranks.is_main:
+        from hybrid.evaluation.sentence import likelihood_of_a_sentence
+
+        print(likelihood_of_a_sentence(lm), file=sys.stderr)
     ids = prompt_ids(arguments, lm, prompt)
     config = config_of(arguments, lm)
     engine = lm.engine(config=config, prompts=[ids])
@@ -240,6 +244,10 @@ def parse() -> argparse.Namespace:
         help="print one JSON object: texts and statistics",
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
+    parser.add_argument(
+        "--verbose", action="store_true",
+        help="say first how likely a plain English sentence is: weights that were loaded wrongly guess",
+    )  # fmt: skip
     cli.add_machine(parser)
     return checked(parser.parse_args())
 

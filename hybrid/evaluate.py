@@ -44,7 +44,7 @@ def main() -> int:
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
-    arguments.precision = arguments.precision or default_precision(device)
+    arguments.precision = arguments.precision or default_precision(device, arguments.dtype)
     with joined(device) as ranks:
         evaluate(arguments, device, ranks)
     return 0
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
     refuse_foreign_output(output)
-    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
     sizes = block_sizes(lm, arguments)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
@@ -68,7 +68,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
     scores = Scores(
-        lm, split, precision_context(arguments.precision, lm.device),
+        lm, split, precision_context(lm.precision, lm.device),
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows, ranks=ranks,
     )  # fmt: skip
     results = evaluate_likelihoods(scores, sizes, orders, likelihoods, arguments)
@@ -145,7 +145,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
     else:
-        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer))
+        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer, lm.block_sizes))
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
 
@@ -168,8 +168,8 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
         return setting, None
     from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    model = load_evaluation_model(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
-    return setting, model
+    precision = "bf16" if arguments.precision == "fp16" else arguments.precision  # its weights are float32
+    return setting, load_evaluation_model(arguments.judge, str(lm.device), precision, arguments.batch_rows)
 
 
 def require_libraries(arguments: argparse.Namespace) -> None:
@@ -199,8 +199,8 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what the results depend on, as eval.json has it: `imports` and `likelihoods` where there are any."""
-    optional = ("imports", "likelihoods")
+    """Say what the results depend on, as eval.json has it: `imports`, `likelihoods` and `dtype` where there are any."""
+    optional = ("imports", "likelihoods", "dtype")
     return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
