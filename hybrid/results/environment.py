@@ -65,6 +65,14 @@ def machine_of(facts: Mapping[str, Any]) -> str:
     return f"{name}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
 
 
+def conditions(facts: Mapping[str, Any], precision: str) -> str:
+    """Say below a table where its numbers were measured: device, processor, dtype of the network, commit."""
+    device = "cpu" if facts["device"] == "cpu" else f"cuda ({facts['device']})"
+    where = f"on {device}, {facts['processor']}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
+    commit = commit_of(facts) if facts["commit"] is None else f"commit {commit_of(facts)}"
+    return f"{where}, {precision}, {commit}"
+
+
 def _without_home(word: str) -> str:
     """Write a word of a command line for a record: `~` for the home folder where a path begins with it, and UTF-8."""
     home = os.path.expanduser("~")
