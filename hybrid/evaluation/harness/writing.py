@@ -114,12 +114,15 @@ class Writer:
             for i, new in enumerate(settled(state, prompts, engine)):
                 if texts[i] is None and len(new) > seen[i]:
                     seen[i] = len(new)
-                    texts[i] = _cut(continuation(self.lm.tokenizer, prompts[i], new), how.until)
+                    texts[i] = _cut(self._text(prompts[i], new), how.until)
             if None not in texts:
                 break
         assert state is not None
         rows = zip(texts, prompts, state.tokens, strict=True)
-        return [continuation(self.lm.tokenizer, prompt, new) if text is None else text for text, prompt, new in rows]
+        return [self._text(prompt, new) if text is None else text for text, prompt, new in rows]
+
+    def _text(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        return continuation(self.lm.tokenizer, prompt, new, ends=self.lm.model.end_token_ids)
 
     def writes(self, pieces: Sequence[Piece]) -> dict[Piece, bool]:
         """Tell of each piece whether decoding at temperature 0 writes its continuation behind its context.
