@@ -181,7 +181,7 @@ def notes(about: Mapping[str, Any]) -> list[str]:
         + (f", draws: {how['draws']}, +- {noise['stderr_per_request']:.3g} nats a request" if "draws" in how else "")
         for task, noise in how["noise"].items()
     ]
-    return [*found, conditions(about["environment"], about["precision"])]
+    return [*found, conditions(about["environment"])]
 
 
 def refuse_foreign_output(output: str | None) -> None:

@@ -65,12 +65,17 @@ def machine_of(facts: Mapping[str, Any]) -> str:
     return f"{name}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
 
 
-def conditions(facts: Mapping[str, Any], precision: str) -> str:
-    """Say below a table where its numbers were measured: device, processor, dtype of the network, commit."""
+def conditions(facts: Mapping[str, Any]) -> str:
+    """Say below a table where its numbers were measured: device, processor, threads, torch, numbers, commit.
+
+    Args:
+        facts: an `environment` with `precision`, that of products, and `dtype`, that of the weights.
+    """
     device = "cpu" if facts["device"] == "cpu" else f"cuda ({facts['device']})"
-    where = f"on {device}, {facts['processor']}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
+    where = f"{device}, {facts['processor']}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
+    weights = "" if facts["dtype"] == "float32" else f" with weights of {facts['dtype']}"
     commit = commit_of(facts) if facts["commit"] is None else f"commit {commit_of(facts)}"
-    return f"{where}, {precision}, {commit}"
+    return f"on {where}; {facts['precision']}{weights}; {commit}"
 
 
 def _without_home(word: str) -> str:

@@ -18,13 +18,13 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybrid.arguments import SEEDS, flag, integer
-from hybrid.device import default_precision, resolve_device
+from hybrid.device import default_precision, resolve_device, resolve_precision
 from hybrid.evaluation.harness.pieces import Piece, encode_pair, fitted
 from hybrid.evaluation.harness.scoring import Estimator, Score, errors_of
 from hybrid.evaluation.harness.writing import Wanted, Writer
+from hybrid.evaluation.machine import environment_of
 from hybrid.evaluation.setting import choose_decoders
 from hybrid.lm import LanguageModel, load
-from hybrid.results.environment import environment
 
 NO_TEMPLATE = "apply_chat_template: the tokenizer of the model has no chat template; leave the option out"
 
@@ -56,7 +56,8 @@ class HybridLM(LM):
         super().__init__()
         if not isinstance(checkpoint, LanguageModel):
             where = resolve_device(device, key="device")
-            checkpoint = load(checkpoint, str(where), precision or default_precision(where))
+            chosen = resolve_precision(precision or default_precision(where), where)
+            checkpoint = load(checkpoint, str(where), chosen)
         self.lm = checkpoint
         self._device = self.lm.device
         size = self.lm.engine(block_size=block_size).block_size
@@ -123,8 +124,7 @@ class HybridLM(LM):
                 "decoder": str(self.writer.decoder),
                 "likelihood": {**self.estimator.about, "noise": errors_of(self._scores)},
                 "checks_greedy": self.checks_greedy,
-                "precision": self.lm.precision,
-                "environment": environment(self.lm.device),
+                "environment": environment_of(self.lm),
             }
         }
 
