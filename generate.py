@@ -74,7 +74,9 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
     new = n_new_tokens(arguments, lm, ids)
     live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
     gaps = gaps_of(ids, lm.mask_token_id)
-    console = Console(lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live, gaps=gaps)
+    console = Console(
+        lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live, gaps=gaps, ends=lm.model.end_token_ids
+    )
     trace = Trace(engine)
     parts: list[Texts] = []
     try:

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
-from hybrid.checkpoints.importers import Origin, StoredModel, open_model
+from hybrid.checkpoints.importers import Origin, open_model
 from hybrid.checkpoints.module_state import load_state
 from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, weights_as_trained
+from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
@@ -52,6 +53,9 @@ class LanguageModel:
     precision: str = "fp32"
     origin: Origin = field(default_factory=Origin)
 
+    def __post_init__(self) -> None:
+        self.tokenizer.n_padding = self.model.vocab_size - self.tokenizer.vocab_size
+
     @property
     def device(self) -> torch.device:
         return self.model.device
@@ -72,7 +76,8 @@ class LanguageModel:
         """Negative log-likelihood of each row, in nats.
 
         Args:
-            tokens: int64 (batch, length).
+            tokens: int64 (batch, length), of the text alone: a `next_token` model puts its begin token before them
+                itself. One that stands in them, too, is a token of the text like any other.
             block_size: None: the one it was trained with.
             method: a name of `hybrid.likelihoods.LIKELIHOODS`, a mapping with its options, or an instance.
             draws: independent noise draws of the bound, or "all" to enumerate every mask; orders of `importance`.
@@ -132,7 +137,8 @@ class LanguageModel:
         Args:
             prompts: a list of prompts, each a list of token ids or a string; they may be empty and of different
                 lengths. Also a tensor of ids (prompts, length), or a single string. `mask_token_id` among the ids is a
-                gap: a token to be written in view of what stands before and behind it.
+                gap: a token to be written in view of what stands before and behind it. The begin token of a
+                `next_token` model does not belong to a prompt: it is put before, and would be read twice.
             config: all options at once; those given beside it take precedence.
             {options}
 

@@ -83,7 +83,7 @@ class StraightforwardObjective(MaskedObjective):
 def causal_loss(model: Transformer, tokens: Tensor) -> Tensor:
     """Sum the cross-entropies of an autoregressive model (`next_token`, attention `Causal`)."""
     tokens = send(tokens, model.embedding.weight.device)
-    inputs = F.pad(tokens[:, :-1], (1, 0), value=model.end_of_text)
+    inputs = F.pad(tokens[:, :-1], (1, 0), value=model.begin_token_id)
     pattern = TwoStream.of(tokens.shape[1], 1, "causal", "next_token", device=tokens.device)
     hidden = model(inputs, pattern)
     return F.cross_entropy(model.head(hidden).flatten(0, 1).float(), tokens.flatten(), reduction="sum")
@@ -94,7 +94,7 @@ def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 
     """Sample (rows, n_tokens) from an autoregressive model at temperature 1, one token and one forward at a time."""
     torch.manual_seed(seed)
     cache = model.new_cache(rows, n_tokens + 1)
-    token = torch.full((rows, 1), model.end_of_text, device=model.device)
+    token = torch.full((rows, 1), model.begin_token_id, device=model.device)
     text = []
     for i in range(n_tokens):
         end = torch.full((1, 1), i + 1, device=model.device)

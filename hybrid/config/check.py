@@ -26,6 +26,8 @@ _AT_LEAST: dict[str, float] = {
     "model.n_kv_heads": 1,
     "model.head_dim": 2,
     "model.hidden_dim": 1,
+    "model.vocab_size": 1,
+    "model.begin_token_id": 0,
     "model.mask_token_id": 0,
     "objective.draws": 1,
     "objective.ar_weight": 0,
@@ -55,6 +57,8 @@ _AT_MOST: dict[str, float] = {
     "model.n_kv_heads": 2**16,
     "model.head_dim": 2**16,
     "model.hidden_dim": 2**24,
+    "model.vocab_size": 2**24,
+    "model.begin_token_id": 2**24 - 1,
     "model.mask_token_id": 2**24 - 1,
     "objective.draws": 2**16,
     "optim.warmup_steps": 10**12,
@@ -249,6 +253,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     embedded = (f"data.corpus = {shown(config.data.corpus)} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
+        "model.begin_token_id": ("model.prediction is not next_token", not config.model.begin),
         "data.format": embedded,
         "data.split": embedded,
         "data.column": embedded,

@@ -8,7 +8,7 @@ from typing import Any
 
 from hybrid.data.corpora.listing import FORMATS
 from hybrid.data.corpora.locating import refuse_no_name, refuse_not_utf8
-from hybrid.data.tokenizers import TOKENIZERS
+from hybrid.data.tokenizers import SUBWORD_FILE, TOKENIZERS
 from hybrid.options import at_least, option, path_of, pick
 
 
@@ -25,7 +25,7 @@ class DataConfig:
     split: str = option("train", "Hub, or a folder of save_to_disk: the split to take documents from")
     column: str = option("text", "jsonl, parquet, Hub: the column of text; without it, prompt and completion")
     validation_fraction: float = option(0.05, "share of the documents kept for validation, chosen by their hash")
-    tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or the path of a tokenizer.json")
+    tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or a tokenizer.json, or a model's folder that has one")
     vocab_size: int = option(4096, "bpe: ids, end of text among them")
     seq_len: int = option(256, "tokens in a row")
     document_mask: bool = option(False, "no attention from one document of a row to another")
@@ -44,8 +44,10 @@ class DataConfig:
             )
         if self.tokenizer == "bpe":
             at_least("data.vocab_size", self.vocab_size, 257)  # 256 bytes and end of text
-        elif self.tokenizer not in TOKENIZERS and not os.path.isfile(path_of("data.tokenizer", self.tokenizer)):
-            try:
-                pick("data.tokenizer", self.tokenizer, TOKENIZERS)
-            except ValueError as error:
-                raise ValueError(f"{error}, nor the path of a tokenizer.json") from None
+        elif self.tokenizer not in TOKENIZERS:
+            path = path_of("data.tokenizer", self.tokenizer)
+            if not os.path.isfile(path) and not os.path.isfile(path / SUBWORD_FILE):
+                try:
+                    pick("data.tokenizer", self.tokenizer, TOKENIZERS)
+                except ValueError as error:
+                    raise ValueError(f"{error}, nor the path of a tokenizer.json, or of a folder with one") from None

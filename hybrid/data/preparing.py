@@ -23,6 +23,7 @@ from hybrid.data.corpora.source import Documents, KnownEntropy, Source
 from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.data.splitting import SPLITS
 from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
+from hybrid.data.tokenizers.published import tokenizer_file
 from hybrid.options import path_of, shown
 from hybrid.storage.hashing import digest
 from hybrid.storage.temporaries import remove_leftovers
@@ -127,7 +128,8 @@ def _fingerprint(config: DataConfig, source: Source, given: Tokenizer | None) ->
     if given is not None:
         tokenizer = ["given", given.fingerprint]
     elif (tokenizer_class := TOKENIZERS.get(config.tokenizer)) is None:
-        tokenizer = ["file", digest(path_of("data.tokenizer", config.tokenizer).read_bytes())]
+        file, end_of_text = tokenizer_file(path_of("data.tokenizer", config.tokenizer))
+        tokenizer = ["file", digest(file.read_bytes()), *([] if end_of_text is None else [end_of_text])]
     else:
         tokenizer = [config.tokenizer, config.vocab_size if tokenizer_class.sized else None]
     made_by = [VERSION, type(source).__name__, source.identity(), tokenizer, config.validation_fraction]

@@ -192,7 +192,7 @@ class Network:
         if not self.sees_prompts and first < len(row.prompt):
             unread = unread.masked_fill(live.is_given[row.index, first : row.start], self.model.mask_token_id)
         if begin and length == 0:
-            unread = F.pad(unread, (1, 0), value=self.model.end_of_text)
+            unread = F.pad(unread, (1, 0), value=self.model.begin_token_id)
         return unread
 
     def log_probs(self, hidden: Tensor) -> Tensor:

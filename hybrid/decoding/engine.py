@@ -273,7 +273,7 @@ class _Session:
 
     def _advance(self, live: LiveBlocks) -> None:
         """Move every active row to its next block; rows that are done leave the caches."""
-        end_of_text = self.engine.model.end_of_text
+        ends = self.engine.model.end_token_ids
         for row, tokens in zip(self.active, live.tokens.tolist(), strict=True):
             first, end = max(row.start, len(row.prompt)), min(row.start + self.engine.block_size, self.end)
             new = tokens[first - row.start : end - row.start]
@@ -281,8 +281,8 @@ class _Session:
             row.n_new = max(min(end - len(row.prompt), self.max_new_tokens), 0)
             if end - len(row.prompt) >= self.max_new_tokens:
                 row.finish_reason = "length"
-            if self.engine.config.stop_at_end and end_of_text in new:
-                stop = first + new.index(end_of_text) + 1 - len(row.prompt)
+            if self.engine.config.stop_at_end and not ends.isdisjoint(new):
+                stop = first + next(i for i, token in enumerate(new) if token in ends) + 1 - len(row.prompt)
                 row.n_new = min(stop, self.max_new_tokens)
                 row.finish_reason = "end_of_text" if stop <= self.max_new_tokens else "length"
         going = [k for k, row in enumerate(self.active) if row.finish_reason is None]

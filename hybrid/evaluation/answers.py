@@ -66,7 +66,8 @@ def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 
         tokens, wanted = tokens + sum(map(len, result.tokens)), wanted + length * len(batch)
         for example, new in zip(batch, result.tokens, strict=True):
             right += sum(a == b for a, b in zip(example.answer, new, strict=False))
-            solved += new == [*example.answer, *[split.end_of_text] * ends]
+            is_ended = engine.model.end_token_ids.issuperset(new[length:])
+            solved += new[:length] == example.answer and len(new) == length + ends and is_ended
     n = len(examples)
     share = solved / n
     return Answers(share, math.sqrt(share * (1 - share) / n), right / wanted, n, nfe, tokens, seconds)

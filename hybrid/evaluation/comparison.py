@@ -139,8 +139,8 @@ class Comparison:
 
     def _texts(self, prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> Texts:
         """Continuations `rows` of prompts, decoded, and as the evaluation model reads them."""
-        pairs = zip(prompts, rows, strict=True)
-        texts = [continuation(self.lm.tokenizer, prompt, row, between="") for prompt, row in pairs]
+        pairs, ends = zip(prompts, rows, strict=True), self.lm.model.end_token_ids
+        texts = [continuation(self.lm.tokenizer, prompt, row, between="", ends=ends) for prompt, row in pairs]
         return Texts(rows, texts, None if self.evaluation_model is None else self.evaluation_model.read(texts))
 
     def _answers(self, engine: Engine) -> Answers | None:

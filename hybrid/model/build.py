@@ -29,6 +29,7 @@ def build_model(
     """Build a model on `device`, for training or for inference.
 
     Args:
+        vocab_size: ids of the tokenizer.
         seed: of the initial weights, and the model is to be trained; None: it has no values yet, and is not.
         copies: float32 numbers that training keeps for each weight, the weight included.
         shard: is given the model before it has any storage, to shard it over ranks.
@@ -65,13 +66,14 @@ def compile_layers(model: Transformer) -> None:
 
 
 def n_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Count the parameters of a `Transformer` that is not built."""
+    """Count the parameters of a `Transformer` that is not built, for a tokenizer of `vocab_size` ids."""
     c, width, kv_width = config, config.n_heads * config.head_width, config.kv_heads * config.head_width
     into_mlp = 2 if c.mlp == "swiglu" else 1
     matrices = 2 * c.dim * width + 2 * c.dim * kv_width + (into_mlp + 1) * c.dim * c.mlp_dim
     biases = c.qkv_bias * (width + 2 * kv_width) + c.mlp_bias * (into_mlp * c.mlp_dim + c.dim)
     norm = c.dim * (2 if c.norm == "layer" else 1)
     norms = 2 * norm + (2 * c.head_width if c.qk_norm else 0)
+    vocab_size = c.n_ids(vocab_size)
     rows = vocab_size + (c.mask_token_id is None)
     embeddings = rows * c.dim + (0 if c.tied_embeddings else vocab_size * c.dim)
     return c.n_layers * (matrices + biases + norms) + embeddings + norm

@@ -26,6 +26,10 @@ class ModelConfig:
     tied_embeddings: bool = option(False, "the head shares the embedding's weights")
     rope_theta: float = option(10000.0, "base of the rotary frequencies")
     rope_scaling: Any = option(None, "stretches the rotary frequencies: an entry of ROPE_SCALINGS, or null")
+    vocab_size: int | None = option(None, "rows of embedding and head for ids; null: the tokenizer's ids, of which it "
+                                    "may have fewer")  # fmt: skip
+    begin_token_id: int | None = option(None, "next_token: the id that stands before a text; null: end of text")
+    end_token_ids: list[int] | None = option(None, "ids that end a text as end of text does; null: that one alone")
     mask_token_id: int | None = option(None, "an id of the vocabulary that means MASK; null: one behind it")
     ban_mask: bool = option(True, "MASK has no probability; false: it counts as any token does, but is never written")
     context: str = option("block_causal", "what a clean token sees of its own block", ("block_causal", "causal"))
@@ -50,6 +54,19 @@ class ModelConfig:
     def begin(self) -> int:
         """1 if a begin token stands before the text, else 0; text token l has rotary position begin + l."""
         return int(self.prediction == "next_token")
+
+    def n_ids(self, of_tokenizer: int) -> int:
+        """Return for how many ids embedding and head have a row; those that the tokenizer lacks are padding.
+
+        Raises:
+            ValueError: fewer than the tokenizer has.
+        """
+        if self.vocab_size is not None and self.vocab_size < of_tokenizer:
+            raise ValueError(
+                f"model.vocab_size: {self.vocab_size} is less than the {of_tokenizer} ids of the tokenizer; give at "
+                "least as many, or null"
+            )
+        return self.vocab_size or of_tokenizer
 
     def check(self) -> None:
         """Raise a ValueError if the sizes do not fit each other."""

@@ -273,8 +273,8 @@ def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
     copy = Transformer.__new__(Transformer)
     nn.Module.__init__(copy)
     for name in (
-        "config", "vocab_size", "end_of_text", "mask_token_id", "rope", "attend", "recompute", "is_expendable",
-        "_n_parameters",
+        "config", "vocab_size", "end_of_text", "mask_token_id", "begin_token_id", "end_token_ids", "rope", "attend",
+        "recompute", "is_expendable", "_n_parameters",
     ):  # fmt: skip
         setattr(copy, name, getattr(model, name))
     copy.register_module("embedding", nn.Embedding.from_pretrained(full(model.embedding.weight.detach())))

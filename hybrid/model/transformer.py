@@ -29,26 +29,27 @@ class Transformer(nn.Module):
     """Token ids and a pattern in, hidden states out.
 
     Args:
-        vocab_size: ids that the head has rows for. MASK is one of them (`config.mask_token_id`), or the id behind them,
-            which the input alone knows.
-        end_of_text: the id that ends a document; `next_token` models begin with it.
+        vocab_size: ids of the tokenizer. Embedding and head have a row for each, and for more if `config.vocab_size`
+            says so. MASK is one of the rows (`config.mask_token_id`), or the id behind them, which the input alone
+            knows.
+        end_of_text: the id that ends a document; `next_token` models begin with it, unless `config.begin_token_id` says
+            with which.
         initialise: False leaves the weights without values, for a caller who has some.
 
     Raises:
-        ValueError: sizes that do not fit each other, or a MASK outside of the vocabulary.
+        ValueError: sizes that do not fit each other, or ids outside of the vocabulary.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int, end_of_text: int, initialise: bool = True):
         super().__init__()
         config.check()
         self.config = config
+        vocab_size = config.n_ids(vocab_size)
         self.vocab_size, self.end_of_text = vocab_size, end_of_text
         self.mask_token_id = vocab_size if config.mask_token_id is None else config.mask_token_id
-        if not 0 <= self.mask_token_id <= vocab_size or self.mask_token_id == end_of_text:
-            raise ValueError(
-                f"model.mask_token_id: {self.mask_token_id} must be one of the {vocab_size} ids of the vocabulary and "
-                f"not that of end of text ({end_of_text}); or null, for an id behind them"
-            )
+        self.begin_token_id = end_of_text if config.begin_token_id is None else config.begin_token_id
+        self.end_token_ids = frozenset([end_of_text, *(config.end_token_ids or ())])
+        self._check_ids()
         rows = max(vocab_size, self.mask_token_id + 1)
         self.embedding = nn.Embedding(rows, config.dim, _weight=torch.empty(rows, config.dim))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
@@ -61,6 +62,22 @@ class Transformer(nn.Module):
         self._n_parameters = sum(parameter.numel() for parameter in self.parameters())
         if initialise:
             self.reset_parameters()
+
+    def _check_ids(self) -> None:
+        """Raise a ValueError for ids that are none of the vocabulary, or for a MASK that means something else, too."""
+        n, ends = self.vocab_size, ", ".join(map(str, sorted(self.end_token_ids)))
+        if not all(0 <= token < n for token in self.end_token_ids):
+            raise ValueError(f"model.end_token_ids: {ends} must be ids of the vocabulary (0 to {n - 1})")
+        if not 0 <= self.mask_token_id <= n or self.mask_token_id in self.end_token_ids:
+            raise ValueError(
+                f"model.mask_token_id: {self.mask_token_id} must be one of the {n} ids of the vocabulary and not that "
+                f"of end of text ({ends}); or null, for an id behind them"
+            )
+        if not 0 <= self.begin_token_id < n or self.begin_token_id == self.mask_token_id:
+            raise ValueError(
+                f"model.begin_token_id: {self.begin_token_id} must be one of the {n} ids of the vocabulary and not "
+                "that of MASK; or null, for end of text"
+            )
 
     @property
     def device(self) -> torch.device:

@@ -60,7 +60,7 @@ def with_begin(model: Transformer, tokens: Tensor) -> Tensor:
     """Put the begin token before the text of `next_token` models."""
     if not model.config.begin:
         return tokens
-    return F.pad(tokens, (1, 0), value=model.end_of_text)
+    return F.pad(tokens, (1, 0), value=model.begin_token_id)
 
 
 def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None) -> Tensor | None:

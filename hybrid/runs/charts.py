@@ -70,7 +70,7 @@ def log_end(
 ) -> None:
     """Log the last `validation` beside the settings, and the losses by count; the terminal has them, too."""
     tracker.hparams(flatten(config), {k: v for k, v in validation.items() if k in ("val/nelbo", "val/bits_per_byte")})
-    chance, step = math.log(tokenizer.vocab_size), validation["step"]
+    chance, step = math.log(config.model.n_ids(tokenizer.vocab_size)), validation["step"]
     for b in validate.latest:
         figure = plot_losses_by_count(b.by_count, f"block size {b.block_size}, step {step}", chance)
         tracker.image(f"loss_by_count/b{b.block_size}", figure, step)

@@ -76,6 +76,7 @@ def prepare_model(config: Config, data: Data, machine: Machine) -> Transformer:
         c.model, tokenizer.vocab_size, tokenizer.end_of_text, machine.device, seed=c.run.seed,
         copies=c.optim.copies, shard=shard, ranks=machine.ranks.world,
     )  # fmt: skip
+    tokenizer.n_padding = model.vocab_size - tokenizer.vocab_size
     _check_memory(config, data.validation.n_rows, machine)
     model.recompute = c.trainer.recompute
     if compiles(c.trainer.compile, machine.device):

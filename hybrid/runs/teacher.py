@@ -47,6 +47,12 @@ def load_teacher(
             f"objective.teacher: {path!r} has another tokenizer ({theirs}) than data.tokenizer = "
             f"{config.data.tokenizer!r} ({ours}); take a teacher that was trained with the same one"
         )
+    rows = config.model.n_ids(tokenizer.vocab_size)
+    if teacher.model.vocab_size != rows:
+        raise ValueError(
+            f"objective.teacher: {path!r} predicts {teacher.model.vocab_size} ids, the model {rows}; set "
+            f"model.vocab_size={teacher.model.vocab_size}"
+        )
     context = teacher.config.data.seq_len
     if max(block_sizes) > context:
         raise ValueError(

@@ -21,7 +21,7 @@ _REPLACED = ".replaced"  # the folder that `new_folder` moved aside; it survives
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, overwrite: bool = False, manifest: bool = True) -> Iterator[Path]:
     """Fill a folder that appears at `path` only when it is complete.
 
         with new_folder(path) as folder:
@@ -32,22 +32,31 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if it is empty or holds what its manifest lists and nothing else (so: was written by this function), and whatever it
     holds if `overwrite`. If anything fails, what was there before is there still.
 
+    Args:
+        manifest: without one the folder is in another's format, and takes the place of nothing but an empty folder.
+
     Raises:
         ValueError: `path` exists and may not be replaced.
         OSError: it could not be written (disk full, say); one line.
     """
     path = Path(path)
-    if path.exists() and not overwrite and not _is_replaceable(path):
+    if path.exists() and not overwrite and not (_is_replaceable(path) if manifest else _is_empty(path)):
         raise ValueError(f"{path}: exists and was not written by hybrid; remove it or choose another folder")
     temporary = temporary_of(path)
     remove_leftovers(path.parent, path.name)
     try:
         with locked_folder(temporary):
             yield temporary
-            _seal(temporary)
+            if manifest:
+                _write_manifest(temporary)
+            _sync(temporary)
             _move_into_place(temporary, path)
     except (OSError, SafetensorError) as error:
         raise write_error(path, error) from None
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def _is_replaceable(path: Path) -> bool:
@@ -101,14 +110,17 @@ def clean_up(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if original.exists() else os.rename(path, original)
 
 
-def _seal(folder: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files
     }
     manifest = {"format": 1, "saved_ns": time.time_ns(), "files": entries}
     (folder / MANIFEST).write_text(to_json(manifest, indent=2) + "\n", encoding="utf-8")
-    for path in [*files, folder / MANIFEST]:
+
+
+def _sync(folder: Path) -> None:
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
     for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:

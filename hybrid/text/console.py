@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TextIO
@@ -84,14 +84,15 @@ class Console:
         live: redraw the texts at every step (terminals).
         gaps: of the prompt, where they begin and end. If there are any, `prompt` is not shown, and a text is the whole,
             given tokens and all; stops are looked for behind the prompt only.
+        ends: ids that end a text besides end of text (`Transformer.end_token_ids`).
     """
 
     def __init__(
         self, tokenizer: Tokenizer, mask_token_id: int, prompt: str, stops: Sequence[str] = (), live: bool = False,
-        stream: TextIO | None = None, gaps: Sequence[tuple[int, int]] = (),
+        stream: TextIO | None = None, gaps: Sequence[tuple[int, int]] = (), ends: Collection[int] = (),
     ):  # fmt: skip
         self.tokenizer, self.mask, self.stops, self.live, self.gaps = tokenizer, mask_token_id, stops, live, gaps
-        self.prompt = "" if gaps else prompt
+        self.ends, self.prompt = ends, "" if gaps else prompt
         self.stream = stream or sys.stdout
         self._lines = 0
         self._is_first = True
@@ -131,7 +132,7 @@ class Console:
         return texts
 
     def _added(self, before: list[int], new: list[int]) -> str:
-        return continuation(self.tokenizer, before, new)
+        return continuation(self.tokenizer, before, new, ends=self.ends)
 
     def _finished(self, head: list[int], new: list[int]) -> tuple[str, int, bool]:
         """Return a text, the tokens that were written for it, and whether a stop string ended it."""

@@ -6,12 +6,15 @@ and new tokens together, without that of the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hybrid.data.tokenizers import END_OF_TEXT, Tokenizer
 
 
-def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], between: str = END_OF_TEXT) -> str:
+def continuation(
+    tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int], between: str = END_OF_TEXT,
+    ends: Collection[int] = (),
+) -> str:  # fmt: skip
     """Return what the tokens `new` add to the text of `prompt`.
 
     A character of which the prompt holds the first bytes only belongs to what is added, as a whole.
@@ -19,22 +22,22 @@ def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]
     Args:
         between: stands for an end-of-text token that something follows, as between two documents; one that nothing
             follows adds nothing.
+        ends: ids that end a text besides (`Transformer.end_token_ids`).
     """
-    end = tokenizer.end_of_text
-    before = list(prompt)
-    if end in before:  # what stands before it is another text
-        before = before[len(before) - before[::-1].index(end) :]
+    ends = {tokenizer.end_of_text, *ends}
+    last = max((i for i, token in enumerate(prompt) if token in ends), default=-1)
+    before = list(prompt[last + 1 :])  # what stands before an end is another text
     texts = []
-    for document in _documents(new, end):
+    for document in _documents(new, ends):
         texts.append(_added(tokenizer, before, document))
         before = []
     return between.join(texts)
 
 
-def _documents(tokens: Sequence[int], end: int) -> list[list[int]]:
+def _documents(tokens: Sequence[int], ends: Collection[int]) -> list[list[int]]:
     documents: list[list[int]] = [[]]
     for i, token in enumerate(tokens):
-        if token != end:
+        if token not in ends:
             documents[-1].append(token)
         elif i < len(tokens) - 1:
             documents.append([])

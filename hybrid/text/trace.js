@@ -35,7 +35,7 @@ function glyphs(tokens) {
   const shown = tokens.map(token => token === MASKED ? null : data.vocabulary[token]);
   for (let i = 0; i < shown.length; i++) {
     if (typeof shown[i] === "string") {
-      shown[i] = tokens[i] === data.end_of_text ? "⟨end⟩" : visible(shown[i]) || "∅";
+      shown[i] = data.ends.includes(tokens[i]) ? "⟨end⟩" : visible(shown[i]) || "∅";
     } else if (shown[i]) {
       const bytes = [], owner = [];
       let j = i;

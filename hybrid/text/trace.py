@@ -105,7 +105,7 @@ def _data(trace: Trace, tokenizer: Tokenizer, facts: Mapping[str, object]) -> di
     return {
         "facts": facts,
         "block_size": trace.engine.block_size,
-        "end_of_text": tokenizer.end_of_text,
+        "ends": sorted(trace.engine.model.end_token_ids),
         "vocabulary": {token: _spelled(tokenizer.piece(token)) for token in sorted(ids)},
         "texts": [
             {

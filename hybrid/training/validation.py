@@ -100,12 +100,13 @@ class SampleWriter:
         return n < self.engine.seq_len
 
     def __call__(self) -> tuple[str, dict[str, float]]:
+        ends = self.engine.model.end_token_ids
         ids = [self.tokenizer.encode(prompt) for prompt in self.prompts]
         room = self.engine.seq_len - max(len(prompt) for prompt in ids)
         result = generate_shared(self.engine, ids, min(self.max_new_tokens, room), self.ranks)
         n = sum(len(tokens) for tokens in result.tokens)
         texts = [
-            f"--- {prompt!r}\n{prompt}{continuation(self.tokenizer, before, new)}\n"
+            f"--- {prompt!r}\n{prompt}{continuation(self.tokenizer, before, new, ends=ends)}\n"
             for prompt, before, new in zip(self.prompts, ids, result.tokens, strict=True)
         ]
         per_text = n / len(ids)  # a forward writes all texts at once: one token a step is one token per forward

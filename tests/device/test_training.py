@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,22 @@ def test_a_step_waits_nowhere_and_is_that_of_a_cpu(objective: dict[str, Any], pr
         for result, losses in zip(results, expected, strict=True):
             assert result.losses == pytest.approx(losses, rel=1e-9)
         assert gpu.places() == {("training/step.py", "StepResult._read")}
+
+
+def test_a_teacher_waits_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "from_teacher", None)  # so that what the module registers goes again
+    importlib.import_module("user_distillation")
+    sys.modules.pop("user_distillation")  # other tests import it for the first time
+    config = ObjectiveConfig(name="from_teacher", teacher="a run")
+    student, teacher, split = toy_model(seed=1), toy_model().requires_grad_(False), packed()
+    expected = [r.losses for r in steps(copy.deepcopy(student), build_objective(config, teacher), split)]
+    with pretended_gpu() as gpu:
+        student, loss = student.to("cuda"), build_objective(config, teacher.to("cuda"))
+        gpu.waits.clear()
+        results = steps(student, loss, split)
+        assert gpu.waits == {}
+        for result, losses in zip(results, expected, strict=True):
+            assert result.losses == pytest.approx(losses, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if name not in ("sdpa", "flex", "xformers")])

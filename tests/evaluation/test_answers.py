@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,12 @@ class Rote:
 
     answers: dict[tuple[int, ...], list[int]]
     asked: list[tuple[int, int]] = field(default_factory=list)
+    end: int = END
+    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(end_token_ids=frozenset([END, 8])))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int]) -> Generation:
         self.asked.append((len(prompts), max_new_tokens))
-        texts = [[*self.answers[tuple(prompt)], END][:max_new_tokens] for prompt in prompts]
+        texts = [[*self.answers[tuple(prompt)], self.end][:max_new_tokens] for prompt in prompts]
         return Generation(texts, nfe=2, seconds=0.5)
 
 
@@ -77,6 +80,9 @@ def test_where_lengths_differ_an_answer_must_end_in_time() -> None:
     assert answers.solved == 3 / 4  # the second goes on after the right token
     assert answers.right_tokens == 1.0
     assert engine.asked == [(2, 2), (1, 3), (1, 5)]  # no prompt is asked for more than its row holds
+    for end, solved in ((8, 3 / 4), (7, 0)):  # another token that ends a text, and one that does not
+        engine.end = end
+        assert score(engine, split_of(examples, 7), batch_rows=2).solved == solved
 
 
 def test_the_engine_answers_as_it_generates() -> None:

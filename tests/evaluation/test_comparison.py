@@ -64,7 +64,7 @@ def test_texts_go_on_behind_an_end_of_text(
     lm: hybrid.LanguageModel, split: PackedTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All have the same length, so that their figures compare."""
-    monkeypatch.setattr(lm.model, "end_of_text", lm.tokenizer.encode("e")[0])
+    monkeypatch.setattr(lm.model, "end_token_ids", frozenset(lm.tokenizer.encode("e")))
     seen = []
     monkeypatch.setattr(Entropy, "measure", lambda self, texts, reference: seen.append(texts.rows) or {})
     Comparison(lm, split, SETTING).line(4, "margin", DECODERS["margin"]())

@@ -87,10 +87,13 @@ def test_the_console_shows_and_cuts_what_hangs_together(tokenizers: dict[str, To
     assert texts.texts == ["s"] and texts.n_tokens == 1 and texts.finish_reasons == ["stop"]
 
 
+_NoEnds = SimpleNamespace(end_token_ids=())
+
+
 class _Echo:
     """An engine that answers every prompt with the same tokens."""
 
-    seq_len = 100
+    seq_len, model = 100, _NoEnds
 
     def __init__(self, new: list[int]):
         self.new = new
@@ -111,7 +114,7 @@ def test_samples_of_training_hang_together(tokenizers: dict[str, Tokenizer], mon
 def test_compared_texts_are_continuations(tokenizers: dict[str, Tokenizer]) -> None:
     """A prompt that is cut from a row often ends inside a word, or a character."""
     comparison = Comparison.__new__(Comparison)
-    comparison.lm = SimpleNamespace(tokenizer=tokenizers["wordpiece"])  # type: ignore[assignment]
+    comparison.lm = SimpleNamespace(tokenizer=tokenizers["wordpiece"], model=_NoEnds)  # type: ignore[assignment]
     comparison.evaluation_model = None
     texts = comparison._texts([[1, 2], [], [1]], [[4, 3], [1], [2, 5, 3]])
     assert texts.texts == ["s lazy", "the", " quicklazy"]

@@ -160,7 +160,7 @@ def test_the_page_holds_the_record(tmp_path: Path) -> None:
     write_page(tmp_path / "page.html", trace, tokenizer, {"decoder": "mask_predict (steps 3)", "forwards": 9})
     data = data_of(tmp_path / "page.html")
     assert data["facts"] == {"decoder": "mask_predict (steps 3)", "forwards": 9} and data["block_size"] == 4
-    assert data["end_of_text"] == 6 and data["vocabulary"] == {str(i): "abcdef"[i : i + 1] for i in range(7)}
+    assert data["ends"] == [6] and data["vocabulary"] == {str(i): "abcdef"[i : i + 1] for i in range(7)}
     for text, shown in zip(trace.texts, data["texts"], strict=True):
         assert (shown["prompt"], shown["end"]) == (text.prompt, text.end)
         for step, (forwards, revealed, remasked) in zip(text.steps, shown["steps"], strict=True):

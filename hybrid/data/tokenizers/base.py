@@ -27,6 +27,7 @@ class Tokenizer(ABC):
 
     vocab_size: int  # ids are 0 .. vocab_size - 1, end of text among them
     end_of_text: int
+    n_padding: int = 0  # ids behind them that a network has rows for, and no text: they decode to nothing
 
     @classmethod
     @abstractmethod
@@ -83,21 +84,26 @@ class Tokenizer(ABC):
         return [np.array(self._encode(text), dtype=np.uint32) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` (integers, or a tensor); end of text is skipped, broken UTF-8 becomes U+FFFD.
+        """Return the text of `ids` (integers, or a tensor); end of text and padding are skipped, broken UTF-8 becomes
+        U+FFFD.
 
         Raises:
             ValueError: no integers in one row, or an id outside the vocabulary (a MASK that is still there, say).
         """
-        numbers = token_ids("ids", ids)
+        numbers, known = token_ids("ids", ids), self.vocab_size + self.n_padding
         for number in numbers:
-            if not 0 <= number < self.vocab_size:
-                hint = "; it is the mask token's: decode finished text only" if number == self.vocab_size else ""
-                raise ValueError(f"token id {number} is outside the vocabulary, 0 to {self.vocab_size - 1}{hint}")
-        return self._decode([number for number in numbers if number != self.end_of_text])
+            if not 0 <= number < known:
+                hint = "; it is the mask token's: decode finished text only" if number == known else ""
+                raise ValueError(f"token id {number} is outside the vocabulary, 0 to {known - 1}{hint}")
+        return self._decode([number for number in numbers if self._spells(number)])
 
     def piece(self, token: int) -> bytes:
-        """Return what a token adds to the UTF-8 of a text, perhaps part of a character; nothing for end of text."""
-        return b"" if token == self.end_of_text else self._piece(token)
+        """Return what a token adds to the UTF-8 of a text, perhaps part of a character; nothing for end of text and for
+        padding."""
+        return self._piece(token) if self._spells(token) else b""
+
+    def _spells(self, token: int) -> bool:
+        return token != self.end_of_text and token < self.vocab_size
 
     def _piece(self, token: int) -> bytes:
         return self._decode([token]).encode()
