@@ -90,7 +90,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("this/folder")
 model = AutoModelForCausalLM.from_pretrained("this/folder")
-ids = [tokenizer.bos_token_id, *tokenizer("The ", add_special_tokens=False)["input_ids"]]
+ids = [model.config.bos_token_id, *tokenizer("The ", add_special_tokens=False)["input_ids"]]
 print(tokenizer.decode(model.generate(torch.tensor([ids]), max_new_tokens=64)[0]))
 ```"""
 _BLOCKS = """transformers has no class for SDAR. The weights are those of `Qwen3ForCausalLM`, under a mask in which a

@@ -29,13 +29,14 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, begin: int | None, seq_l
 
     spelled = tokenizers.Tokenizer.from_file(str(folder / SUBWORD_FILE)).id_to_token
     end = spelled(tokenizer.end_of_text)
+    # Names that a chat template of the tokenizer came with stay: it may write them, and no others.
     names = {"eos_token": end, "pad_token": end} | ({} if begin is None else {"bos_token": spelled(begin)})
     kept = read_object(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).is_file() else {}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": seq_len,
         "clean_up_tokenization_spaces": False,
     }  # fmt: skip
-    write_json_atomic(folder / TOKENIZER_CONFIG, {**config, **kept, **names})
+    write_json_atomic(folder / TOKENIZER_CONFIG, {**config, **(kept or names)})
 
 
 def _bytes(tokenizer: ByteTokenizer) -> Any:

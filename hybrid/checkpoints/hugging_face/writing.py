@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hybrid.checkpoints.hugging_face import FAMILIES, Family
-from hybrid.checkpoints.hugging_face.names import shapes_of, their_name
+from hybrid.checkpoints.hugging_face.names import Names, shapes_of
 from hybrid.checkpoints.hugging_face.record import write_record
 from hybrid.checkpoints.hugging_face.rope import their_rope
 from hybrid.checkpoints.hugging_face.their_tokenizer import write_tokenizer
@@ -113,7 +113,7 @@ def write_folder(
     has_mask_row = rows > ours.n_ids
     suppressed = {"suppress_tokens": [ours.n_ids]} if has_mask_row else {}
     with new_folder(folder, manifest=False) as temporary:
-        n_bytes = write_tensors(temporary, _streamed(ours, rows), DTYPES[dtype], shard_bytes)
+        n_bytes = write_tensors(temporary, _streamed(ours, family.names, rows), DTYPES[dtype], shard_bytes)
         write_tokenizer(ours.tokenizer, temporary, ours.begin, ours.seq_len)
         write_json_atomic(temporary / CONFIG, config)
         write_json_atomic(temporary / GENERATION_CONFIG, {**_special_ids(ours), **suppressed})
@@ -163,7 +163,7 @@ def _check_names(ours: OurModel) -> None:
         raise ValueError(f"checkpoint is of another architecture: {first_few(wrong)}")
 
 
-def _streamed(ours: OurModel, rows: int) -> list[StreamedTensor]:
+def _streamed(ours: OurModel, names: Names, rows: int) -> list[StreamedTensor]:
     def tensor(name: str, shape: tuple[int, ...]) -> StreamedTensor:
         def parts() -> Iterator[Tensor]:
             stored = ours.tensors[name]
@@ -177,6 +177,6 @@ def _streamed(ours: OurModel, rows: int) -> list[StreamedTensor]:
             if len(stored) < shape[0]:  # MASK, which our head has no row for
                 yield torch.zeros(shape[0] - len(stored), *shape[1:])
 
-        return StreamedTensor(their_name(name), shape, parts)
+        return StreamedTensor(names.theirs(name), shape, parts)
 
     return [tensor(name, shape) for name, shape in shapes_of(ours.model, rows).items()]

@@ -131,6 +131,14 @@ def test_what_was_imported_is_written_with_the_same_tensors(name: str, tmp_path:
     assert torch.equal(one.model.embedding.weight, other.model.embedding.weight), "MASK's row, too"
 
 
+def test_a_chat_template_goes_along(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "theirs", "llama")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ bos_token }}{{ m.content }}{% endfor %}")
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    export(opened(folder)[2], tmp_path / "again")
+    assert hybrid.load(tmp_path / "again").tokenizer.chat_template == hybrid.load(folder).tokenizer.chat_template
+
+
 def test_mask_has_a_row_that_others_are_told_to_suppress(tmp_path: Path) -> None:
     lm = model_of("LlamaForCausalLM, in blocks")
     export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "theirs")
