@@ -240,6 +240,10 @@ def parse() -> argparse.Namespace:
         "--no-cache", action="store_false", default=None, dest="cache",
         help="recompute everything: the same text, slowly",
     )  # fmt: skip
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=None,
+        help="on a GPU, record the forwards of a block and replay them (default: no)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",
     )  # fmt: skip

@@ -170,10 +170,10 @@ def test_no_command_hides_in_a_block_of_another_language() -> None:
 
 
 def trained() -> Iterator[str]:
-    """Yield every run that a command on a page trains, and those of the table in docs/answers.md."""
+    """Yield every model that a command on a page trains or converts, and those of the table in docs/answers.md."""
     for command in COMMANDS:
         program, _ = program_of(command.words)
-        if program not in ("train.py", "hybrid.sweep", "hybrid.experiments.objectives"):
+        if program not in ("train.py", "hybrid.convert", "hybrid.sweep", "hybrid.experiments.objectives"):
             continue
         a: Any = parsed(command)
         if a is None:
@@ -181,6 +181,8 @@ def trained() -> Iterator[str]:
         if program == "train.py":
             config = load_config(a.config, a.overrides)
             yield f"{config.run.folder}/{config.run.name}"
+        elif program == "hybrid.convert":
+            yield a.folder
         else:
             folder = a.folder or f"runs/sweeps/{Path(a.config).stem}"
             yield folder
