@@ -42,7 +42,7 @@ class Card:
             "context": f"{c.context}: what a clean token sees of its own block",
             "begin token": "none" if self.ours.begin is None else f"{self.ours.begin}, before every text",
             "end tokens": written.config["eos_token_id"],
-            "MASK": self.ours.n_ids if c.mask_token_id is None else c.mask_token_id,
+            "MASK": self._mask(written),
             "checkpoint": "not known" if self.checkpoint is None else _identity(self.checkpoint),
         }
         table = "\n".join(f"| {key} | {bare(value)} |" for key, value in rows.items())
@@ -58,6 +58,11 @@ class Card:
             *self._warnings(written),
         ]
         return "\n\n".join(parts) + "\n"
+
+    def _mask(self, written: Written) -> str:
+        if (inside := self.ours.model.mask_token_id) is not None:
+            return f"{inside}, inside the vocabulary"
+        return f"{self.ours.n_ids}, behind the vocabulary{'' if written.has_mask_row else ', without a row here'}"
 
     def _warnings(self, written: Written) -> list[str]:
         found = []
