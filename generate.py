@@ -55,7 +55,7 @@ def main() -> int:
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
-    arguments.precision = arguments.precision or default_precision(device)
+    arguments.precision = arguments.precision or default_precision(device, arguments.dtype)
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
     return 0
@@ -73,10 +73,14 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
         if ranks.world > 1:
             raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
         check_path(page)
-    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
+    if arguments.verbose and ranks.is_main:
+        from hybrid.evaluation.sentence import likelihood_of_a_sentence
+
+        print(likelihood_of_a_sentence(lm), file=sys.stderr)
     config = config_of(arguments, lm)
     if arguments.chat:
-        converse(arguments, lm, config)
+        converse(arguments, lm, config, ranks)
         return
     ids = prompt_ids(arguments, lm, prompt)
     engine = lm.engine(config=config, prompts=[ids])
@@ -105,11 +109,13 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
             print(f"wrote {page}", file=sys.stderr)
 
 
-def converse(arguments: argparse.Namespace, lm: LanguageModel, config: GenerationConfig) -> None:
+def converse(arguments: argparse.Namespace, lm: LanguageModel, config: GenerationConfig, ranks: Ranks) -> None:
     """Talk to the model until the user has had enough."""
     from hybrid.text.chat import ChatPrompts, ChatSession, typed
 
-    prompts = ChatPrompts(lm.model, lm.tokenizer, lm.origin.data)
+    if ranks.world > 1:
+        raise ValueError(f"--chat: one process talks, not {ranks.world}; start without torchrun")
+    prompts = ChatPrompts.of(lm)
     engine = replace(lm.engine(config=config), document_mask=False)  # a conversation is one document
     session = ChatSession(engine, prompts, arguments.max_new_tokens, arguments.stop)
     print(session.converse(typed(sys.stdin), arguments.system).summary(), file=sys.stderr)
@@ -133,10 +139,11 @@ def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console:
 
 def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) -> list[int]:
     """The prompt's tokens, MASK where it has gaps."""
+    from hybrid.text.chat import ChatPrompts
     from hybrid.text.infill import ids_with_gaps
 
     if arguments.messages is not None:
-        return lm.chat_prompt(json.loads(prompt))
+        return ChatPrompts.of(lm)(json.loads(prompt))
     if not arguments.infill:
         return lm.tokenizer.encode(prompt)
     return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
@@ -165,8 +172,9 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
     if arguments.slide:
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
+        key = "--prompt" if arguments.messages is None else "--messages"
         raise ValueError(
-            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
+            f"{key}: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
             "or let the context slide (--slide --max-new-tokens N)"
         )
     return room
@@ -245,10 +253,18 @@ def parse() -> argparse.Namespace:
         "--no-cache", action="store_false", default=None, dest="cache",
         help="recompute everything: the same text, slowly",
     )  # fmt: skip
+    parser.add_argument(
+        "--graphs", action=argparse.BooleanOptionalAction, default=None,
+        help="on a GPU, record the forwards of a block and replay them (default: no)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
+    parser.add_argument(
+        "--verbose", action="store_true",
+        help="say first how likely a plain English sentence is: weights that were loaded wrongly guess",
+    )  # fmt: skip
     cli.add_machine(parser)
     return checked(parser.parse_args())
 

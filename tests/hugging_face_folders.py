@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hybrid.checkpoints.hugging_face.family import model_of
 from hybrid.checkpoints.hugging_face.names import shapes_of, their_name
+from hybrid.checkpoints.hugging_face.reading import model_of
 
 VOCAB, DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 300, 32, 2, 4, 2, 12, 48
 SIZES = {

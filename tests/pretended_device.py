@@ -80,6 +80,9 @@ class OnGPU(Tensor):
     is_cuda = property(lambda self: True)  # type: ignore[assignment]
     is_meta = property(lambda self: False)  # type: ignore[assignment]
 
+    def data_ptr(self) -> int:
+        return self.host.data_ptr()
+
     def cpu(self) -> Tensor:  # type: ignore[override]
         return self.to(CPU)
 
@@ -107,6 +110,7 @@ class PretendedGPU(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[Wait] = Counter()
+        self.noted: list[tuple[Any, tuple, dict, Any]] | None = None  # of a graph that is being recorded
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -135,6 +139,8 @@ class PretendedGPU(TorchDispatchMode):
         if func is aten._to_copy.default and (goes or comes):
             args = (args[0].clone(),)  # between devices, so the values are never shared
         result = func(*args, **kwargs)
+        if self.noted is not None:
+            self.noted.append((func, args, kwargs, result))
         if comes:
             return result
         changed = {id(t.host): t for t in there} if func._schema.is_mutable else {}
@@ -169,6 +175,8 @@ class PretendedGPU(TorchDispatchMode):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device, found cuda:0 and cpu")
 
     def _wait(self, what: str) -> None:
+        if self.noted is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         frame = sys._getframe(1)
         while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back

@@ -64,7 +64,6 @@ def test_a_run_on_conversations_is_talked_to(
     lm = hybrid.load(run.folder)
     assert lm.tokenizer.chat_template == PLAIN and lm.origin.data is not None and lm.origin.data["turns"]["unit"] == 4
     assert command("generate.py", "--checkpoint", run.folder, "--chat", *FEW, stdin=LINES).code == 0
-    assert command("evaluate", "--checkpoint", run.folder, "--rows", 2).code == 0
 
 
 def test_a_reply_stands_behind_the_conversation(command: Command, talker: Path, tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_a_reply_stands_behind_the_conversation(command: Command, talker: Path, 
     plain = text_of(command, talker, "--messages", path, *FEW)
     lm = hybrid.load(talker)
     ids = lm.tokenizer.encode("User:\nwhy?\n\nAssistant:\n")
-    assert lm.chat_prompt(QUESTION) == ids
+    assert ChatPrompts.of(lm)(QUESTION) == ids
     new = lm.generate([ids], 5, decoder="left_to_right", stop_at_end=False)
     assert plain == lm.tokenizer.decode(new.tokens[0]) + "\n"
     told = text_of(command, talker, "--messages", "-", *FEW, "--json", "--num-samples", 2, stdin=path.read_bytes())
@@ -88,7 +87,7 @@ def test_turns_begin_where_they_did_in_training(talker: Path) -> None:
     assert lm.origin.data is not None and lm.origin.data["turns"] == {"how": "pad", "unit": 4}
     messages = talk("7?", "7", "sure?", "yes")
     row = next(row for row in hybrid_rows(lm) if lm.tokenizer.decode(row).startswith("User:\n7?"))
-    prompt = lm.chat_prompt(messages[:3])
+    prompt = ChatPrompts.of(lm)(messages[:3])
     assert prompt == row[: len(prompt)] and row[len(prompt)] == ord("y")
     assert prompt.count(256) > 1 and len(prompt) > len(lm.tokenizer.decode(prompt)) + 1
 
@@ -106,7 +105,7 @@ def test_a_conversation_from_standard_input(command: Command, talker: Path) -> N
     lm, messages, replies = hybrid.load(talker), [], []
     for line in ("why?", "how?"):
         messages.append({"role": "user", "content": line})
-        new = lm.generate([lm.chat_prompt(messages)], 5, decoder="left_to_right", stop_at_end=False)
+        new = lm.generate([ChatPrompts.of(lm)(messages)], 5, decoder="left_to_right", stop_at_end=False)
         replies.append(lm.tokenizer.decode(new.tokens[0]))
         messages.append({"role": "assistant", "content": replies[-1]})
     assert [done.out.startswith(replies[0] + "\n"), done.out.endswith(replies[1] + "\n")] == [True, True]

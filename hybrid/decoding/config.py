@@ -50,10 +50,15 @@ class GenerationConfig(Sampling):
         "a text may grow beyond the context; a block then sees the last tokens that fit into it",
     )
 
+    graphs: bool = option(
+        False,
+        "on a GPU, forwards are recorded and replayed (CUDA graphs); on a CPU the same forwards are computed, slowly",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "seed", integer("seed", self.seed, *SEEDS))  # one of numpy or torch becomes Python's
-        for name in ("cache", "stop_at_end", "slide"):
+        for name in ("cache", "stop_at_end", "slide", "graphs"):
             flag(name, getattr(self, name))
         allowed = f"a finite number of at least 0 (no guidance) and at most {MAX_GUIDANCE}"
         number("guidance", self.guidance, lambda w: 0 <= w <= MAX_GUIDANCE, allowed)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hybrid.decoding.graphs import Replays
 from hybrid.device import send
 from hybrid.model import Transformer
-from hybrid.model.block_pass import BlockRows, Sight, block_hidden
+from hybrid.model.block_pass import BlockRows, Sight, block_hidden, rows_hidden
 from hybrid.model.cache import KVCache
 
 MAX_SCORES = 1 << 24
@@ -85,6 +86,7 @@ class Network:
         sight: what the rows of a forward see; its documents are those of all texts of the batch.
         cached: False reads everything anew at every forward.
         sees_prompts: False reads every token of a prompt as MASK.
+        replays: where the forwards of a block are recorded, over whose cache `cache` is; None: none are.
     """
 
     model: Transformer
@@ -92,6 +94,7 @@ class Network:
     sight: Sight
     cached: bool = True
     sees_prompts: bool = True
+    replays: Replays | None = None
     nfe: int = 0
 
     def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
@@ -134,16 +137,22 @@ class Network:
         others = first[:, :0]
         if rows.n_pending:
             self.nfe += 1
-            pattern = replace(self._sight(live), block_size=1).pattern(rows, self.model.config, self.cache)
             with torch.no_grad():  # without a commit: the next forward writes over these keys and values
-                others = self.model(rows.tokens(self.model.mask_token_id), pattern, self.cache)
+                others = self._hidden(self.model, self.cache, rows, replace(self._sight(live), block_size=1))
         behind = tokens.shape[1] - 1 - others.shape[1]  # the end of a short last block
         return torch.cat([first, F.pad(others, (0, 0, 0, behind))], dim=1)
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Run the active texts through the network once."""
         with torch.no_grad():
-            return block_hidden(self.model, self.cache, rows, self._sight(live))
+            return block_hidden(self.model, self.cache, rows, self._sight(live), self._hidden)
+
+    def _hidden(self, model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
+        """Do as `rows_hidden`. Forwards of more than two blocks differ too much to be recorded: prompts, and all of a
+        generation without a cache."""
+        if self.replays is None or rows.n_pending + rows.live.shape[1] > 2 * self.sight.block_size:
+            return rows_hidden(model, cache, rows, sight)
+        return self.replays.hidden(model, rows, sight)
 
     def _sight(self, live: LiveBlocks) -> Sight:
         documents = self.sight.documents

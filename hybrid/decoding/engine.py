@@ -15,7 +15,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +27,7 @@ from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.decoder import Decoder, Patience, choose, step_sizes
 from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
+from hybrid.decoding.graphs import Replays
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
 from hybrid.decoding.sampling import Sampling, Uniforms
@@ -75,6 +76,10 @@ class Engine:
         object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
         needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
+        if config.graphs and not config.cache:
+            warnings.warn(
+                "graphs: without a cache forwards grow; those of more than two blocks run as usual", stacklevel=3
+            )
         if getattr(self.decoder, "ignores_sampling", False):
             for option, default in vars(Sampling()).items():
                 if (value := getattr(config, option)) != default:
@@ -205,19 +210,22 @@ class _Session:
     def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine
         n_slots = model.config.begin + self.end
-        cache = model.new_cache(len(self.active), n_slots)
+        n = len(self.active)
+        replays = Replays.take(model, n, n_slots) if engine.config.graphs else None
+        cache = model.new_cache(n, n_slots) if replays is None else replays.rows(n)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.config.slide else None
         sight = Sight(engine.block_size, documents, window)
-        return engine.network(model, cache, sight, engine.config.cache, sees_prompts)
+        return engine.network(model, cache, sight, engine.config.cache, sees_prompts, replays)
 
     def run(self) -> Iterator[GenerationState]:
         engine = self.engine
-        while self.active:
-            live = LiveBlocks(self.active, self.text, self.is_given, engine.block_size, self.end, self.mask)
-            yield from self._denoise(live)
-            self._advance(live)
-            yield self._state()
+        with closing(self.networks):
+            while self.active:
+                live = LiveBlocks(self.active, self.text, self.is_given, engine.block_size, self.end, self.mask)
+                yield from self._denoise(live)
+                self._advance(live)
+                yield self._state()
         planner = self.networks.planner
         if planner is not None and not planner.nfe:
             warnings.warn(f"planner: {engine.decoder!r} asked for none; it had no effect", stacklevel=3)

@@ -38,6 +38,12 @@ class Networks:
     def nfe(self) -> int:
         return sum(network.nfe for network in self.all)
 
+    def close(self) -> None:
+        """Let the next generation have what is recorded."""
+        for network in self.all:
+            if network.replays is not None:
+                network.replays.give_back(network.model)
+
 
 class Decision(NamedTuple):
     """What a decoder chose for a step, where it may; and how much that is, for which the host waits once."""

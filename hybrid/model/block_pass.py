@@ -9,7 +9,7 @@ Shape legend: b texts of the batch, r rows of a forward, p pending rows, l live 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -110,16 +110,22 @@ class Sight:
     documents: Tensor | None = None
     window: int | None = None
 
-    def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache) -> Cached:
-        """Make the pattern of a forward."""
+    def first_slot(self, rows: BlockRows, config: ModelConfig) -> int:
+        """Return the first slot that anybody sees."""
+        if self.window is None:
+            return 0
+        # What is committed ends where a block ends, unless the cache was cut elsewhere.
+        return max(self._first_of_block(rows.start, config.begin) + self.block_size - self.window, 0)
+
+    def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache, with_slots: bool = False) -> Cached:
+        """Make the pattern of a forward; `with_slots` has slots and bounds as tensors, though all texts are alike."""
         alike = self.documents is None and rows.are_alike
         reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees
-        # What is committed ends where a block ends, unless the cache was cut elsewhere.
-        first = 0 if self.window is None else max(self._first_of_block(rows.start, config.begin) + reach, 0)
+        first = self.first_slot(rows, config)
         span, n_pending = slice(first, rows.end), rows.n_pending
         first_query = 0 if config.begin else n_pending
         n_rows = n_pending + rows.live.shape[1]
-        if alike and (n_pending == 0 or n_rows == 1):  # one block that sees all of itself
+        if alike and not with_slots and (n_pending == 0 or n_rows == 1):  # one block that sees all of itself
             end = torch.full((1, n_rows), rows.end, device=rows.live.device)
             here = slice(rows.start, rows.end)
             return Cached(here, cache.n_slots, end, span, unmasked=True, first_query=first_query)
@@ -127,7 +133,7 @@ class Sight:
         start = self._first_of_block(slots, config.begin).clamp(min=0)
         end = self._block_end(slots, is_token, n_pending, start, config)
         begin = None if self.window is None else start + reach
-        where: slice | Tensor = slice(rows.start, rows.end)
+        where: slice | Tensor = slots if with_slots else slice(rows.start, rows.end)
         if not alike:
             # Padding is written to the bin and sees one slot, so that its softmax is finite; nobody reads it.
             where = slots.masked_fill(~is_token, cache.bin)
@@ -155,14 +161,24 @@ class Sight:
         return torch.cat([clean, (first_live + n_live).expand(-1, slots.shape[1] - n_pending)], dim=1)
 
 
-def block_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
-    """Compute the hidden states (b, l, dim) from which the live blocks are predicted; commit what is pending."""
+def rows_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
+    """Compute the hidden states (b, q, dim) of the rows of a forward; `in_place` has none of pending rows."""
+    tokens = rows.tokens(padding=model.mask_token_id)
+    assert tokens.shape[1], "a forward of no rows"
+    return model(tokens, sight.pattern(rows, model.config, cache), cache)
+
+
+def block_hidden(
+    model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight, compute: Callable[..., Tensor] = rows_hidden
+) -> Tensor:
+    """Compute the hidden states (b, l, dim) from which the live blocks are predicted; commit what is pending.
+
+    `compute` stands for `rows_hidden`.
+    """
     begin = model.config.begin
     # An ordinary autoregressive step reads no noisy row.
     run = rows.without_live() if begin and sight.block_size == 1 else rows
-    tokens = run.tokens(padding=model.mask_token_id)
-    assert tokens.shape[1], "a forward of no rows"
-    hidden = model(tokens, sight.pattern(run, model.config, cache), cache)
+    hidden = compute(model, cache, run, sight)
     if not begin:
         cache.commit(rows.counts)
         return hidden

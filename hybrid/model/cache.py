@@ -96,9 +96,17 @@ class KVCache:
         self.cut([0] * len(self.lengths))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows but these."""
-        index = send(torch.tensor(rows), self.keys.device)
-        self.keys, self.values = self.keys[:, index], self.values[:, index]
-        self.last_hidden = self.last_hidden[index]
+        """Drop all rows but these, given in ascending order.
+
+        The others move up within the same memory: addresses stay, and all of it is freed with the cache.
+        """
+        n, filled = len(rows), max((self.lengths[row] for row in rows), default=0)
+        first = next((k for k, row in enumerate(rows) if row != k), n)
+        if first < n:
+            index = send(torch.tensor(rows[first:]), self.keys.device)
+            for slots in (self.keys[:, :, :filled], self.values[:, :, :filled]):
+                slots[:, first:n] = slots.index_select(1, index)
+            self.last_hidden[first:n] = self.last_hidden.index_select(0, index)
+        self.keys, self.values, self.last_hidden = self.keys[:, :n], self.values[:, :n], self.last_hidden[:n]
         self.lengths = [self.lengths[row] for row in rows]
         self.has_last = [self.has_last[row] for row in rows]

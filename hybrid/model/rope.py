@@ -106,13 +106,17 @@ class Rope:
         Args:
             positions: (1 or b, r), or the same run of positions for all; below `end`.
         """
-        table = self._tables.get((device, dtype))
-        if table is None or table.shape[1] < end:
-            table = self._tables[device, dtype] = send(self._table(end).to(dtype), device)
-        cos, sin = table
+        cos, sin = self.table(end, device, dtype)
         if isinstance(positions, slice):
             return cos[None, positions], sin[None, positions]
         return cos[positions], sin[positions]
+
+    def table(self, end: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(2, at least `end`, 1, d): the same tensor until a longer one is asked for."""
+        table = self._tables.get((device, dtype))
+        if table is None or table.shape[1] < end:
+            table = self._tables[device, dtype] = send(self._table(end).to(dtype), device)
+        return table
 
     def _table(self, end: int) -> Tensor:
         """(2, end, 1, d) float64"""

@@ -147,7 +147,7 @@ class Transformer(nn.Module):
         """Map (..., dim) to logits (..., vocab); that of a banned MASK is -inf."""
         logits = F.linear(hidden, self.head_matrix())
         if self.banned_token_id is not None:
-            logits = logits.index_fill(-1, torch.tensor([self.banned_token_id], device=logits.device), -torch.inf)
+            logits[..., self.banned_token_id] = -torch.inf
         return logits
 
     def head_matrix(self) -> Tensor:

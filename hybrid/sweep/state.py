@@ -145,7 +145,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     from hybrid.evaluate import parse, settings_of
 
     arguments = parse(list(words))
-    arguments.precision = arguments.precision or default_precision(resolve_device(arguments.device))
+    arguments.precision = arguments.precision or default_precision(resolve_device(arguments.device), arguments.dtype)
     try:
         content = read_json(folder / "eval.json")
         found, wanted = (

@@ -41,6 +41,11 @@ class ChatPrompts:
     tokenizer: Tokenizer
     data: Mapping[str, Any] | None = None
 
+    @classmethod
+    def of(cls, lm: Any) -> ChatPrompts:
+        """Make them for a loaded model (`hybrid.LanguageModel`)."""
+        return cls(lm.model, lm.tokenizer, lm.origin.data)
+
     def __post_init__(self) -> None:
         if self.tokenizer.chat_template is None:
             raise ValueError(
@@ -54,7 +59,7 @@ class ChatPrompts:
         unit = ((self.data or {}).get("turns") or {}).get("unit", 1)
         return Encoder(self.tokenizer, Turns(self.tokenizer.chat_template, "pad", (unit,), seq_len=0), now=None)
 
-    def __call__(self, messages: Sequence[Message]) -> list[int]:
+    def __call__(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids of a conversation that the assistant is to continue.
 
         A begin token at the start of a template is left out: the network puts its own before the text.
@@ -62,7 +67,7 @@ class ChatPrompts:
         Raises:
             ValueError: the template refuses it, or a message spells MASK.
         """
-        ids = self._encoder.prompt(checked_messages(list(messages), "messages"), "messages")
+        ids = self._encoder.prompt(checked_messages([dict(message) for message in messages], "messages"), "messages")
         if self.model.config.begin and ids[:1] == [self.model.begin_token_id]:
             ids = ids[1:]
         if self.model.mask_token_id in ids:

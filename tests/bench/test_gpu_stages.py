@@ -12,7 +12,7 @@ from conftest import ROOT
 
 import hybrid
 from hybrid.bench.gpu import attention, watched
-from hybrid.bench.gpu.generation import Graphs, cudnn_attention
+from hybrid.bench.gpu.generation import cudnn_attention
 from hybrid.bench.gpu.machine import head
 from hybrid.bench.gpu.stage import Bench
 from hybrid.bench.gpu.stages import STAGES
@@ -33,15 +33,14 @@ def test_the_page_lists_every_stage_with_its_budget() -> None:
 
 def test_what_a_stage_needs() -> None:
     lacking = {name: reason for name, stage in STAGES.items() if (reason := stage.missing(CPU)) is not None}
-    assert list(lacking) == ["waits", "graphs"]
-    assert lacking["waits"] == "there is nothing to see on a cpu"
+    assert lacking == {"waits": "there is nothing to see on a cpu"}
 
 
-def test_graphs_are_skipped_while_there_is_no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Graphs, "OPTION", "none_such")
-    assert Graphs().missing(CPU) == "generation has no option `none_such` yet"
-    monkeypatch.setattr(Graphs, "OPTION", "cache")
-    assert Graphs().missing(CPU) == "there is nothing to see on a cpu"
+def test_graphs_are_compared_with_the_same_texts_without() -> None:
+    """On a CPU static forwards stand for them."""
+    rows = list(STAGES["graphs"].run(CPU))
+    off, on = ([row for row in rows if row.switch == f"graphs {switch}"] for switch in ("off", "on"))
+    assert [(r.texts, r.variant, r.nfe) for r in off] == [(r.texts, r.variant, r.nfe) for r in on] and len(on) == 4
 
 
 def test_the_head_says_what_a_figure_belongs_to() -> None:

@@ -43,7 +43,12 @@ def test_every_option_can_be_typed_and_none_has_a_second_default(monkeypatch: py
     parse = _module("generate.py").parse
     monkeypatch.setattr(sys, "argv", ["generate.py", "--checkpoint", "x"])
     assert {name: getattr(parse(), name) for name in NAMES} == dict.fromkeys(NAMES)
-    typed = {"stop_at_end": ["--ignore-end-of-text"], "cache": ["--no-cache"], "slide": ["--slide"]}
+    typed = {
+        "stop_at_end": ["--ignore-end-of-text"],
+        "cache": ["--no-cache"],
+        "slide": ["--slide"],
+        "graphs": ["--graphs"],
+    }
     for name in NAMES:
         words = typed.get(name, [f"--{name.replace('_', '-')}", "1"])
         monkeypatch.setattr(sys, "argv", ["generate.py", "--checkpoint", "x", *words])

@@ -7,14 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from decoding_toy import engine
+from generation_settings import SETTINGS, texts
 from pretended_device import PretendedGPU, pretended_gpu
 from toy import MODES, toy_model
 
-from hybrid.decoding import DECODERS
-from hybrid.decoding.decoder import View
 from hybrid.decoding.step import Step
-from hybrid.model import Transformer
 
 WAITS = {
     # once a generation
@@ -32,9 +29,6 @@ WAITS = {
     ("decoding/places.py", "Places.index"): "how many positions a decoder of one's own reads",
 }
 """Where the host may wait: (file, function), and for what."""
-
-PROMPTS = [[1, 2, 3, 0, 5], [], [4, 4]]
-MASK = 9
 
 FIXED = [
     "first_hitting",
@@ -58,50 +52,6 @@ FIXED = [
 
 TWICE = {"confident_remdm", "no_remasking", "own_draws"}
 """Settings whose decoder asks something itself, at each step or fewer."""
-
-
-class Drawing:
-    """Draws the leftmost masked token itself, from a reading of its own."""
-
-    def start(self, view: View) -> None:
-        return None
-
-    def select(self, view: View, state: None) -> tuple[Any, ...]:
-        place = view.is_masked & (view.is_masked.cumsum(-1) == 1)
-        return place, None, view.tokens.masked_scatter(place, view.sample(view.read(view.tokens, place), place))
-
-
-def few_steps(name: str) -> dict[str, Any]:
-    """A decoder with its own options, but for a large number of steps."""
-    has_many = isinstance(getattr(DECODERS[name], "steps", None), int)
-    return {"name": name, "steps": 4} if has_many else {"name": name}
-
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"decoder": few_steps(name)} for name in DECODERS},
-    "threshold": {"decoder": {"name": "confidence", "threshold": 0.5}},
-    "many_a_step": {"decoder": {"name": "margin", "steps": 2, "plan": "cosine"}},
-    "confident_remdm": {"decoder": {"name": "remdm", "steps": 4, "sigma": "confidence", "eta": 0.9}},
-    "no_remasking": {"decoder": {"name": "p2", "steps": 3, "eta": 0.0}},
-    "own_draws": {"decoder": Drawing()},
-    "guidance": {"decoder": "confidence", "guidance": 1.5},
-    "planner": {"decoder": {"name": "p2", "steps": 3}, "planner": True},
-    "uncached": {"decoder": "first_hitting", "cache": False},
-    "documents": {"decoder": "first_hitting", "document_mask": True},
-    "sliding": {"decoder": "first_hitting", "slide": True, "seq_len": 8},
-    "truncated": {"decoder": "first_hitting", "top_k": 3, "top_p": 0.9, "temperature": 0.7},
-    "greedy": {"decoder": "left_to_right", "temperature": 0.0},
-    "autoregressive": {"decoder": "first_hitting", "block_size": 1},
-    "infilling": {"decoder": "first_hitting", "block_size": 8, "prompts": [[1, MASK, MASK, 2], [3, MASK, 4]]},
-}
-
-
-def texts(model: Transformer, weigher: Transformer, **setting: Any) -> tuple[list[list[int]], int]:
-    block_size, prompts = setting.pop("block_size", 4), setting.pop("prompts", PROMPTS)
-    if setting.pop("planner", False):
-        setting["planner"] = weigher
-    result = engine(model, block_size, setting.pop("decoder"), **setting).generate(prompts, 7)
-    return result.sequences, result.nfe
 
 
 def on_both(mode: tuple[str, str], setting: dict[str, Any]) -> PretendedGPU:

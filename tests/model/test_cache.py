@@ -54,6 +54,23 @@ def test_a_cut_that_is_no_cut_is_refused() -> None:
     assert cache.lengths == [4, 2]
 
 
+@pytest.mark.parametrize("rows", [[0, 2, 3], [1], [0, 1], [3], [0, 1, 2, 3]])
+def test_rows_that_leave_make_room_in_the_same_memory(rows) -> None:
+    cache = toy_model().new_cache(4, 8)
+    cache.commit([4, 2, 3, 8])
+    for t in (cache.keys, cache.values, cache.last_hidden):
+        t.normal_()
+    tensors = cache.keys, cache.values, cache.last_hidden
+    before, addresses = [t.clone() for t in tensors], [t.data_ptr() for t in tensors]
+    cache.keep(rows)
+    assert [t.data_ptr() for t in (cache.keys, cache.values, cache.last_hidden)] == addresses
+    assert cache.lengths == [[4, 2, 3, 8][row] for row in rows] and cache.keys.shape[1] == len(rows)
+    for now, row in enumerate(rows):
+        assert torch.equal(cache.last_hidden[now], before[2][row])
+        for t, old in zip((cache.keys, cache.values), before, strict=False):
+            assert torch.equal(t[:, now, : cache.lengths[now]], old[:, row, : cache.lengths[now]])
+
+
 def test_a_token_read_off_a_state_that_was_cut_is_not_made_up() -> None:
     """`next_token` predicts from the last committed state; after a cut there is none until it is read again."""
     model = toy_model("causal", "next_token")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 from hybrid.bench.baselines import decode_one_by_one
-from hybrid.bench.gpu.stage import Bench, Stage, needs_card
+from hybrid.bench.gpu.stage import Bench, Stage
 from hybrid.decoding import FirstHitting, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.device import autocast_dtype, precision_context
@@ -112,17 +112,11 @@ class Graphs(Stage):
     """Generation, with CUDA graphs and without"""
 
     seconds: ClassVar[float] = 30
-    OPTION: ClassVar[str] = "graphs"
-
-    def missing(self, bench: Bench) -> str | None:
-        if self.OPTION not in {field.name for field in dataclasses.fields(GenerationConfig)}:
-            return f"generation has no option `{self.OPTION}` yet"
-        return needs_card(bench)
 
     def run(self, bench: Bench) -> Iterator[SpeedRow]:
         models = bench.models()
         for rows in bench.sizes.texts:
             base = measured(bench, rows, variants(bench, models, rows)[0], "", None)
             for on in (False, True):
-                for variant in variants(bench, models, rows, **{self.OPTION: on}):
+                for variant in variants(bench, models, rows, graphs=on):
                     yield measured(bench, rows, variant, f"graphs {'on' if on else 'off'}", base.seconds)
