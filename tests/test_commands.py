@@ -28,6 +28,7 @@ from documents import (
     importable_examples,
     name_of,
 )  # fmt: skip
+from hugging_face_folders import write_folder
 from torch.distributed.run import parse_args as parse_torchrun
 
 from hybrid import cli
@@ -108,10 +109,21 @@ def settings_of(a: argparse.Namespace) -> Iterator[tuple[str | None, list[str]]]
             yield file, a.overrides
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is in the checkout, and a model of others where the pages have put one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in REPO.iterdir():
+        if path.name != "models":
+            (folder / path.name).symlink_to(path)
+    write_folder(folder / "models" / "smollm2", "llama")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _where_users_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _where_users_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkout: Path) -> Iterator[None]:
     """In the checkout, with the modules of the pages on the path."""
-    monkeypatch.chdir(REPO)
+    monkeypatch.chdir(checkout)
     with importable_examples(tmp_path):
         yield
 
