@@ -149,7 +149,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
     else:
-        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer))
+        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer, lm.block_sizes))
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.options import path_of, pick, title
+from hybrid.text.chat import ChatPrompts
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
@@ -161,6 +162,14 @@ class LanguageModel:
         """Like `generate`, step by step; unknown tokens are `mask_token_id`."""
         rows = prompt_ids(prompts, self.tokenizer.encode)
         return self.engine(*values, config=config, prompts=rows, **options).stream(rows, max_new_tokens)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the prompt of a conversation, `[{"role": "user", "content": "..."}, ...]`, by the chat template.
+
+        Raises:
+            ValueError: the tokenizer has no template, or that refuses the messages.
+        """
+        return ChatPrompts(self.model, self.tokenizer, self.origin.data)([dict(message) for message in messages])
 
     def _infilling_size(self, prompts: Sequence[Sequence[int]], block_size: int | None) -> int | None:
         """`block_size`; None becomes the first trained one with which all gaps of the prompts see what follows them."""

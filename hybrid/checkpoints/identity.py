@@ -6,6 +6,7 @@ environment.json    of a run: `init_from` (step and hash of the checkpoint whose
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ def identity_at(path: Path) -> dict[str, Any] | None:
 
 def is_foreign(path: Path) -> bool:
     """Return whether a folder is a Hugging Face model's, and none of ours."""
-    return (path / "config.json").is_file() and not (path / "config.yaml").is_file()
+    return os.path.isfile(path / "config.json") and not os.path.isfile(path / "config.yaml")  # of any text as a path
 
 
 def foreign_identity(path: Path) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints, reading
-from hybrid.checkpoints.identity import foreign_identity, identity_of
+from hybrid.checkpoints.hugging_face import FAMILIES, refuse_unknown
+from hybrid.checkpoints.identity import foreign_identity, identity_of, is_foreign
 from hybrid.checkpoints.recorded_data import recorded_data
 from hybrid.checkpoints.stored_model import Importer, StoredModel
 from hybrid.checkpoints.tensor_files import has_group, load_group
 from hybrid.data.tokenizers import load_tokenizer
 from hybrid.storage.folders import MANIFEST
 
-IMPORTERS: dict[str, type[Importer]] = {}
+IMPORTERS: dict[str, type[Importer]] = {**FAMILIES}
+"""Importers by name; those of Hugging Face models by the `model_type` of their config.json."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
         folder = path.absolute()
         with reading(folder):
             return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), None, folder, name)
+    if is_foreign(path) and not _is_ours(path):
+        with reading(path):
+            refuse_unknown(path)
     found = find_checkpoint(path).absolute()
     home = next((folder for folder in (found, found.parent.parent) if (folder / "config.yaml").is_file()), None)
     if home is None:
@@ -67,7 +72,16 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
 
 def importer_of(folder: Path) -> str | None:
     """Return the name of the first importer that recognises a folder; None if there is none, or the folder is ours."""
-    ours = ("config.yaml", MANIFEST, "checkpoints")
-    if not os.path.isdir(folder) or any((folder / name).exists() for name in ours) or list_checkpoints(folder):
+    if not os.path.isdir(folder) or _is_ours(folder):
         return None
     return next((name for name, importer in IMPORTERS.items() if importer().recognises(folder)), None)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Return whether a folder is a run, a checkpoint or a saved model; a manifest beside a config.json says nothing."""
+    has_manifest = (folder / MANIFEST).exists() and not is_foreign(folder)
+    return (
+        has_manifest
+        or any((folder / name).exists() for name in ("config.yaml", "checkpoints"))
+        or bool(list_checkpoints(folder))
+    )

@@ -49,7 +49,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _open(file: Path) -> Any:
+def open_tensors(file: Path) -> Any:
+    """Open a safetensors file. Raises ValueError, in one line, if it is missing, truncated or none."""
     try:
         return safe_open(file, "pt")
     except FileNotFoundError:
@@ -93,7 +94,7 @@ class _ShardedGroup(Mapping[str, Tensor]):
     """
 
     def __init__(self, files: list[Path]):
-        self.files = [(file, list(_open(file).keys())) for file in files]
+        self.files = [(file, list(open_tensors(file).keys())) for file in files]
         self.names = dict.fromkeys(name for _, names in self.files for name in names)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -101,7 +102,7 @@ class _ShardedGroup(Mapping[str, Tensor]):
         if not holders:
             raise KeyError(name)
         try:
-            parts = [_open(file).get_tensor(name) for file in holders]
+            parts = [open_tensors(file).get_tensor(name) for file in holders]
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise ValueError(f"{name}: cannot be read: {' '.join(str(error).split())}") from None
         if len(parts) == 1:

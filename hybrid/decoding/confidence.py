@@ -73,6 +73,10 @@ class ByConfidence(UnmaskingSchedule):
         )
         return view.is_masked & chosen, None
 
+    def step_sizes(self, view: View, state: Tensor | None) -> Tensor | None:
+        """(S,) how many positions the schedule reveals at each step; None: a bound decides, or a factor."""
+        return None if state is None else state.sum(0)
+
     def is_sure(self, score: Tensor, rank: Tensor, view: View) -> Tensor:
         """(r, B): sure enough to be revealed at once, where no schedule says how many."""
         assert self.threshold is not None

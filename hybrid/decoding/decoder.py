@@ -139,9 +139,7 @@ class View:
 
     def scatter(self, values: Tensor, elsewhere: float) -> Tensor:
         """Values (m,) of the masked positions -> (r, B)."""
-        full = values.new_full(self.is_masked.shape, elsewhere)
-        full[self.is_masked] = values
-        return full
+        return values.new_full(self.is_masked.shape, elsewhere).masked_scatter(self.is_masked, values)
 
 
 class Decoder(Protocol):
@@ -155,6 +153,10 @@ class Decoder(Protocol):
             stuck.
         ignores_sampling: True for a decoder whose tokens follow a law of its own; temperature, top_k and top_p are then
             refused.
+        step_sizes: a method `(view, state) -> (S,)` of a decoder that never re-masks, and knows when a block starts how
+            many positions of all rows together each of its first S steps reveals; or None. A GPU's host then waits once
+            for a block, not at every step. It is read where it stands in the class that `select` stands in: of one
+            that overrides `select` alone it would not be true.
     """
 
     def start(self, view: View) -> Any:
@@ -173,7 +175,10 @@ class Decoder(Protocol):
         ...
 
 
-def choose(decoder: Decoder, view: View, state: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+Choice = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def choose(decoder: Decoder, view: View, state: Any) -> Choice:
     """Return what `select` chooses: (reveal, remask, tokens), None for what it leaves out.
 
     Raises:
@@ -194,6 +199,15 @@ def choose(decoder: Decoder, view: View, state: Any) -> tuple[Tensor, Tensor | N
         return reveal, remask, None
     _refuse_other(decoder, "tokens", own[0], shape, torch.int64)
     return reveal, remask, own[0]
+
+
+def step_sizes(decoder: Decoder, view: View, state: Any) -> list[int]:
+    """Return how many positions the first steps of a block reveal, as far as the decoder knows it beforehand."""
+    owners = [next((c for c in type(decoder).__mro__ if name in vars(c)), None) for name in ("select", "step_sizes")]
+    if owners[0] is not owners[1]:  # there is none, or it is what another class says of its own `select`
+        return []
+    sizes: Tensor | None = decoder.step_sizes(view, state)  # type: ignore[attr-defined]
+    return [] if sizes is None else sizes.tolist()
 
 
 def _refuse_other(decoder: Decoder, name: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:

@@ -40,6 +40,8 @@ class Row:
 class LiveBlocks:
     """The live blocks of the active rows. `tokens` and `is_masked` (r, B) change as they are denoised.
 
+    The host counts along: `n_wanted` of the positions are valid, and `n_masked` masked.
+
     Args:
         text: (rows, width) of the whole batch.
         is_given: (rows, width), the tokens of prompts.
@@ -59,10 +61,14 @@ class LiveBlocks:
         self.is_valid = self.position < end
         self.is_fixed = is_given[self.index, self.position]
         self.places = [(row.row_key, row.start) for row in rows]
-        self.update(text[self.index, self.position])
+        ends = [min(row.start + block_size, row.end) for row in rows]
+        self.n_wanted = sum(end - row.start for row, end in zip(rows, ends, strict=True))
+        given = [row.prompt[row.start : end] for row, end in zip(rows, ends, strict=True)]
+        known = sum(len(tokens) - tokens.count(mask_token_id) for tokens in given)
+        self.update(text[self.index, self.position], self.n_wanted - known)
 
-    def update(self, tokens: Tensor) -> None:
-        self.tokens = tokens
+    def update(self, tokens: Tensor, n_masked: int) -> None:
+        self.tokens, self.n_masked = tokens, n_masked
         self.is_masked = (tokens == self.mask) & self.is_valid
 
     def is_open(self, finished_too: bool) -> Tensor:

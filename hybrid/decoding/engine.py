@@ -25,7 +25,7 @@ from hybrid import rng
 from hybrid.arguments import SEEDS, flag, integer, prompt_ids
 from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig
-from hybrid.decoding.decoder import Decoder, Patience, choose
+from hybrid.decoding.decoder import Decoder, Patience, choose, step_sizes
 from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
@@ -226,29 +226,29 @@ class _Session:
         """Step until nothing of the live blocks is masked, and `min_steps` of the decoder are over."""
         engine, decoder = self.engine, self.engine.decoder
         state, step, patience = None, 0, Patience(decoder, engine.block_size)
-        min_steps = getattr(decoder, "min_steps", 0)
-        while step < min_steps or bool(live.is_masked.any()):
+        min_steps, sizes = getattr(decoder, "min_steps", 0), []
+        while step < min_steps or live.n_masked:
             here = Step(self.networks, engine.config, self.uniforms, self.text, live, step)
             view = here.view()
             if step == 0:
                 state = decoder.start(view)
-            reveal, remask, own = choose(decoder, view, state)
-            reveal = reveal & (live.is_masked if own is None else live.is_open(step < min_steps))
-            changed, confidence = bool(reveal.any()), None
-            tokens = live.tokens
-            if changed:
-                tokens, confidence = here.revealed(view, reveal) if own is None else here.written(reveal, own)
+                # A CPU is asked at every step: there is nobody to wait for.
+                sizes = [] if live.tokens.device.type == "cpu" else step_sizes(decoder, view, state)
+            size = sizes[step] if step < len(sizes) else None
+            decision = here.decide(choose(decoder, view, state), step < min_steps, size)
+            tokens, confidence = live.tokens, None
+            if decision.n_revealed:
+                tokens, confidence = here.revealed(view, decision)
             shown = tokens
-            if remask is not None:
-                tokens = tokens.masked_fill(remask & live.is_open(step < min_steps), self.mask)
+            if decision.remask is not None:
+                tokens = tokens.masked_fill(decision.remask, self.mask)
             if self.watch is not None:
                 self._tell(live, confidence, shown, tokens)
-            advanced = changed and (own is None or bool((reveal & live.is_masked).any()))
-            live.update(tokens)
+            live.update(tokens, decision.n_masked)
             if step >= min_steps:
-                patience.count(advanced, remask is not None)
+                patience.count(decision.n_new > 0, decision.remask is not None)
             step += 1
-            if changed:
+            if decision.n_revealed:
                 self.text[live.index, live.position] = live.tokens
                 yield self._state()
 

@@ -29,7 +29,14 @@ def ranks(scores: Tensor, among: Tensor) -> Tensor:
 
 
 class FixedOrder:
-    """Reveal what is due at `view.step`."""
+    """Reveal what is due at `view.step`; the state is the (r, B) step at which each position is."""
+
+    def step_sizes(self, view: View, state: Tensor) -> Tensor:
+        """(B,) how many positions are due at each of the first B steps: with these orders they are all."""
+        most = state.shape[1]
+        sizes = state.new_zeros(most + 1)
+        sizes.index_add_(0, state.clamp(max=most).flatten(), view.is_masked.flatten().to(state.dtype))
+        return sizes[:most]
 
     def select(self, view: View, state: Tensor) -> tuple[Tensor, None]:
         return (state == view.step) & view.is_masked, None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybrid import rng
 from hybrid.arguments import integer, number
+from hybrid.device import send
 from hybrid.options import option
 
 TEMPERATURES = (1e-6, 1e6)
@@ -91,7 +92,7 @@ class Uniforms:
         offset = self._offset(rows, of)
         if offset is None or not first_step <= step < first_step + self.n_steps:
             offset, first_step = 0, step
-            row_key, start = (torch.tensor(column, device=device)[:, None, None] for column in zip(*rows, strict=True))
+            row_key, start = send(torch.tensor(rows), device)[:, :, None, None].unbind(1)  # (r, 1, 1) each
             position = start + torch.arange(self.n_blocks * B, device=device)
             steps = torch.arange(step, step + self.n_steps, device=device)[:, None]
             table = rng.uniform(self.seed, purpose, row_key, position, steps)  # (r, S, blocks * B)

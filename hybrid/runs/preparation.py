@@ -15,7 +15,7 @@ import torch
 from hybrid.checkpoints import finding
 from hybrid.checkpoints.module_state import load_state, module_tensors
 from hybrid.checkpoints.recorded_data import located
-from hybrid.config import Config
+from hybrid.config import Config, data_block_sizes
 from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
@@ -58,7 +58,7 @@ def prepare_data(config: Config, plan: ResumePlan, ranks: Ranks = ALONE) -> Data
     """
     _check_ranks(config, ranks)
     with ranks.first_on_each_machine():
-        data = located(prepare(config.data))
+        data = located(prepare(config.data, block_sizes=data_block_sizes(config)))
     plan.check_data(data.description, config.data)
     return data
 

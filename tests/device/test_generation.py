@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from toy import MODES, toy_model
 
 from hybrid.decoding import DECODERS
 from hybrid.decoding.decoder import View
+from hybrid.decoding.step import Step
 from hybrid.model import Transformer
 
 WAITS = {
@@ -21,24 +23,41 @@ WAITS = {
     ("decoding/results.py", "GenerationState.sequences"): "the texts are read",
     # once a block
     ("decoding/engine.py", "_Session._advance"): "an end of text ends a text",
-    ("decoding/sampling.py", "Uniforms.at"): "keys of the random numbers, which are made ahead",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the block takes",
-    # once a step, or more often
-    ("decoding/engine.py", "_Session._denoise"): "whether anything is masked, and anything was revealed",
-    ("decoding/step.py", "Step._draw"): "the uniforms of the positions that are drawn",
-    ("decoding/step.py", "Step._log_probs"): "hidden states where they are read; which texts have prompts",
-    ("decoding/step.py", "Step.revealed"): "which of the distributions are drawn from",
-    ("decoding/step.py", "Step.weigh"): "a planner's scores of the positions that it reads",
-    ("decoding/step.py", "Step.sample"): "the scores of what a decoder draws itself",
-    ("decoding/step.py", "Step.written"): "whether they are tokens of the vocabulary",
-    ("decoding/decoder.py", "View.scatter"): "scores of the masked positions go back to the block",
+    ("decoding/decoder.py", "step_sizes"): "what each of them reveals",
+    # once a step, of decoders that look at the text to decide how much they reveal, or take back
+    ("decoding/step.py", "Step.decide"): "how much is revealed, and masked after it",
     ("decoding/remasking.py", "PathPlanning.select"): "whether anything is to be revealed at all",
     ("decoding/remasking.py", "ReMDM.select"): "likewise",
+    ("decoding/places.py", "Places.index"): "how many positions a decoder of one's own reads",
 }
 """Where the host may wait: (file, function), and for what."""
 
 PROMPTS = [[1, 2, 3, 0, 5], [], [4, 4]]
 MASK = 9
+
+FIXED = [
+    "first_hitting",
+    "ancestral",
+    "left_to_right",
+    "random",
+    "confidence",
+    "margin",
+    "entropy",
+    "many_a_step",
+    "guidance",
+    "uncached",
+    "documents",
+    "sliding",
+    "truncated",
+    "greedy",
+    "autoregressive",
+    "infilling",
+]
+"""Settings in which the host knows when a block starts how many tokens each step reveals."""
+
+TWICE = {"confident_remdm", "no_remasking", "own_draws"}
+"""Settings whose decoder asks something itself, at each step or fewer."""
 
 
 class Drawing:
@@ -101,6 +120,26 @@ def test_texts_are_those_of_a_cpu_and_the_host_waits_only_where_it_may(
     setting: dict[str, Any], mode: tuple[str, str]
 ) -> None:
     assert on_both(mode, setting).places() - WAITS.keys() == set()
+
+
+@pytest.mark.thin(6)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_host_waits_once_a_block_or_once_a_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    decide = Step.decide
+    monkeypatch.setattr(Step, "decide", lambda self, *args: steps.append(1) or decide(self, *args))
+    gpu = on_both(("causal", "next_token"), SETTINGS[name])
+    n_steps, waits = len(steps) // 2, Counter[str]()  # the CPU takes as many
+    for wait, times in gpu.waits.items():
+        if wait.file.startswith("decoding/") and not wait.file.endswith("results.py"):
+            waits[wait.function] += times
+    n_blocks = waits.pop("_Session._advance")
+    if name in FIXED:
+        assert waits.keys() <= {"UnmaskingSchedule.counts", "step_sizes"}
+        assert all(times == n_blocks for times in waits.values())
+    else:
+        assert waits.pop("Step.decide") == n_steps > n_blocks
+        assert all(times <= n_steps for times in waits.values()) and bool(waits) == (name in TWICE)
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ WAITS = {
     ("likelihoods/orders.py", "_of_random_orders"): "likewise, a step of all orders at a time",
     ("likelihoods/orders.py", "_Walk.follow"): "likewise; whether anything is masked, and what the decoder may not do",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the decoder takes",
-    ("decoding/decoder.py", "View.scatter"): "scores of the masked positions go back to the block",
 }
 """Where the host may wait: (file, function), and for what."""
 

@@ -104,10 +104,13 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     if 0 < get("attention.sliding_window", int, 0) < length:
         raise ValueError(f"{file.path}: {name}.attention.sliding_window: a sliding window is not covered")
     theta = get("rope.freq_base", float, 10000.0)
+    n_layers = positive("block_count")
+    if n_layers > len(file.shapes):
+        raise ValueError(f"{file.path}: {name}.block_count is {n_layers}, and there are {len(file.shapes)} tensors")
     biases = {"attention_bias": False, "mlp_bias": False} if name == "llama" else {}
     return {
         "architectures": [family.class_name], "model_type": name,
-        "hidden_size": dim, "num_hidden_layers": positive("block_count"),
+        "hidden_size": dim, "num_hidden_layers": n_layers,
         "intermediate_size": positive("feed_forward_length"),
         "num_attention_heads": n_heads, "num_key_value_heads": positive("attention.head_count_kv", n_heads),
         "head_dim": head_dim, "vocab_size": _rows_of(file, "token_embd.weight"), "max_position_embeddings": length,

@@ -17,7 +17,7 @@ from hybrid.storage.atomic import write_json_atomic
 from hybrid.storage.folders import new_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PART = 2**22
+PART = 2**20
 """Weights that are dequantised at a time, about."""
 
 

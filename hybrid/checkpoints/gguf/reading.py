@@ -10,6 +10,8 @@ import numpy as np
 from hybrid.options import bare, nearest_path, shown
 
 _MAGIC = b"GGUF"
+_LONGEST = 2**21
+"""Values of a list of the metadata; the largest vocabularies have a quarter of a million tokens."""
 _REQUIRED = object()
 
 
@@ -53,7 +55,7 @@ class GGUFFile:
             default: of a key that is absent; without one it must be there.
 
         Raises:
-            ValueError: it is absent, or of another kind.
+            ValueError: it is absent, or of another kind, or not finite.
         """
         if key not in self._fields:
             if default is _REQUIRED:
@@ -67,7 +69,11 @@ class GGUFFile:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{self.path}: {key} is {shown(value)}; it must be of type {kind.__name__}")
-        return float(str(np.float32(value))) if kind is float else value
+        if kind is not float:
+            return value
+        if not np.isfinite(value):
+            raise ValueError(f"{self.path}: {key} is {value}, which is not finite")
+        return float(str(np.float32(value)))
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return some rows of a tensor, dequantised: float32 [stop - start, ...]."""
@@ -105,12 +111,19 @@ def _refuse_others(path: Path) -> None:
 
 def _reader_class(gguf: Any) -> Any:
     class Reader(gguf.GGUFReader):
-        """Refuses to read behind the end, where the package finds empty arrays, as many as a damaged file asks for."""
+        """Believes no length that a damaged file gives: the package would collect values until memory ends."""
 
         def _get(self, offset: int, dtype: Any, count: int = 1, **options: Any) -> np.ndarray:
             missing = int(offset) + np.dtype(dtype).itemsize * int(count) - len(self.data)
             if missing > 0:
                 raise ValueError(f"truncated: {missing} bytes are missing")
             return super()._get(offset, dtype, count, **options)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == gguf.GGUFValueType.ARRAY:
+                length = int(self._get(orig_offs + 4, np.uint64)[0])
+                if length > _LONGEST:
+                    raise ValueError(f"a list of {length} values")
+            return super()._get_field_parts(orig_offs, raw_type)
 
     return Reader

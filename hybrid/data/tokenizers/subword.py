@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid.data.tokenizers.base import LONG, Tokenizer
+from hybrid.data.tokenizers.base import END_OF_TEXT, LONG, SpecialToken, Tokenizer, check_encodable
+from hybrid.data.tokenizers.chat_template import ChatTemplate
+from hybrid.data.tokenizers.published import SUBWORD_FILE, tokenizer_file
 from hybrid.options import bare, path_of
 
-SUBWORD_FILE = "tokenizer.json"
-END_OF_TEXT = "<|endoftext|>"
 # What published tokenizers call the token that ends a document, most specific first.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|eot_id|>", "[SEP]")
 
@@ -35,12 +35,22 @@ class SubwordTokenizer(Tokenizer):
     kind = "bpe"
     sized = True
 
-    def __init__(self, tokenizer: Any) -> None:
-        """Take a `tokenizers.Tokenizer`; add an end-of-text token if it has none."""
+    def __init__(self, tokenizer: Any, end_of_text: int | None = None) -> None:
+        """Take a `tokenizers.Tokenizer` and the id that ends a text.
+
+        Without one it is the token that is called as such tokens are, which is added if there is none.
+
+        Raises:
+            ValueError: the tokenizer has no such id.
+        """
         vocab = tokenizer.get_vocab(with_added_tokens=True)
-        found = [name for name in END_OF_TEXT_NAMES if name in vocab]
-        self._end_of_text_name = found[0] if found else END_OF_TEXT
-        tokenizer.add_special_tokens([self._end_of_text_name])
+        by_name = next((name for name in END_OF_TEXT_NAMES if name in vocab), END_OF_TEXT)
+        name = by_name if end_of_text is None else tokenizer.id_to_token(end_of_text)
+        if name is None:
+            raise ValueError(f"end of text: {end_of_text} is none of the tokenizer's ids, 0 to {max(vocab.values())}")
+        self._end_of_text_name = name
+        self._is_named_otherwise = name != by_name
+        tokenizer.add_special_tokens([name])
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # text that spells a special token stays text
@@ -71,9 +81,13 @@ class SubwordTokenizer(Tokenizer):
         return cls(bpe)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a tokenizer.json. Raises ValueError, naming the file, if there is none or it can't be read."""
-        path = path_of("data.tokenizer", path)
+    def from_file(cls, path: str | Path, end_of_text: int | None = None) -> Self:
+        """Read a tokenizer.json, or that of the folder of a model, whose settings then say which id ends a text.
+
+        Raises:
+            ValueError: there is none, or it can't be read, or has not the id; the message names the file.
+        """
+        path, configured = tokenizer_file(path_of("data.tokenizer", path))
         if not path.is_file():
             raise ValueError(f"data.tokenizer: {str(path)!r} is no file; give the path of a tokenizer.json")
         import tokenizers
@@ -85,17 +99,27 @@ class SubwordTokenizer(Tokenizer):
                 f"data.tokenizer: {str(path)!r} is not a tokenizer.json that the tokenizers library reads "
                 f"({bare(error, 200)})"
             ) from None
-        return cls(tokenizer)
+        try:
+            made = cls(tokenizer, configured if end_of_text is None else end_of_text)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: {error}") from None
+        made.chat_template = ChatTemplate.read(path.parent)
+        return made
 
     @property
     def name(self) -> str:
         return type(self._tokenizer.model).__name__.lower()  # bpe, unigram, wordpiece, wordlevel
 
     def state(self) -> dict[str, Any]:
-        return {"tokenizer": self._tokenizer.to_str()}
+        return {"tokenizer": self._tokenizer.to_str(), **self._end_of_text_id}
+
+    @property
+    def _end_of_text_id(self) -> dict[str, int]:
+        """The id that ends a text, where no name says so."""
+        return {"end_of_text": self.end_of_text} if self._is_named_otherwise else {}
 
     def _saved_state(self) -> dict[str, Any]:
-        return {"file": SUBWORD_FILE}
+        return {"file": SUBWORD_FILE, **self._end_of_text_id}
 
     def save(self, folder: str | Path) -> None:
         super().save(folder)
@@ -103,7 +127,31 @@ class SubwordTokenizer(Tokenizer):
 
     @classmethod
     def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
-        return cls.from_file(folder / SUBWORD_FILE)
+        return cls.from_file(folder / SUBWORD_FILE, state.get("end_of_text"))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, SpecialToken]:
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: SpecialToken(i, token.lstrip, token.rstrip) for i, token in added if token.special}
+
+    def encode_behind(self, text: str) -> list[int]:
+        check_encodable(text)
+        return self._without_end_of_text(text, self._behind.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _behind(self) -> Any:
+        """The tokenizer for what is not the start of a text, where some put a blank in front."""
+        spec = json.loads(self._tokenizer.to_str())
+        parts = [spec["pre_tokenizer"] or {}]
+        parts += parts[0].get("pretokenizers", [])
+        first = [part for part in parts if part.get("prepend_scheme") == "first"]
+        if not first:
+            return self._tokenizer
+        for part in first:
+            part["prepend_scheme"] = "never"
+        behind = type(self._tokenizer).from_str(json.dumps(spec))
+        behind.encode_special_tokens = True
+        return behind
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if any(len(text) > LONG for text in texts) and self._may_be_cut:
