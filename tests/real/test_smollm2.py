@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,9 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from hybrid.convert import find
 
     folder = tmp_path_factory.mktemp("real") / "smollm2"
-    write_folder(GGUFFile(find("smollm2")), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)  # it may wait for the disk longer than all else takes
+        write_folder(GGUFFile(find("smollm2")), folder)
     yield folder
     shutil.rmtree(folder)
 
