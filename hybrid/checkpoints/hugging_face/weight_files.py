@@ -21,7 +21,7 @@ from hybrid.options import shown
 from hybrid.storage.json_files import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK = 1 << 24
+CHUNK = 1 << 20
 """Numbers of a tensor that are read at once where it is read piece by piece."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
