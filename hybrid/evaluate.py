@@ -52,7 +52,7 @@ def main() -> int:
 
 def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     """Evaluate on each rank a share; the first prints and writes."""
-    from hybrid.device import precision_context, resolve_precision
+    from hybrid.device import precision_context
     from hybrid.evaluation.machine import environment_of
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
@@ -61,8 +61,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
     refuse_foreign_output(output)
-    precision = resolve_precision(arguments.precision, device)
-    lm = load(arguments.checkpoint, str(device), precision, arguments.dtype)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
     sizes = block_sizes(lm, arguments)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
@@ -71,7 +70,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
     scores = Scores(
-        lm, split, precision_context(precision, lm.device),
+        lm, split, precision_context(lm.precision, lm.device),
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows, ranks=ranks,
     )  # fmt: skip
     where = conditions(facts := environment_of(lm))

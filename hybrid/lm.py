@@ -31,7 +31,14 @@ from hybrid.decoding.config import GenerationConfig, takes_options
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
-from hybrid.device import autocast_dtype, precision_context, resolve_device, resolve_dtype
+from hybrid.device import (
+    HALVES,
+    autocast_dtype,
+    precision_context,
+    resolve_device,
+    resolve_dtype,
+    resolve_precision,
+)
 from hybrid.likelihoods import Likelihood, Rows
 from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
 from hybrid.likelihoods.base import checked
@@ -267,8 +274,9 @@ def load(
     kept, precision = resolve_dtype(dtype, precision)
     stored, origin = open_model(path_of("path", path))
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
+    precision = precision if precision in HALVES else resolve_precision(precision, where)
     assert origin.folder is not None
-    config, tokenizer = _config_of(stored, origin.folder), stored.tokenizer
+    config, tokenizer = config_of(stored, origin.folder), stored.tokenizer
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where, dtype=kept).eval()
     with reading(origin.folder):
         load_state(model, stored.tensors)
@@ -279,7 +287,7 @@ def load(
     return lm
 
 
-def _config_of(stored: StoredModel, folder: Path) -> Config:
+def config_of(stored: StoredModel, folder: Path) -> Config:
     """Return the configuration of a stored model; files that it names may be gone by now."""
     if isinstance(stored.settings, Path):
         return load_config(stored.settings, checked=False)

@@ -23,17 +23,39 @@ class Turn(NamedTuple):
     end: int
 
 
+class ChangedTurn(ValueError):
+    """A template writes an earlier turn in another way once others stand behind it."""
+
+
 def encode_conversation(chat: Chat, messages: list[Message], where: str) -> Encoded:
-    """Return the ids of a conversation; its turns of the assistant are targets.
+    """Return a conversation as a document, whose targets are the turns of the assistant.
 
     Args:
         where: begins the message of an error.
 
     Raises:
-        ValueError: the template refuses it, or does not continue the rendering of its first messages by that of more.
+        ValueError: there are none, the template refuses it, or changes earlier turns.
+    """
+    encoded = encode_turns(chat, messages, where)
+    if not encoded.targets:
+        raise ValueError(f"{where}: the assistant says nothing, so nothing is learned; leave it out")
+    if encoded.ids[-1] == chat.tokenizer.end_of_text:  # it closes the document as well
+        return encoded._replace(ids=encoded.ids[:-1])
+    return encoded
+
+
+def encode_turns(chat: Chat, messages: list[Message], where: str, to_be_continued: bool = False) -> Encoded:
+    """Return the ids of messages; the turns of the assistant are targets.
+
+    Args:
+        to_be_continued: whether what begins a turn of the assistant stands behind them.
+
+    Raises:
+        ChangedTurn: a template does not continue the rendering of the first messages by that of more.
+        ValueError: it refuses them.
     """
     shielded, back = chat.shield(messages)
-    rendering = chat.rendered(shielded, False, where)
+    rendering = chat.rendered(shielded, to_be_continued, where)
     turns = _turns(chat, shielded, rendering, where)
     ends = [place for turn in turns for place in turn]
     tokenizer = chat.tokenizer
@@ -57,10 +79,6 @@ def encode_conversation(chat: Chat, messages: list[Message], where: str) -> Enco
         run += piece.content
         texts.append(piece.content)
         target_bytes += learned * len(piece.content.encode())
-    if len(ids) and ids[-1] == tokenizer.end_of_text:
-        ids = ids[:-1]  # it closes the document as well
-    else:
-        is_target.append(False)
     return Encoded(ids, _spans(is_target), "".join(texts), target_bytes, where)
 
 
@@ -82,14 +100,12 @@ def _turns(chat: Chat, messages: list[Message], rendering: str, where: str) -> l
         before, said = chat.rendered(messages[:i], True, where), chat.rendered(messages[: i + 1], False, where)
         end = _end_of_turn(chat, said, len(before))
         if not (said.startswith(before) and rendering.startswith(said[:end])):
-            raise ValueError(
+            raise ChangedTurn(
                 f"{where}: the chat template writes message {i + 1} in another way once others stand behind it, so "
                 "what is learned would not be what is seen; make each turn a conversation of its own that ends with "
                 "it, or take another template (data.chat_template)"
             )
         turns.append(Turn(len(before), end))
-    if not turns:
-        raise ValueError(f"{where}: the assistant says nothing, so nothing is learned; leave it out")
     return turns
 
 

@@ -13,6 +13,11 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 Message = dict[str, Any]
 
 
+def system_message(content: str | None) -> list[Message]:
+    """Return the messages that a conversation begins with: one, or none."""
+    return [] if content is None else [{"role": "system", "content": content}]
+
+
 def checked_messages(value: Any, where: str) -> list[Message]:
     """Return `value` if it is a conversation, without fields that are null.
 
@@ -47,7 +52,8 @@ def _checked(message: Any, where: str) -> Message:
             raise ValueError(
                 f"{where}: it has a lone surrogate (\\ud800 to \\udfff), which UTF-8 can't hold; remove it"
             ) from None
-    return {"content": "", **kept}
+    kept.setdefault("content", "")
+    return kept
 
 
 def strings_of(value: Any) -> Sequence[str]:

@@ -14,14 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
 
 from hybrid.data.chat import PLAIN, TRAINED_DATE, Chat
-from hybrid.data.conversations import encode_conversation
+from hybrid.data.conversations import ChangedTurn, encode_conversation, encode_turns
 from hybrid.data.corpora.source import Document
 from hybrid.data.encoding import Encoded, encode_documents
+from hybrid.data.messages import Message
 from hybrid.data.tokenizers import ChatTemplate, Tokenizer
 
 TURNS = ("auto", "pad", "refuse", "mix")
@@ -83,17 +85,18 @@ class Encoder:
 
     tokenizer: Tokenizer
     turns: Turns = ONE_BEHIND_THE_OTHER
+    now: datetime | None = TRAINED_DATE  # for templates that ask for the date; None: the clock
 
     @cached_property
-    def _chat(self) -> Chat:
-        return Chat(self.tokenizer, self.turns.template, TRAINED_DATE)
+    def chat(self) -> Chat:
+        return Chat(self.tokenizer, self.turns.template, self.now)
 
     def encode(self, documents: Sequence[Document]) -> list[Encoded]:
         """Return each document as tokens. Raises ValueError for a conversation that the template does not take."""
         if all(document.conversation is None for document in documents):
             return encode_documents(documents, self.tokenizer)
         return [
-            encode_conversation(self._chat, *document.conversation)
+            encode_conversation(self.chat, *document.conversation)
             if document.conversation is not None
             else encode_documents([document], self.tokenizer)[0]
             for document in documents
@@ -104,14 +107,32 @@ class Encoder:
         filled_up = self.turns.unit > 1 and len(encoded.targets) > 1
         return filled_up or bool((encoded.ids == self.tokenizer.end_of_text).any())
 
-    def lay_out(self, encoded: Encoded, at: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def prompt(self, messages: list[Message], where: str) -> list[int]:
+        """Return the ids of messages and of the start of the assistant's turn, as they stand at the start of a row.
+
+        Raises:
+            ValueError: the template refuses them.
+        """
+        try:
+            encoded = encode_turns(self.chat, messages, where, to_be_continued=True)
+        except ChangedTurn:  # in training there was nothing behind such a turn
+            encoded = Encoded(np.array(self.chat.prompt(messages, where)), (), "", 0)
+        tokens, _ = self.lay_out(encoded, closed=False)
+        return tokens.tolist()
+
+    def lay_out(self, encoded: Encoded, at: int = 0, closed: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens, and which of them are learned (0 or 1), of a document that begins at place `at` of its split.
+
+        Args:
+            closed: by an end of text.
 
         Raises:
             ValueError: something is to be filled up and may not be, or a later turn would stand in another row.
         """
         turns, end_of_text = self.turns, self.tokenizer.end_of_text
-        whole = np.append(encoded.ids.astype(np.int64), end_of_text)
+        whole = encoded.ids.astype(np.int64)
+        if closed:
+            whole = np.append(whole, end_of_text)
         learned = np.zeros(len(whole), np.uint8)
         for begin, end in encoded.targets:
             learned[begin:end] = 1
@@ -137,5 +158,6 @@ class Encoder:
             tokens += [whole[done:end], np.full(missing, end_of_text)]
             flags += [learned[done:end], np.ones(missing, np.uint8)]
             length += end - done + missing
-            done = len(whole) if missing and end == len(whole) - 1 else end  # what fills up also closes the document
+            is_last = closed and end == len(whole) - 1
+            done = len(whole) if missing and is_last else end  # what fills up also closes the document
         return np.concatenate([*tokens, whole[done:]]), np.concatenate([*flags, learned[done:]])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hybrid.device import resolve_precision
 from hybrid.lm import LanguageModel
 from hybrid.results.environment import environment
 
@@ -13,6 +12,6 @@ def environment_of(lm: LanguageModel) -> dict[str, Any]:
     """Make the `environment` of results: as of a run, with the precision of products and the dtype of the weights."""
     return {
         **environment(lm.device),
-        "precision": resolve_precision(lm.precision, lm.device),
+        "precision": lm.precision,
         "dtype": str(lm.model.embedding.weight.dtype).removeprefix("torch."),
     }
