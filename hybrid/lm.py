@@ -276,7 +276,7 @@ def load(
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
     precision = precision if precision in HALVES else resolve_precision(precision, where)
     assert origin.folder is not None
-    config, tokenizer = _config_of(stored, origin.folder), stored.tokenizer
+    config, tokenizer = config_of(stored, origin.folder), stored.tokenizer
     model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where, dtype=kept).eval()
     with reading(origin.folder):
         load_state(model, stored.tensors)
@@ -287,7 +287,7 @@ def load(
     return lm
 
 
-def _config_of(stored: StoredModel, folder: Path) -> Config:
+def config_of(stored: StoredModel, folder: Path) -> Config:
     """Return the configuration of a stored model; files that it names may be gone by now."""
     if isinstance(stored.settings, Path):
         return load_config(stored.settings, checked=False)

@@ -25,12 +25,8 @@ from hybrid.options import bare, nearest, shown
 if TYPE_CHECKING:
     from hybrid.evaluation.harness.adapter import HybridLM
 
-WHAT = {
-    "exact": "exact",
-    "policy": "that of the decoder's order",
-    "bound": "a bound (at least so much)",
-}
-"""Estimators in words."""
+ESTIMATORS = {"exact": "exact", "policy": "policy (in the decoder's order)", "bound": "bound (it is at least this)"}
+"""What log p is, in words."""
 
 MISSING = "lm-eval is not installed; pip install 'hybrid[lm-eval]'"
 log = logging.getLogger(__name__)
@@ -70,7 +66,7 @@ def load_tasks(words: Sequence[str], include_path: str | None) -> tuple[dict[str
     for word in words:
         if word not in files and not manager.match_tasks([word]):
             known = nearest(word, manager.all_tasks)
-            raise ValueError(f"--tasks: {shown(word)} is no file and no task of lm-eval{known}")
+            raise ValueError(f"--tasks: {shown(word)} is no task of lm-eval{known}, nor the file of one (.yaml, .json)")
         try:
             found = manager.load([task_file(Path(word)) if word in files else word])
         except Exception as error:  # whatever a task's settings, its functions or its data set raise
@@ -177,7 +173,7 @@ def notes(about: Mapping[str, Any]) -> list[str]:
 
     how = about["likelihood"]
     found = [
-        f"{task}: log p is {WHAT[how['estimator']]} at block size {how['block_size']}"
+        f"{task}: log p: {ESTIMATORS[how['estimator']]}, block size {how['block_size']}"
         + (f", draws: {how['draws']}, +- {noise['stderr_per_request']:.3g} nats a request" if "draws" in how else "")
         for task, noise in how["noise"].items()
     ]
@@ -253,7 +249,10 @@ def parse() -> argparse.Namespace:
 
 
 def number_or_all(word: str) -> int | str:
-    return word if word == "all" else int(word)
+    try:
+        return word if word == "all" else int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{shown(word)} must be an integer, or all") from None
 
 
 if __name__ == "__main__":

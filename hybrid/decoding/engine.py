@@ -240,10 +240,8 @@ class _Session:
             view = here.view()
             if step == 0:
                 state = decoder.start(view)
-                # A CPU is asked at every step: there is nobody to wait for.
-                sizes = [] if live.tokens.device.type == "cpu" else step_sizes(decoder, view, state)
-            size = sizes[step] if step < len(sizes) else None
-            decision = here.decide(choose(decoder, view, state), step < min_steps, size)
+                sizes = step_sizes(decoder, view, state)
+            decision = here.decide(choose(decoder, view, state), step < min_steps, sizes)
             tokens, confidence = live.tokens, None
             if decision.n_revealed:
                 tokens, confidence = here.revealed(view, decision)

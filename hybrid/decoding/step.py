@@ -5,7 +5,7 @@ Shape legend: r active rows, B block size, V vocabulary, m positions that are re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -86,12 +86,12 @@ class Step:
         """At all masked positions, for a decoder that wants to see them."""
         return self._predict(self.masked)
 
-    def decide(self, choice: Choice, finished_too: bool, size: int | None = None) -> Decision:
+    def decide(self, choice: Choice, finished_too: bool, sizes: Sequence[int] = ()) -> Decision:
         """Keep of a choice what is allowed, and count it.
 
         Args:
             finished_too: rows in which nothing is masked may change.
-            size: how many positions are revealed, where that is known.
+            sizes: how many positions the first steps of the block reveal, as far as that is known.
 
         Raises:
             ValueError: ids that are no tokens, among those that the decoder wrote itself.
@@ -99,7 +99,7 @@ class Step:
         (reveal, remask, own), live = choice, self.live
         if remask is None and own is None:
             reveal = reveal & self.is_masked
-            n = int(reveal.count_nonzero()) if size is None else size
+            n = sizes[self.step] if self.step < len(sizes) else int(reveal.count_nonzero())
             return Decision(reveal, None, None, n, n, live.n_masked - n)
         # Asked now, not when the next step has begun: that would cost each block a forward for nothing.
         is_open = live.is_open(finished_too)

@@ -24,9 +24,9 @@ def test_a_prompt_read_in_pieces_says_the_same(mode, block_size, slide, monkeypa
     read: list[int] = []
     block_hidden = denoiser.block_hidden
 
-    def spy(model, cache, rows, sight):
+    def spy(model, cache, rows, *args):
         read.append(rows.n_pending)
-        return block_hidden(model, cache, rows, sight)
+        return block_hidden(model, cache, rows, *args)
 
     monkeypatch.setattr(denoiser, "block_hidden", spy)
 

@@ -100,9 +100,9 @@ def test_without_the_prompt_a_filled_gap_is_still_seen(monkeypatch: pytest.Monke
     M, committed = model.mask_token_id, []
     block_hidden = denoiser.block_hidden
 
-    def spy(model, cache, rows, sight):
+    def spy(model, cache, rows, *args):
         committed.append(rows.pending[0].tolist())
-        return block_hidden(model, cache, rows, sight)
+        return block_hidden(model, cache, rows, *args)
 
     monkeypatch.setattr(denoiser, "block_hidden", spy)
     run = engine(model, 4, "left_to_right", guidance=1.0, stop_at_end=False)

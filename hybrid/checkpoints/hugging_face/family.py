@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hybrid.checkpoints.hugging_face.names import LLAMA_NAMES, Names
 from hybrid.checkpoints.hugging_face.reading import model_type_of, read_folder
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
 from hybrid.checkpoints.stored_model import StoredModel
@@ -19,7 +20,7 @@ from hybrid.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """Translates the settings of one `model_type`. The weights of all have the names of `names.py`."""
+    """Translates the settings of one `model_type`, and the names of its weights."""
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
@@ -28,6 +29,9 @@ class Family(ABC):
     """What is published of it, for messages."""
     fixed: ClassVar[Mapping[str, Any]]
     """Options of our network that no key of its config.json changes."""
+
+    names: ClassVar[Names] = LLAMA_NAMES
+    """Their names of our weights."""
 
     @abstractmethod
     def to_ours(self, theirs: TheirConfig, folder: Path) -> dict[str, Any]:
@@ -44,7 +48,7 @@ class Family(ABC):
         return model_type_of(folder) == self.model_type
 
     def read(self, folder: Path) -> StoredModel:
-        return read_folder(folder, lambda theirs: self.settings(theirs, folder))
+        return read_folder(folder, lambda theirs: self.settings(theirs, folder), self.names)
 
     def lacks(self, model: ModelConfig, block_sizes: Sequence[int]) -> list[str]:
         """Return what of a model the family cannot express; nothing if it can be written as one of it."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hybrid.checkpoints.hugging_face.names import Names
 from hybrid.checkpoints.hugging_face.record import RECORD, recorded_settings
 from hybrid.checkpoints.hugging_face.settings import refuse_foreign_parts
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
@@ -27,11 +28,12 @@ def model_type_of(folder: Path) -> Any:
         return None
 
 
-def read_folder(folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any]]) -> StoredModel:
+def read_folder(folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any]], names: Names) -> StoredModel:
     """Read a folder; one that has a record of ours is what the record says.
 
     Args:
         settings_of: translates a config.json to the values of our keys, `model.vocab_size` among them.
+        names: theirs, of our weights.
 
     Raises:
         ValueError: what is there is not covered, damaged, or does not fit together; one line.
@@ -51,7 +53,7 @@ def read_folder(folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any
             f"{SUBWORD_FILE}: {max(tokenizer.vocab_size, n_ids)} ids{added}, are more than vocab_size of {CONFIG}, "
             f"{rows}; are both of the same model?"
         )
-    return StoredModel(settings, tokenizer, TheirWeights(stored_tensors(folder), model, rows, n_ids))
+    return StoredModel(settings, tokenizer, TheirWeights(stored_tensors(folder), names, model, rows, n_ids))
 
 
 def model_of(settings: Mapping[str, Any]) -> ModelConfig:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import Command
 
 import hybrid
 from hybrid.data.tokenizers.subword import SubwordTokenizer
@@ -114,3 +117,11 @@ def test_errors_of_a_task_are_of_a_request_and_of_the_mean_token() -> None:
         "requests": 2, "tokens": 5,
         "stderr_per_request": pytest.approx(0.5 / math.sqrt(2)), "stderr_per_token": pytest.approx(0.1),
     }  # fmt: skip
+
+
+def test_without_the_harness_the_command_says_how_to_install_it(
+    command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    error = command("lm_eval", "--checkpoint", trained, "--tasks", "mine.yaml").error
+    assert error == "error: lm-eval is not installed; pip install 'hybrid[lm-eval]'"

@@ -15,7 +15,7 @@ from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import GenerationState
 from hybrid.decoding.sampling import Sampling
 from hybrid.evaluation.harness.pieces import Piece
-from hybrid.evaluation.harness.writing import NEW_TOKENS, Wanted, Writer
+from hybrid.evaluation.harness.writing import NEW_TOKENS, Wanted, Writer, settled
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 CONTEXTS = ["the value", "", "list is", "the value", "error returns the name of a"]
@@ -105,9 +105,24 @@ def test_equal_requests_draw_different_texts_whatever_the_batch(lm: hybrid.Langu
 
 
 def test_a_long_context_loses_its_beginning(lm: hybrid.LanguageModel) -> None:
-    wanted = [Wanted.of({"max_gen_toks": 12}, 32)] * 2
-    context = "the value of a list is set by its name"
-    assert len(set(writer_of(lm).texts([context, context[-20:]], wanted))) == 1
+    """Noise is keyed by what is left of it, so another rest would give another text."""
+    context, wanted = "the value of a list is set by its name", [Wanted((), 12, Sampling())]
+    assert writer_of(lm).texts([context], wanted) == writer_of(lm).texts([context[-20:]], wanted)
+    assert writer_of(lm).texts([context], wanted) != writer_of(lm).texts([context[-19:]], wanted)
+
+
+def test_what_is_settled_is_what_no_decoder_changes_any_more(lm: hybrid.LanguageModel) -> None:
+    """The tokens of the live block may still be masked again, and so may a last block that is not finished."""
+    engine, mask = lm.engine(block_size=4), lm.mask_token_id
+    prompt = [1, 2]
+
+    def of(new: list[int], reason: str | None = None) -> list[int]:
+        state = GenerationState(1, False, torch.tensor([prompt + new]), [(2, 2 + len(new))], [reason])
+        return settled(state, [prompt], engine)[0]
+
+    assert of([5, mask]) == of([5, 6]) == of([5, 6, mask, mask, 7, mask]) == []
+    assert of([5, 6, 7, mask, mask, mask]) == of([5, 6, 7, 8, 9, 10]) == [5, 6]
+    assert of([5, 6, 7], "length") == [5, 6, 7]
 
 
 @pytest.mark.parametrize("most", [1, 3, 64])
