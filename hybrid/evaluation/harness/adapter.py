@@ -72,8 +72,7 @@ class HybridLM(LM):
         self.writer = Writer(self.lm, size, written_by, seed, self.batch_size, self._context)
         self.checks_greedy = size == 1 if check_greedy is None else flag("check_greedy", check_greedy)
         self._conversations: dict[str, list[int]] = {}  # the ids of what the chat template has written
-        self.stderrs: dict[tuple[str, ...], float] = {}
-        self._scores: defaultdict[str, list[Score]] = defaultdict(list)
+        self.scores: defaultdict[str, dict[tuple[str, ...], Score]] = defaultdict(dict)  # of tasks, by their requests
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, and whether it is what greedy decoding writes."""
@@ -142,11 +141,15 @@ class HybridLM(LM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What `config` of the results says of model, likelihood and machine."""
+        noise = errors_of({task: list(some.values()) for task, some in self.scores.items()})
         return {
             "hybrid": {
                 "checkpoint": self.lm.origin.checkpoint,
                 "decoder": str(self.writer.decoder),
-                "likelihood": {**self.estimator.about, "noise": errors_of(self._scores)},
+                "likelihood": {
+                    **self.estimator.about,
+                    "noise": noise,
+                },
                 "checks_greedy": self.checks_greedy,
                 "environment": environment_of(self.lm),
             }
@@ -177,8 +180,7 @@ class HybridLM(LM):
 
     def _note(self, kind: str, requests: Sequence[Instance], scores: Sequence[Score]) -> None:
         for request, score in zip(requests, scores, strict=True):
-            self._scores[request.task_name or kind].append(score)
-            self.stderrs[request.args] = score.stderr
+            self.scores[request.task_name or kind][request.args] = score
 
     def _cache(self, kind: str, requests: Sequence[Instance], found: Sequence[Any]) -> None:
         """Tell the harness what is known, which it may write down (`use_cache`)."""
