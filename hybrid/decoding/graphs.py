@@ -77,7 +77,7 @@ class Static:
         if stand == self.stand and sight.documents is None:
             return
         self.stand = stand
-        pattern = sight.pattern(rows, model.config, self.cache, with_slots=True)
+        pattern = sight.new_pattern(rows, model.config, self.cache, with_slots=True)
         # Rows behind the texts write to the bin, and see one slot, so that their softmax is finite.
         inputs = [
             (self.slots, pattern.slots, self.cache.bin), (self.end, pattern.visible_end, self.shape.start + 1),
