@@ -3,6 +3,7 @@
     python generate.py --checkpoint runs/quickstart --prompt "Return the"
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
+    python generate.py --checkpoint runs/instruct --chat --system "Answer in one word."
     python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
     echo "The default is" | python generate.py --checkpoint runs/quickstart --prompt - --num-samples 3 --json
 
@@ -12,8 +13,11 @@ have <|endoftext|> between them.
 Prompts are UTF-8. Of a file or of standard input a byte order mark at the start is dropped, as in training, and one
 line end at the end (LF or CRLF), which editors and shells add; everything else stays as it is.
 
-JSON: prompt, texts (behind the prompt; with --infill the whole, and `filled` has the gaps of each), finish_reasons of
-each text (length, end_of_text, stop), tokens (those of the texts), forwards, seconds, seed.
+With --chat one types a message a line. Ctrl-C stops a reply; /quit or Ctrl-D ends. When the context is full, the oldest
+messages are forgotten, which is said.
+
+JSON: prompt (or messages), texts (behind the prompt; with --infill the whole, and `filled` has the gaps of each),
+finish_reasons of each text (length, end_of_text, stop), tokens (those of the texts), forwards, seconds, seed.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybrid import cli
 from hybrid.options import shown
+from hybrid.text.asking import add_asking, check_asking, read_asked
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +48,14 @@ MAX_SAMPLES = 1_000_000
 
 def main() -> int:
     arguments = parse()
-    prompt = read_prompt(arguments)
+    prompt = read_asked(arguments)
     from hybrid.config import import_modules  # late, so that --help is quick
     from hybrid.device import default_precision, resolve_device
     from hybrid.distributed import Ranks, joined
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
-    arguments.precision = arguments.precision or default_precision(device)
+    arguments.precision = arguments.precision or default_precision(device, arguments.dtype)
     with joined(device) as ranks:
         generate(arguments, prompt, device, ranks)
     return 0
@@ -67,15 +73,25 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
         if ranks.world > 1:
             raise ValueError(f"--trace: a page is written by one process, not by {ranks.world}; start without torchrun")
         check_path(page)
-    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
-    ids = prompt_ids(arguments, lm, prompt)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
+    if arguments.verbose and ranks.is_main:
+        from hybrid.evaluation.sentence import likelihood_of_a_sentence
+
+        print(likelihood_of_a_sentence(lm), file=sys.stderr)
     config = config_of(arguments, lm)
+    if arguments.chat:
+        converse(arguments, lm, config, ranks)
+        return
+    ids = prompt_ids(arguments, lm, prompt)
     engine = lm.engine(config=config, prompts=[ids])
+    if arguments.messages is not None:
+        engine = replace(engine, document_mask=False)  # a conversation is one document
     new = n_new_tokens(arguments, lm, ids)
     live = sys.stdout.isatty() and not arguments.json and ranks.world == 1
     gaps = gaps_of(ids, lm.mask_token_id)
+    typed = prompt if arguments.messages is None else ""
     console = Console(
-        lm.tokenizer, lm.mask_token_id, prompt, arguments.stop, live, gaps=gaps, ends=lm.model.end_token_ids
+        lm.tokenizer, lm.mask_token_id, typed, arguments.stop, live, gaps=gaps, ends=lm.model.end_token_ids
     )
     trace = Trace(engine)
     parts: list[Texts] = []
@@ -93,12 +109,25 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
             print(f"wrote {page}", file=sys.stderr)
 
 
+def converse(arguments: argparse.Namespace, lm: LanguageModel, config: GenerationConfig, ranks: Ranks) -> None:
+    """Talk to the model until the user has had enough."""
+    from hybrid.text.chat import ChatPrompts, ChatSession, typed
+
+    if ranks.world > 1:
+        raise ValueError(f"--chat: one process talks, not {ranks.world}; start without torchrun")
+    prompts = ChatPrompts.of(lm)
+    engine = replace(lm.engine(config=config), document_mask=False)  # a conversation is one document
+    session = ChatSession(engine, prompts, arguments.max_new_tokens, arguments.stop)
+    print(session.converse(typed(sys.stdin), arguments.system).summary(), file=sys.stderr)
+
+
 def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console: Console, seed: int) -> None:
     """Texts on stdout, unless they stand there already; figures on stderr."""
     from hybrid.text.console import BETWEEN
 
     if arguments.json:
-        told: dict[str, object] = {"prompt": prompt, "texts": generation.texts}
+        asked = {"prompt": prompt} if arguments.messages is None else {"messages": json.loads(prompt)}
+        told: dict[str, object] = {**asked, "texts": generation.texts}
         if console.gaps:
             told["filled"] = generation.filled
         told |= {"finish_reasons": generation.finish_reasons, **generation.statistics(), "seed": seed}
@@ -110,8 +139,11 @@ def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console:
 
 def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) -> list[int]:
     """The prompt's tokens, MASK where it has gaps."""
+    from hybrid.text.chat import ChatPrompts
     from hybrid.text.infill import ids_with_gaps
 
+    if arguments.messages is not None:
+        return ChatPrompts.of(lm)(json.loads(prompt))
     if not arguments.infill:
         return lm.tokenizer.encode(prompt)
     return ids_with_gaps(prompt, lm.tokenizer, lm.mask_token_id, lm.config.data.seq_len)
@@ -140,8 +172,9 @@ def n_new_tokens(arguments: argparse.Namespace, lm: LanguageModel, ids: list[int
     if arguments.slide:
         raise ValueError("--slide: a context that slides is never full; say when to stop with --max-new-tokens")
     if room <= 0:
+        key = "--prompt" if arguments.messages is None else "--messages"
         raise ValueError(
-            f"--prompt: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
+            f"{key}: {len(ids)} tokens fill the context of {lm.config.data.seq_len} (data.seq_len); shorten it, "
             "or let the context slide (--slide --max-new-tokens N)"
         )
     return room
@@ -175,28 +208,12 @@ def facts_of(checkpoint: str, config: GenerationConfig, block_size: int, generat
     }
 
 
-def read_prompt(arguments: argparse.Namespace) -> str:
-    """From --prompt (`-`: standard input) or --prompt-file, by the rule above."""
-    source = arguments.prompt_file
-    if source is None and arguments.prompt != "-":
-        return arguments.prompt
-    from hybrid.data.corpora.reading import decoded, read_text
-
-    if source in (None, "-"):
-        text = decoded(sys.stdin.buffer.read(), "standard input", "--prompt")
-    else:
-        text = read_text(Path(source), "--prompt-file")
-    return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-
-
 def parse() -> argparse.Namespace:
     """What was typed. Options of `GenerationConfig` that were not given are None: it declares the defaults."""
     parser = cli.Parser(description=__doc__)
     cli.add_model(parser)
     parser.add_argument("--block-size", type=int, metavar="B", help="tokens per block; default: as it was trained")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", default="", metavar="TEXT", help="text to continue; - reads standard input")
-    source.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue")
+    add_asking(parser)
     parser.add_argument(
         "--infill", action="store_true",
         help="fill gaps in the prompt, written <gap:N> for N tokens (a backslash before it makes it plain text); a gap "
@@ -244,6 +261,10 @@ def parse() -> argparse.Namespace:
         help="print one JSON object: texts and statistics",
     )  # fmt: skip
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
+    parser.add_argument(
+        "--verbose", action="store_true",
+        help="say first how likely a plain English sentence is: weights that were loaded wrongly guess",
+    )  # fmt: skip
     cli.add_machine(parser)
     return checked(parser.parse_args())
 
@@ -259,6 +280,7 @@ def checked(arguments: argparse.Namespace) -> argparse.Namespace:
         )
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size: {shown(arguments.batch_size)} must be at least 1")
+    check_asking(arguments)
     if "" in arguments.stop:
         raise ValueError("--stop: '' would stop every text before it starts; give a text")
     return arguments

@@ -132,8 +132,13 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """Add the options of where a network runs, and in which precision."""
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, ... (default: auto)")
     parser.add_argument(
-        "--precision", choices=("auto", "fp32", "bf16"), help="of the network (default: auto on a GPU, else fp32)"
-    )
+        "--precision", choices=("auto", "fp32", "bf16"),
+        help="in which the network multiplies (default: auto on a GPU, else fp32; that of --dtype if it has 16 bits)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="in which the weights are kept (default: float32); those of 16 bits are multiplied as they are",
+    )  # fmt: skip
 
 
 def _written_out(names: Sequence[str], value: Any) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.options import nearest, nearest_path
 
 if TYPE_CHECKING:
     from hybrid.checkpoints.gguf import GGUFFile
@@ -50,9 +51,18 @@ def is_empty_folder(path: Path) -> bool:
 
 
 def find(file: str) -> Path:
-    """Return the path of the GGUF file that a word means: that of a package, or the word itself."""
+    """Return the path of the GGUF file that a word means: that of a package, or the word itself.
+
+    Raises:
+        ValueError: there is none; says what to install.
+    """
     if file not in PACKAGES:
-        return Path(file)
+        path = Path(file)
+        if not path.is_file():
+            what = "is a folder; name the GGUF file in it" if path.is_dir() else "is no file"
+            near = "" if path.is_dir() else nearest(file, PACKAGES) or nearest_path(path)
+            raise ValueError(f"FILE: {file} {what}, or one of: {', '.join(PACKAGES)}{near}")
+        return path
     package = PACKAGES[file]
     spec = importlib.util.find_spec(package.replace("-", "_"))  # not imported: it would load what it depends on
     places = (spec.submodule_search_locations or []) if spec is not None else []

@@ -16,6 +16,10 @@ from hybrid.options import pick, shown
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""What weights may be kept in, where a model is not trained."""
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions of 16 bits: the dtype of products. `fp16` is that of weights that are kept so, and of nothing else."""
 
 
 def parse_device(name: Any, key: str = "run.device") -> torch.device:
@@ -78,22 +82,53 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return precision
 
 
-def default_precision(device: torch.device) -> str:
-    """Return what the commands that use a trained model compute in if nobody says: `auto` on a GPU, where products in
-    float32 leave its tensor cores idle, and fp32 elsewhere."""
-    return "auto" if device.type == "cuda" else "fp32"
+def default_precision(device: torch.device, dtype: str | None = None) -> str:
+    """Return what the commands that use a trained model compute in if nobody says: in what weights of 16 bits are kept
+    in; else `auto` on a GPU, where products in float32 leave its tensor cores idle, and fp32 elsewhere."""
+    own = _precision_of(None if dtype is None else DTYPES[dtype])
+    return own or ("auto" if device.type == "cuda" else "fp32")
+
+
+def resolve_dtype(dtype: Any, precision: str | None) -> tuple[torch.dtype, str]:
+    """Return the dtype that weights are kept in, and the precision in which they are multiplied.
+
+    Args:
+        dtype: a name or a dtype of torch; None: float32.
+        precision: None: fp32, or that of weights of 16 bits, which are multiplied as they are.
+
+    Raises:
+        ValueError: an unknown name, or a precision that weights of this dtype do not have.
+    """
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    kept = DTYPES["float32" if name is None else pick("dtype", name, DTYPES)]
+    own = _precision_of(kept)
+    if own is None:
+        return kept, "fp32" if precision is None else pick("precision", precision, PRECISIONS)
+    if precision is not None:
+        pick("precision", precision, (*PRECISIONS, "fp16"))
+    if precision not in (None, "auto", own):
+        raise ValueError(
+            f"precision: {precision!r} does not go with dtype={name}: weights of 16 bits are multiplied as they are, "
+            f"which is {own}; leave precision out, or dtype"
+        )
+    return kept, own
+
+
+def _precision_of(dtype: torch.dtype | None) -> str | None:
+    """Return the precision of weights of 16 bits."""
+    return next((name for name, half in HALVES.items() if half == dtype), None)
 
 
 def precision_context(name: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Makes the context in which the network runs: an autocast for bf16, nothing else (`auto` is resolved).
+    """Makes the context in which the network runs: an autocast for 16 bits, nothing else (`auto` is resolved).
 
     Products of float32 tensors are in float32, but for `tf32`, from here on: a backward pass runs outside the context.
     """
-    precision = resolve_precision(name, device)
+    precision = name if name in HALVES else resolve_precision(name, device)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    if precision != "bf16":
+    if precision not in HALVES:
         return nullcontext
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16)
+    return partial(torch.autocast, device.type, dtype=HALVES[precision])
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype:

@@ -44,7 +44,7 @@ def main() -> int:
 
     import_modules(arguments.imports, "--imports")
     device = resolve_device(arguments.device, Ranks.from_environment(), "--device")
-    arguments.precision = arguments.precision or default_precision(device)
+    arguments.precision = arguments.precision or default_precision(device, arguments.dtype)
     with joined(device) as ranks:
         evaluate(arguments, device, ranks)
     return 0
@@ -53,13 +53,15 @@ def main() -> int:
 def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) -> None:
     """Evaluate on each rank a share; the first prints and writes."""
     from hybrid.device import precision_context
+    from hybrid.evaluation.machine import environment_of
     from hybrid.evaluation.scores import Scores
     from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
     from hybrid.lm import load
+    from hybrid.results.environment import conditions
 
     output = Path(arguments.output) if arguments.output is not None else default_output(arguments.checkpoint)
     refuse_foreign_output(output)
-    lm = load(arguments.checkpoint, device=str(device), precision=arguments.precision)
+    lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
     sizes = block_sizes(lm, arguments)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
@@ -68,37 +70,38 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     with ranks.first_on_each_machine():
         data, split = find_split(lm, arguments)
     scores = Scores(
-        lm, split, precision_context(arguments.precision, lm.device),
+        lm, split, precision_context(lm.precision, lm.device),
         rows=arguments.rows, draws=arguments.draws, seed=arguments.seed, batch_rows=arguments.batch_rows, ranks=ranks,
     )  # fmt: skip
-    results = evaluate_likelihoods(scores, sizes, orders, likelihoods, arguments)
+    where = conditions(facts := environment_of(lm))
+    results = evaluate_likelihoods(scores, sizes, orders, likelihoods, where, arguments)
     if generation is not None:
-        results |= evaluate_texts(scores, sizes, decoders, orders, *generation)
+        results |= evaluate_texts(scores, sizes, decoders, orders, where, *generation)
     if ranks.is_main:
         results["checkpoint"] = lm.origin.checkpoint
-        write(output, results, data.description, arguments, device)
+        write(output, results | {"data": data.description, "environment": facts}, arguments)
         print(f"wrote {output}", file=sys.stderr)
 
 
 def evaluate_likelihoods(
     scores: Scores, sizes: Sequence[int], orders: Mapping[str, Any], likelihoods: Mapping[str, LikelihoodMethod],
-    arguments: argparse.Namespace,
+    where: str, arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
-    """Print the table of likelihoods; return it as eval.json has it."""
+    """Print the table of likelihoods, and `where` they were measured; return it as eval.json has it."""
     from hybrid.evaluation.scores import notes, table
     from hybrid.evaluation.setting import ALL
 
     lines = scores.lines(sizes, arguments.enumerate, orders, ALL in arguments.orders, likelihoods)
     if scores.ranks.is_main:
-        print("\n".join([table(lines), *notes(lines)]))
+        print("\n".join([table(lines), *notes(lines), where]))
     return {"results": [line.as_json() for line in lines]}
 
 
 def evaluate_texts(
-    scores: Scores, sizes: Sequence[int], decoders: dict[str, Any], orders: Mapping[str, Any], setting: Setting,
-    model: EvaluationModel | None,
+    scores: Scores, sizes: Sequence[int], decoders: dict[str, Any], orders: Mapping[str, Any], where: str,
+    setting: Setting, model: EvaluationModel | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Print the table of decoders; return it as eval.json has it."""
+    """Print the table of decoders, and `where` they were measured; return it as eval.json has it."""
     from hybrid.evaluation.comparison import Comparison
     from hybrid.evaluation.results import notes, table
 
@@ -110,7 +113,7 @@ def evaluate_texts(
     )  # fmt: skip
     lines = compared.lines(sizes, decoders)
     if scores.ranks.is_main:
-        print("\n".join(["", table(lines), *notes(lines, setting, model)]))
+        print("\n".join(["", table(lines), *notes(lines, setting, model), where]))
     return {"generation": [line.as_json() for line in lines], "judge": None if model is None else model.about}
 
 
@@ -145,7 +148,7 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
     else:
-        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer))
+        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer, lm.block_sizes))
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
 
@@ -168,8 +171,8 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
         return setting, None
     from hybrid.evaluation.evaluation_model import load_evaluation_model
 
-    model = load_evaluation_model(arguments.judge, str(lm.device), arguments.precision, arguments.batch_rows)
-    return setting, model
+    precision = "bf16" if arguments.precision == "fp16" else arguments.precision  # its weights are float32
+    return setting, load_evaluation_model(arguments.judge, str(lm.device), precision, arguments.batch_rows)
 
 
 def require_libraries(arguments: argparse.Namespace) -> None:
@@ -199,21 +202,17 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what the results depend on, as eval.json has it: `imports` and `likelihoods` where there are any."""
-    optional = ("imports", "likelihoods")
+    """Say what the results depend on, as eval.json has it: `imports`, `likelihoods` and `dtype` where there are any."""
+    optional = ("imports", "likelihoods", "dtype")
     return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
-def write(
-    path: Path, results: dict[str, Any], data: dict[str, Any], arguments: argparse.Namespace, device: torch.device
-) -> None:
-    from hybrid.results.environment import environment
+def write(path: Path, results: dict[str, Any], arguments: argparse.Namespace) -> None:
     from hybrid.storage.atomic import write_json_atomic
 
     refuse_foreign_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"settings": settings_of(arguments), "data": data, "environment": environment(device)}
-    write_json_atomic(path, {**results, **facts})
+    write_json_atomic(path, {**results, "settings": settings_of(arguments)})
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

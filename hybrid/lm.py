@@ -8,6 +8,7 @@ lm.generate("Return the", max_new_tokens=64).sequences
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from hybrid.arguments import SEEDS, integer, prompt_ids, target_flags, text_rows
 from hybrid.checkpoints.finding import reading
 from hybrid.checkpoints.importers import Origin, open_model
 from hybrid.checkpoints.module_state import load_state
-from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, weights_as_trained
+from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, taken_for, weights_as_trained
 from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.data.batches import document_numbers
@@ -30,7 +31,14 @@ from hybrid.decoding.config import GenerationConfig, takes_options
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.prompts import infilling_size
 from hybrid.decoding.results import Generation, GenerationState
-from hybrid.device import PRECISIONS, autocast_dtype, precision_context, resolve_device
+from hybrid.device import (
+    HALVES,
+    autocast_dtype,
+    precision_context,
+    resolve_device,
+    resolve_dtype,
+    resolve_precision,
+)
 from hybrid.likelihoods import Likelihood, Rows
 from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
 from hybrid.likelihoods.base import checked
@@ -38,8 +46,9 @@ from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import path_of, pick, title
+from hybrid.options import path_of, title
 
+log = logging.getLogger(__name__)
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
 
 
@@ -211,7 +220,8 @@ class LanguageModel:
     def _planner(self, planner: LanguageModel | str | Path, block_size: int) -> Transformer:
         if not isinstance(planner, LanguageModel):
             try:
-                planner = load(path_of("planner", planner), str(self.device), self.precision)
+                where, dtype = str(self.device), self.model.embedding.weight.dtype
+                planner = load(path_of("planner", planner), where, self.precision, dtype)
             except ValueError as error:
                 reason = str(error).removeprefix("planner: ").removeprefix("checkpoint: ")
                 raise ValueError(f"planner: {reason}") from None
@@ -241,9 +251,11 @@ class LanguageModel:
         return document_numbers(tokens, self.tokenizer.end_of_text)
 
 
-def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> LanguageModel:
+def load(
+    path: str | Path, device: str = "auto", precision: str | None = None, dtype: str | torch.dtype | None = None
+) -> LanguageModel:
     """Load a run folder, a checkpoint of a run, a folder written by `LanguageModel.save`, or one in another format that
-    an entry of `hybrid.checkpoints.IMPORTERS` reads.
+    an entry of `hybrid.checkpoints.IMPORTERS` reads; what such a one was taken for is logged.
 
     Of a run it is the latest checkpoint; `RUN/checkpoints/best` is the one with the lowest bound. Averaged weights
     (EMA) are taken where there are any. Nothing is unpickled.
@@ -251,22 +263,31 @@ def load(path: str | Path, device: str = "auto", precision: str = "fp32") -> Lan
     The first likelihood or text fuses the weights of `.model` in place, so that memory holds them once; `save` still
     writes them as they were trained. To train `.model` further, set `.model.train()` before: it then keeps them.
 
+    Args:
+        precision: in which the network multiplies, one of `hybrid.device.PRECISIONS`; None: fp32, or as `dtype` says.
+        dtype: in which the weights are kept, `float32`, `bfloat16` or `float16`, whatever the file has; None: float32.
+            Weights of 16 bits are multiplied as they are: with them no other precision is taken.
+
     Raises:
         ValueError: nothing usable there, or a checkpoint of another architecture; one line that says what to do.
     """
+    kept, precision = resolve_dtype(dtype, precision)
     stored, origin = open_model(path_of("path", path))
     where = resolve_device(str(device) if isinstance(device, torch.device) else device, key="device")
-    pick("precision", precision, PRECISIONS)
+    precision = precision if precision in HALVES else resolve_precision(precision, where)
     assert origin.folder is not None
-    config, tokenizer = _config_of(stored, origin.folder), stored.tokenizer
-    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where).eval()
+    config, tokenizer = config_of(stored, origin.folder), stored.tokenizer
+    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, where, dtype=kept).eval()
     with reading(origin.folder):
         load_state(model, stored.tensors)
     model.is_expendable = True
-    return LanguageModel(config, tokenizer, model, precision, origin)
+    lm = LanguageModel(config, tokenizer, model, precision, origin)
+    if origin.importer is not None:
+        log.info("%s: %s", path, taken_for(origin, model, config.data.seq_len, lm.block_sizes))
+    return lm
 
 
-def _config_of(stored: StoredModel, folder: Path) -> Config:
+def config_of(stored: StoredModel, folder: Path) -> Config:
     """Return the configuration of a stored model; files that it names may be gone by now."""
     if isinstance(stored.settings, Path):
         return load_config(stored.settings, checked=False)

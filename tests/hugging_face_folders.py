@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hybrid.checkpoints.hugging_face.family import model_of
-from hybrid.checkpoints.hugging_face.names import shapes_of, their_name
+from hybrid.checkpoints.hugging_face.names import LLAMA_NAMES, shapes_of
+from hybrid.checkpoints.hugging_face.reading import model_of
 
 VOCAB, DIM, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INNER = 300, 32, 2, 4, 2, 12, 48
 SIZES = {
@@ -63,7 +63,8 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, T
     """Weights by their names: norms near 1, biases and matrices near 0."""
     draw = torch.Generator().manual_seed(seed)
     return {
-        their_name(name): torch.randn(shape, generator=draw) * (0.3 if len(shape) > 1 else 0.1) + ("norm" in name)
+        LLAMA_NAMES.theirs(name): torch.randn(shape, generator=draw) * (0.3 if len(shape) > 1 else 0.1)
+        + ("norm" in name)
         for name, shape in shapes.items()
     }
 

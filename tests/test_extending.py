@@ -14,22 +14,18 @@ import pytest
 import torch
 from conftest import Command
 from documents import BLOCKS, EXAMPLES, FRAGMENTS, TABLES, importable_examples
-from safetensors.torch import save_file
+from hugging_face_folders import write_folder
 from toy import random_tokens, toy_model
 
 import hybrid
-from hybrid.checkpoints.module_state import module_tensors
-from hybrid.config import load_config
 from hybrid.data.batches import Batch
 from hybrid.data.corpora import CORPORA
-from hybrid.data.tokenizers import SubwordTokenizer
 from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.evaluation import METRICS, Texts
 from hybrid.likelihoods import LIKELIHOODS, Rows
 from hybrid.likelihoods.enumerated import mask_table
 from hybrid.model.attention import Eager, select_backend
-from hybrid.model.build import build_model
 from hybrid.model.masks import TwoStream
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives import PROPOSALS, SCHEDULES, WEIGHTINGS, ObjectiveConfig, build_objective
@@ -218,16 +214,15 @@ def test_the_corpus_of_the_example_reads_the_same_from_both_ends(examples: None,
 
 
 def test_the_importer_of_the_example_reads_what_it_says(examples: None, tmp_path: Path) -> None:
+    """A Mistral without a window is the Llama of the same weights; one with a window is refused."""
+    llama, mistral = write_folder(tmp_path / "llama", "llama"), write_folder(tmp_path / "mistral", "llama")
+    config = json.loads((mistral / "config.json").read_text()) | {"model_type": "mistral", "sliding_window": None}
+    (mistral / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="model_type 'mistral': not covered"):
+        hybrid.load(mistral)
     importlib.import_module("my_importer")
-    tokenizer = SubwordTokenizer.train(["a few words"], 257)
-    tokenizer.save(tmp_path)  # with tokenizer.json
-    sizes = {"model.dim": 16, "model.n_layers": 1, "data.seq_len": 8}
-    config = load_config(None, [f"{key}={value}" for key, value in sizes.items()], checked=False).model
-    model = build_model(config, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0)
-    theirs = {"my_format": 1, "width": 16, "depth": 1, "context": 8}
-    (tmp_path / "config.json").write_text(json.dumps(theirs))
-    tensors = module_tensors(model)
-    save_file({f"net.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    lm = hybrid.load(tmp_path)
-    assert lm.config.data.seq_len == 8
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in module_tensors(lm.model).items())
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(hybrid.load(mistral).logits(tokens), hybrid.load(llama).logits(tokens))
+    (mistral / "config.json").write_text(json.dumps(config | {"sliding_window": 4096}))
+    with pytest.raises(ValueError, match="sliding_window 4096: not covered; every token sees all before it"):
+        hybrid.load(mistral)

@@ -75,7 +75,13 @@ def flaw_of(tensor: Tensor, dtype: torch.dtype) -> str:
     """Say why a tensor cannot stand for one of type `dtype`; empty if it can."""
     if tensor.dtype != dtype and not (tensor.dtype in _FLOATS and dtype in _FLOATS):
         return f"holds {str(tensor.dtype).removeprefix('torch.')} instead of {str(dtype).removeprefix('torch.')}"
-    return "" if tensor.dtype not in _FLOATS or is_finite(tensor) else "is not finite"
+    if tensor.dtype not in _FLOATS:
+        return ""
+    if not is_finite(tensor):
+        return "is not finite"
+    if dtype == torch.float16 and tensor.numel() and max(abs(float(x)) for x in tensor.aminmax()) > 65504:
+        return "has numbers that float16 does not hold; take another dtype"
+    return ""
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -118,11 +118,12 @@ def prepare_again(
             "data.corpus: on which text the model was trained is not recorded; %s may be another", config.corpus
         )
         return prepare(config, tokenizer)
+    unit = dict(recorded.get("turns") or {}).get("unit", 1)
     places = [recorded.get("corpus_path"), config.corpus]
     errors = []
     for place in (p for i, p in enumerate(places) if p is not None and p not in places[:i]):
         try:
-            data = prepare(dataclasses.replace(config, corpus=place), tokenizer)
+            data = prepare(dataclasses.replace(config, corpus=place), tokenizer, [unit])
         except ValueError as error:  # it is gone, or holds what the tokenizer does not know
             said = f"data.corpus: {title(place)} can't be read as the text that the model was trained on: {error}"
             errors.append(ValueError(f"{said}{way_out}"))

@@ -76,6 +76,17 @@ def facts_of(model: Transformer, tokenizer: Tokenizer, seq_len: int, block_sizes
     }
 
 
+def taken_for(origin: Origin, model: Transformer, seq_len: int, block_sizes: Sequence[int]) -> str:
+    """Say in a line what a folder in another format was taken for."""
+    c, ends = model.config, " or ".join(map(str, sorted(model.end_token_ids)))
+    begin = f"begin {model.begin_token_id}, " if c.begin else ""
+    return (
+        f"{origin.importer}, {model.n_parameters():,} parameters, {c.prediction}, {c.context}, block size "
+        f"{', '.join(map(str, block_sizes))}, context {seq_len:,}, {model.vocab_size:,} ids ({begin}end {ends}, MASK "
+        f"{model.mask_token_id})"
+    )
+
+
 def weights_as_trained(model: Transformer, origin: Origin) -> Mapping[str, Tensor]:
     """Return the weights of a model. One that has generated has fused them, so they are read once more.
 
@@ -89,4 +100,5 @@ def weights_as_trained(model: Transformer, origin: Origin) -> Mapping[str, Tenso
         raise ValueError(
             f"save: the weights were loaded from {origin.folder}, which has changed since; load them again"
         )
-    return open_model(origin.folder)[0].tensors
+    dtype = model.embedding.weight.dtype  # of the weights before they were fused
+    return {name: tensor.to(dtype) for name, tensor in open_model(origin.folder)[0].tensors.items()}

@@ -8,7 +8,7 @@
 `show` prints.
 """
 
-from hybrid.config.check import check, resolve_block_sizes
+from hybrid.config.check import check, data_block_sizes, resolve_block_sizes
 from hybrid.config.load import import_modules, load_config, parse_options
 from hybrid.config.schema import NO_MATTER, ROUNDING, Config
 from hybrid.config.show import describe, describe_table, differences, flatten, inline, to_yaml
@@ -18,6 +18,7 @@ __all__ = [
     "ROUNDING",
     "Config",
     "check",
+    "data_block_sizes",
     "describe",
     "describe_table",
     "differences",

@@ -125,6 +125,14 @@ def resolve_block_sizes(value: Any, seq_len: int, key: str = "objective.block_si
     return sizes
 
 
+def data_block_sizes(config: Config) -> list[int]:
+    """Return the sizes of all blocks that a run lays over its rows: those that are trained or validated."""
+    sizes = resolve_block_sizes(config.objective.block_size, config.data.seq_len)
+    if config.eval.block_sizes is not None:
+        sizes += resolve_block_sizes(config.eval.block_sizes, config.data.seq_len, "eval.block_sizes")
+    return sorted(set(sizes))
+
+
 def _block_size(value: Any, seq_len: int, key: str) -> int:
     if value == "seq_len":
         return seq_len
@@ -257,6 +265,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         "data.format": embedded,
         "data.split": embedded,
         "data.column": embedded,
+        "data.chat_template": embedded,
         **{
             f"objective.{name}": (
                 f"objective.estimator = {shown(objective.estimator)} does not read it",

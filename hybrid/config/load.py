@@ -6,9 +6,11 @@ ours. Interpolation is refused: a value is what is written, and a run's config.y
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from hybrid.config.schema import (
     use_new_names,
     value_of,
 )  # fmt: skip
+from hybrid.config.start import network_of
 from hybrid.options import OWN, bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
@@ -40,22 +43,20 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     """Load a configuration: defaults < the file at `path` (and its bases) < `overrides` like `trainer.steps=9`.
 
     `run.imports` are imported before names are looked up in tables. `run.name` defaults to the file's stem. `checked`
-    also refuses values that are out of range or do not fit together (`check`, which in addition returns warnings).
-    Unchecked, as that of a trained model is loaded, it may name entries that tables no longer have.
+    also refuses values that are out of range or do not fit together (`check`, which in addition returns warnings), and
+    takes what nothing gives of `model` from a folder of another's format that `trainer.init_from` names. Unchecked, as
+    that of a trained model is loaded, it may name entries that tables no longer have.
 
     Raises:
         ValueError: one line naming key, value, what is allowed and the nearest match, or the file and its line.
     """
     files = [] if path is None else _files(path_of("config", path))
-    layers = [_checked(layer, f"{file}: ") for file, layer in files]
-    layers.append(_checked(_from_overrides(overrides), ""))
-    merged: Any = OmegaConf.structured(Config)
-    for layer in layers:
-        merged = _merge(merged, layer)
-    config: Any = OmegaConf.to_object(merged)
-    if not config.run.name:
-        config.run.name = Path(path).stem if path is not None else "default"
+    layers = [*(_checked(layer, f"{file}: ") for file, layer in files), _checked(_from_overrides(overrides), "")]
+    config = _merged(layers)
+    config.run.name = config.run.name or (Path(path).stem if path is not None else "default")
     config.run.imports = import_modules(config.run.imports, "run.imports")
+    if checked and (network := network_of(config.trainer.init_from)):
+        config.model = _merged([_checked(network, f"{config.trainer.init_from}: "), *layers]).model
     for key in known_keys().values():
         allowed, value = choices(key), value_of(config, key.name)
         if allowed is not None and value is not None:
@@ -200,6 +201,11 @@ def _spec(name: str, value: Any) -> dict[str, Any] | None:
         names = ", ".join(sorted(table(SPECS[name])))
         raise ValueError(f"{name}: {shown(value)} is neither a name nor a mapping with one; names: {names}")
     return {str(option): inner for option, inner in value.items()}
+
+
+def _merged(layers: list[dict[str, Any]]) -> Any:
+    """Lay `layers` over the defaults, one over the other."""
+    return OmegaConf.to_object(reduce(_merge, copy.deepcopy(layers), OmegaConf.structured(Config)))
 
 
 def _merge(config: DictConfig, layer: dict[str, Any]) -> DictConfig:

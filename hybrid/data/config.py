@@ -9,7 +9,8 @@ from typing import Any
 from hybrid.data.corpora.listing import FORMATS
 from hybrid.data.corpora.locating import refuse_no_name, refuse_not_utf8
 from hybrid.data.tokenizers import SUBWORD_FILE, TOKENIZERS
-from hybrid.options import at_least, option, path_of, pick
+from hybrid.data.turns import TURNS
+from hybrid.options import at_least, option, path_of, pick, shown
 
 
 @dataclass
@@ -23,7 +24,18 @@ class DataConfig:
     revision: str | None = option(None, "Hub: the commit to use, 40 digits (required there)")
     subset: str | None = option(None, "Hub: name of the configuration")
     split: str = option("train", "Hub, or a folder of save_to_disk: the split to take documents from")
-    column: str = option("text", "jsonl, parquet, Hub: the column of text; without it, prompt and completion")
+    column: str = option(
+        "text", "jsonl, parquet, Hub: the column of text or of messages; without it, prompt and completion, or messages"
+    )
+    chat_template: str | None = option(
+        None, "of messages: a file in Jinja; null: the tokenizer's own, else plain text that ends turns by end of text"
+    )
+    turns: str = option(
+        "auto",
+        "what follows a completion in its block: pad: end of text to the block's end; refuse: nothing may; mix: what "
+        "comes next, which the completion then sees; auto: pad for messages, mix for prompt and completion",
+        TURNS,
+    )
     validation_fraction: float = option(0.05, "share of the documents kept for validation, chosen by their hash")
     tokenizer: str = option("byte", f"{' | '.join(TOKENIZERS)}, or a tokenizer.json, or a model's folder that has one")
     vocab_size: int = option(4096, "bpe: ids, end of text among them")
@@ -37,6 +49,14 @@ class DataConfig:
         for key in ("tokenizer", "cache_dir", "column"):
             refuse_not_utf8(f"data.{key}", getattr(self, key))
         pick("data.format", self.format, FORMATS)
+        pick("data.turns", self.turns, TURNS)
+        if self.chat_template is not None:
+            refuse_not_utf8("data.chat_template", self.chat_template)
+            if not os.path.isfile(path_of("data.chat_template", self.chat_template)):
+                raise ValueError(
+                    f"data.chat_template: {shown(self.chat_template)} is no file; name one that holds a template, or "
+                    "leave it out (null: the tokenizer's own)"
+                )
         at_least("data.seq_len", self.seq_len, 1)
         if not 0 < self.validation_fraction < 1:
             raise ValueError(

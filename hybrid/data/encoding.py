@@ -23,29 +23,51 @@ CHECKED_OF_ONE = 2**18  # of one document
 
 
 class Encoded(NamedTuple):
-    """Ids of a document, without the end of text; the first `n_prompt` are given, not learned."""
+    """A document as tokens.
+
+    Attributes:
+        ids: without the end of text that closes it, which has the place len(ids).
+        targets: the spans (begin, end) that are learned, in order; all else is given.
+        text: what the ids should give back.
+        target_bytes: how much of it, in UTF-8, is learned.
+        where: begins the message of an error.
+    """
 
     ids: np.ndarray
-    n_prompt: int
+    targets: tuple[tuple[int, int], ...]
+    text: str
+    target_bytes: int
+    where: str = "data.turns: a document"
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> list[Encoded]:
     """Return the ids of each document, those of its prompt first."""
     texts = tokenizer.encode_batch([document.text for document in documents])
-    if not any(document.prompt for document in documents):
-        return [Encoded(ids, 0) for ids in texts]
-    prompts = tokenizer.encode_batch([document.prompt or "" for document in documents])
-    together = tokenizer.encode_batch([_whole(document) for document in documents])
-    return [_continued(*ids, tokenizer) for ids in zip(prompts, texts, together, strict=True)]
+    joined = [(ids, 0) for ids in texts]
+    if any(document.prompt for document in documents):
+        prompts = tokenizer.encode_batch([document.prompt or "" for document in documents])
+        together = tokenizer.encode_batch([_whole(document) for document in documents])
+        joined = [continued(*ids, tokenizer) for ids in zip(prompts, texts, together, strict=True)]
+    return [
+        Encoded(ids, ((n_prompt, len(ids) + 1),), _whole(document), len(document.text.encode()))
+        for document, (ids, n_prompt) in zip(documents, joined, strict=True)
+    ]
 
 
-def _continued(prompt: np.ndarray, text: np.ndarray, together: np.ndarray, tokenizer: Tokenizer) -> Encoded:
+def continued(
+    prompt: np.ndarray, text: np.ndarray, together: np.ndarray, tokenizer: Tokenizer
+) -> tuple[np.ndarray, int]:
+    """Join the ids of a prompt and of what continues it; `together` are those of both as one text.
+
+    Returns:
+        the ids, and how many of them are the prompt's.
+    """
     apart = np.concatenate([prompt, text])
     if np.array_equal(apart, together) or tokenizer.decode(apart.tolist()) == tokenizer.decode(together.tolist()):
-        return Encoded(apart, len(prompt))
+        return apart, len(prompt)
     shorter = min(len(prompt), len(together))
     differ = np.flatnonzero(prompt[:shorter] != together[:shorter])
-    return Encoded(together, int(differ[0]) if len(differ) else shorter)
+    return together, int(differ[0]) if len(differ) else shorter
 
 
 class RoundTrip:
@@ -57,11 +79,11 @@ class RoundTrip:
         self.checked = self.lost = 0
         self.example: str | None = None
 
-    def check(self, document: Document, encoded: Encoded) -> None:
+    def check(self, encoded: Encoded) -> None:
         """Count one more document, unless enough of the text was checked."""
         if self._characters >= CHECKED_CHARACTERS:
             return
-        text, ids = _whole(document), encoded.ids
+        text, ids = encoded.text, encoded.ids
         if len(text) > CHECKED_OF_ONE:
             text = text[:CHECKED_OF_ONE]
             ids = np.array(self._tokenizer.encode(text))

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,16 +23,17 @@ import numpy as np
 
 from hybrid.data.corpora.files import HASHED_BYTES
 from hybrid.data.corpora.source import Documents
-from hybrid.data.encoding import RoundTrip, encode_documents
-from hybrid.data.splitting import SPLITS, Survey, chunks, survey
-from hybrid.data.tokenizers import TOKENIZERS, SubwordTokenizer, Tokenizer, load_tokenizer
+from hybrid.data.encoding import RoundTrip
+from hybrid.data.splitting import SPLITS, chunks, survey
+from hybrid.data.tokenizers import Tokenizer, load_tokenizer
+from hybrid.data.turns import ONE_BEHIND_THE_OTHER, Encoder, Turns
+from hybrid.data.vocabulary import tokenizer_of
 from hybrid.options import path_of, shown
 from hybrid.progress import progress
 from hybrid.storage.json_files import read_json
 from hybrid.storage.temporaries import locked_folder, temporary_of
 
 VERSION = 2  # raise it when the same corpus and settings give other arrays, so that old caches are left alone
-TRAINING_CHARACTERS = 2**28  # a subword vocabulary is trained on no more than this much text
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Packed(NamedTuple):
     tokenizer: Tokenizer
     splits: dict[str, Split]
     corpus_sha256: str
+    turns: dict[str, Any] | None = None  # of conversations, and of documents that are filled up: how, and to what unit
 
     @property
     def is_lossless(self) -> bool:
@@ -88,8 +90,14 @@ def build(
     recipe: Recipe,
     tokenizer: Tokenizer | None = None,
     is_current: Callable[[], bool] = lambda: True,
+    turns: Turns = ONE_BEHIND_THE_OTHER,
+    folder_of_turns: Path | None = None,
 ) -> None:
-    """Build in a sibling folder and rename it, so that `folder` is complete or not there.
+    """Build in a sibling folder and rename it, so that it is complete or not there.
+
+    Args:
+        turns: how documents with prompts are laid out.
+        folder_of_turns: takes the place of `folder` if the documents are conversations, whose arrays `turns` decides.
 
     Raises:
         ValueError: a corpus that can't be split or encoded, or is no longer the one that `folder` is named after
@@ -100,16 +108,27 @@ def build(
         with locked_folder(work):
             documents = load(work / "scratch")
             found = survey(documents, recipe.corpus, recipe.validation_fraction)
-            tokenizer = tokenizer or _tokenizer(recipe, documents, found)
+            template = turns.template if getattr(documents, "has_conversations", False) else None
+            if template is not None:
+                folder = folder_of_turns or folder
+            names = recipe.tokenizer, recipe.vocab_size
+            tokenizer = tokenizer or tokenizer_of(*names, documents, found, template)
+            if template is not None:
+                tokenizer.chat_template = template
             tokenizer.save(work / "tokenizer")
-            splits = {name: _pack(work, name, documents, found.splits[name], tokenizer) for name in SPLITS}
+            encoder = Encoder(tokenizer, turns.of_documents(template is not None, documents.has_prompts))
+            splits = {name: _pack(work, name, documents, found.splits[name], encoder) for name in SPLITS}
             if not is_current():
                 raise ValueError(
                     f"data.corpus: {shown(recipe.corpus)} (or data.tokenizer) changed while it was read; start again "
                     "when nothing writes to it"
                 )
             shutil.rmtree(work / "scratch", ignore_errors=True)
+            inner_ends = [split.pop("has_inner_ends") for split in splits.values()]
             meta = {"corpus_sha256": found.sha256, "splits": splits, "made_by": {"version": VERSION, **asdict(recipe)}}
+            if template is not None or encoder.turns.unit > 1:
+                how = {"how": encoder.turns.how, "unit": encoder.turns.unit}
+                meta["turns"] = {**how, "has_inner_ends": any(inner_ends)}
             (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
             _publish(work, folder)
     except OSError as error:
@@ -152,7 +171,7 @@ def open_packed(folder: Path) -> Packed | None:
             splits[name] = Split(
                 arrays[f"{name}.bin"], arrays.get(f"{name}.is_target.bin"), counts, entry["given_back"]
             )
-        return Packed(load_tokenizer(folder / "tokenizer"), splits, meta["corpus_sha256"])
+        return Packed(load_tokenizer(folder / "tokenizer"), splits, meta["corpus_sha256"], meta.get("turns"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -165,26 +184,6 @@ def _map(path: Path, dtype: str, length: int, checksum: str) -> np.ndarray:
     if array.nbytes <= HASHED_BYTES and sha256(path.read_bytes()).hexdigest() != checksum:
         raise ValueError(f"{path}: its content changed")
     return array
-
-
-def _tokenizer(recipe: Recipe, documents: Documents, found: Survey) -> Tokenizer:
-    if recipe.tokenizer not in TOKENIZERS:
-        return SubwordTokenizer.from_file(recipe.tokenizer)
-    tokenizer_class = TOKENIZERS[recipe.tokenizer]
-    if tokenizer_class.needs_all_text:
-        return tokenizer_class.train(_texts(documents, np.concatenate(list(found.splits.values()))), recipe.vocab_size)
-    texts = _texts(documents, found.splits["train"], TRAINING_CHARACTERS)
-    return tokenizer_class.train(texts, recipe.vocab_size)
-
-
-def _texts(documents: Documents, indices: np.ndarray, most: float = float("inf")) -> Iterator[str]:
-    characters = 0
-    for chunk in chunks(documents, indices):
-        for _, document in chunk:
-            yield from (document.prompt or "", document.text)
-            characters += len(document.text)
-        if characters >= most:
-            return
 
 
 class _Array:
@@ -210,29 +209,28 @@ class _Array:
         return self.dtype.str, self._sha256.hexdigest()
 
 
-def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:
+def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, encoder: Encoder) -> dict[str, Any]:
     """Write one split. Return what meta.json says of it."""
+    tokenizer = encoder.tokenizer
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     n_tokens = n_bytes = target_tokens = target_bytes = 0
-    round_trip = RoundTrip(tokenizer)
+    round_trip, has_inner_ends = RoundTrip(tokenizer), False
     with ExitStack() as files:
         tokens = files.enter_context(_Array(folder / f"{split}.bin", dtype))
         arrays = [tokens]
         if documents.has_prompts:
             arrays.append(files.enter_context(_Array(folder / f"{split}.is_target.bin", np.dtype("u1"))))
         for chunk in progress(chunks(documents, indices), len(indices), f"packing {split}"):
-            batch = [document for _, document in chunk]
-            for document, encoded in zip(batch, encode_documents(batch, tokenizer), strict=True):
-                round_trip.check(document, encoded)
-                tokens.write(encoded.ids)
-                tokens.write([tokenizer.end_of_text])
-                n_targets = len(encoded.ids) - encoded.n_prompt + 1
-                for is_target in arrays[1:]:
-                    is_target.write(np.repeat([0, 1], [encoded.n_prompt, n_targets]))
-                n_tokens += len(encoded.ids) + 1
-                target_tokens += n_targets
-                target_bytes += len(document.text.encode())
-                n_bytes += len(((document.prompt or "") + document.text).encode())
+            for encoded in encoder.encode([document for _, document in chunk]):
+                round_trip.check(encoded)
+                ids, is_target = encoder.lay_out(encoded, n_tokens)
+                for array, values in zip(arrays, (ids, is_target), strict=False):
+                    array.write(values)
+                has_inner_ends = has_inner_ends or encoder.has_inner_ends(encoded)
+                n_tokens += len(ids)
+                target_tokens += int(is_target.sum())
+                target_bytes += encoded.target_bytes
+                n_bytes += len(encoded.text.encode())
     counts = Counts(len(indices), n_tokens, n_bytes, target_tokens, target_bytes)
     entries = {array.path.name: array.entry() for array in arrays}
     return {
@@ -240,4 +238,5 @@ def _pack(folder: Path, split: str, documents: Documents, indices: np.ndarray, t
         "dtypes": {name: dtype for name, (dtype, _) in entries.items()},
         "sha256": {name: checksum for name, (_, checksum) in entries.items()},
         "given_back": round_trip.entry(),
+        "has_inner_ends": has_inner_ends,
     }

@@ -8,7 +8,9 @@ The arrays are cached on disk and memory-mapped. Shapes: L = seq_len.
 from __future__ import annotations
 
 import json
+import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,16 @@ from typing import Any
 import numpy as np
 
 from hybrid.data.batches import PackedTokens
+from hybrid.data.chat import PLAIN
 from hybrid.data.config import DataConfig
 from hybrid.data.corpora.locating import locate
+from hybrid.data.corpora.reading import read_text
 from hybrid.data.corpora.source import Documents, KnownEntropy, Source
 from hybrid.data.packing import VERSION, Counts, Packed, Recipe, Split, build, cache_folder, open_packed
 from hybrid.data.splitting import SPLITS
-from hybrid.data.tokenizers import TOKENIZERS, Tokenizer
+from hybrid.data.tokenizers import TOKENIZERS, ChatTemplate, Tokenizer
 from hybrid.data.tokenizers.published import tokenizer_file
+from hybrid.data.turns import Turns
 from hybrid.options import path_of, shown
 from hybrid.storage.hashing import digest
 from hybrid.storage.temporaries import remove_leftovers
@@ -61,11 +66,14 @@ class Data:
         return PackedTokens(tokens, masks, counts, a.seq_len, a.end_of_text, a.document_mask, a.is_lossless)
 
 
-def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
+def prepare(config: DataConfig, tokenizer: Tokenizer | None = None, block_sizes: Sequence[int] = (1,)) -> Data:
     """Load the packed tokens from the cache, or build them.
 
-    Two processes may do so at once. A damaged cache is built again. With `tokenizer`, that of a trained model, no other
-    is made.
+    Two processes may do so at once. A damaged cache is built again.
+
+    Args:
+        tokenizer: that of a trained model: no other is made.
+        block_sizes: of the blocks that turns of a conversation are kept apart in.
 
     Raises:
         ValueError: names the key, its value and the way out: bad settings, a corpus that is missing, empty, unreadable
@@ -87,13 +95,17 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
             return find()[1] == fingerprint
 
     source, fingerprint = find()
+    turns = Turns(template_of(config, tokenizer), config.turns, tuple(block_sizes), config.seq_len)
+    plain, laid_out = cache / fingerprint, cache / _fingerprint_of_turns(fingerprint, turns)
+    folders = (plain, laid_out) if config.turns in ("auto", "mix") else (laid_out,)
     recipe = Recipe(config.corpus, config.tokenizer, config.vocab_size, config.validation_fraction)
-    packed = open_packed(cache / fingerprint)
+    packed = _opened(folders)
     for _ in range(3):  # another process may be replacing a damaged folder at the same moment
         if packed is None:
-            build(cache / fingerprint, partial(_load, source), recipe, tokenizer, is_current)
-            packed = open_packed(cache / fingerprint)
-    assert packed is not None, f"{cache / fingerprint} does not hold what was just built"
+            build(folders[0], partial(_load, source), recipe, tokenizer, is_current, turns, laid_out)
+            packed = _opened(folders)
+    assert packed is not None, f"{folders} do not hold what was just built"
+    _check_turns(packed, config)
     _warn_of_losses(packed, config.tokenizer)
     _warn_of_little_training(packed, config.validation_fraction)
     splits = {name: _rows(split, packed, config) for name, split in packed.splits.items()}
@@ -106,6 +118,47 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None) -> Data:
     return Data(
         packed.tokenizer, splits["train"], splits["validation"], _describe(config, packed, fingerprint, splits, source)
     )
+
+
+def template_of(config: DataConfig, tokenizer: Tokenizer | None) -> ChatTemplate:
+    """Return the template of conversations: that of a trained model, `data.chat_template`, the tokenizer's own, or a
+    plain one."""
+    found = None if tokenizer is None else tokenizer.chat_template
+    if tokenizer is None and config.tokenizer not in TOKENIZERS:
+        file, _ = tokenizer_file(path_of("data.tokenizer", config.tokenizer))
+        found = ChatTemplate.read(file.parent)
+    if config.chat_template is not None and (tokenizer is None or found is None):
+        names = PLAIN.names if found is None else found.names
+        source = read_text(path_of("data.chat_template", config.chat_template), "data.chat_template")
+        return ChatTemplate(source, names)
+    return found or PLAIN
+
+
+def _opened(folders: Sequence[Path]) -> Packed | None:
+    return next((packed for packed in map(open_packed, folders) if packed is not None), None)
+
+
+def _fingerprint_of_turns(fingerprint: str, turns: Turns) -> str:
+    """Hash what decides the arrays of conversations, beside all that decides those of other documents."""
+    unit, template = math.lcm(*turns.block_sizes), turns.template
+    made_by = [fingerprint, turns.how, unit, unit == turns.seq_len, template.source, dict(template.names)]
+    return digest(json.dumps(made_by))[:20]
+
+
+def _check_turns(packed: Packed, config: DataConfig) -> None:
+    """Raise a ValueError for settings under which the turns of conversations are not what they were packed for."""
+    if packed.turns is None:
+        return
+    if config.seq_len % packed.turns["unit"]:
+        raise ValueError(
+            f"data.seq_len: {config.seq_len} is no multiple of {packed.turns['unit']}, at multiples of which a turn "
+            "begins (objective.block_size); take another data.seq_len, or data.turns=mix"
+        )
+    if config.document_mask and packed.turns["has_inner_ends"]:
+        raise ValueError(
+            "data.document_mask: True would hide the earlier turns of a conversation from the later ones, since an end "
+            "of text stands between them; set it to false"
+        )
 
 
 def _load(source: Source, folder: Path) -> Documents:
@@ -156,6 +209,8 @@ def _describe(
         "vocab_size": tokenizer.vocab_size,
         **{name: {**split.counts._asdict(), "rows": split.n_rows} for name, split in splits.items()},
     }
+    if packed.turns is not None:
+        description["turns"] = {name: packed.turns[name] for name in ("how", "unit")}
     by_document = all(split.has_a_document_per_row for split in splits.values())
     if isinstance(source, KnownEntropy) and by_document and packed.is_lossless:
         # The end of text is certain.

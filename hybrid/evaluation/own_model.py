@@ -65,7 +65,7 @@ class OwnModel:
             n_bytes[i] = len((self.lm.tokenizer.decode(ids[i]) if is_cut[i] else text).encode())
         nats, stderr = np.zeros(len(texts)), np.zeros(len(texts))
         features = np.zeros((len(texts), self.lm.config.model.dim), dtype=np.float32)
-        for index in _equally_long(ids, self.batch_texts):
+        for index in equally_long(ids, self.batch_texts):
             tokens = torch.tensor([ids[i] for i in index], device=self.lm.device)
             result = self.lm.nll(tokens, self.block_size, self.method, draws=DRAWS, seed=self.seed)
             nats[index], stderr[index] = result.nll.cpu(), result.stderr.cpu()
@@ -89,7 +89,7 @@ class OwnModel:
         return hidden.float().unflatten(0, tokens.shape).mean(1).cpu().numpy()  # every token is masked in one draw
 
 
-def _equally_long(ids: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+def equally_long(ids: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
     """Indices in batches of rows of one length, which need no padding; rows without a token are left out."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, row in enumerate(ids):

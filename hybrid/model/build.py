@@ -25,6 +25,7 @@ _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_b
 def build_model(
     config: ModelConfig, vocab_size: int, end_of_text: int, device: torch.device, *, seed: int | None = None,
     copies: int = 1, shard: Callable[[Transformer], None] | None = None, ranks: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Transformer:  # fmt: skip
     """Build a model on `device`, for training or for inference.
 
@@ -34,18 +35,21 @@ def build_model(
         copies: float32 numbers that training keeps for each weight, the weight included.
         shard: is given the model before it has any storage, to shard it over ranks.
         ranks: their number.
+        dtype: of the weights.
 
     Raises:
         ValueError: the device cannot hold it.
     """
     if device.type != "meta":
-        check_weights(config, vocab_size, device, copies, 1 if shard is None else ranks)
+        check_weights(config, vocab_size, device, copies, 1 if shard is None else ranks, dtype)
     # On meta only where it must be: what is made there costs the import of torch's compiler, a second.
-    with torch.device(device if shard is None else "meta"):
-        model = Transformer(config, vocab_size, end_of_text, initialise=False)
+    has_storage = shard is None and dtype == torch.float32
+    with torch.device(device if has_storage else "meta"):
+        model = Transformer(config, vocab_size, end_of_text, initialise=False).to(dtype)
     if device.type != "meta":
         if shard is not None:
             shard(model)
+        if not has_storage:
             model.to_empty(device=device)
         if seed is not None:
             torch.manual_seed(seed)
@@ -79,11 +83,14 @@ def n_parameters(config: ModelConfig, vocab_size: int) -> int:
     return c.n_layers * (matrices + biases + norms) + embeddings + norm
 
 
-def check_weights(config: ModelConfig, vocab_size: int, device: torch.device, copies: int = 1, ranks: int = 1) -> None:
+def check_weights(
+    config: ModelConfig, vocab_size: int, device: torch.device, copies: int = 1, ranks: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
     """Refuse a model that the device cannot hold.
 
     Args:
-        copies: float32 numbers kept for each weight.
+        copies: numbers of `dtype` kept for each weight.
         ranks: devices that the model is sharded over.
 
     Raises:
@@ -91,7 +98,7 @@ def check_weights(config: ModelConfig, vocab_size: int, device: torch.device, co
     """
     config.check()
     parameters = n_parameters(config, vocab_size)
-    needed = 4 * copies * parameters // ranks
+    needed = dtype.itemsize * copies * parameters // ranks
     if needed > memory_of(device):
         raise ValueError(
             f"model.dim: {config.dim} with model.n_layers = {config.n_layers} and {vocab_size:,} ids has "

@@ -73,7 +73,7 @@ class Evaluation:
             rows=settings.integer("rows"),
             draws=settings.integer("draws"),
             machine=machine_name(environment),
-            precision=settings.text("precision", "fp32"),
+            precision=environment.text("precision", None) or settings.text("precision", "fp32"),
             checkpoint=None if checkpoint is None else _identity(checkpoint),
             generated=[_decoder_result(line) for line in content.rows("generation", [])],
             how_generated={name: settings.number(name, None) for name in SETTING_KEYS},

@@ -65,6 +65,19 @@ def machine_of(facts: Mapping[str, Any]) -> str:
     return f"{name}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
 
 
+def conditions(facts: Mapping[str, Any]) -> str:
+    """Say below a table where its numbers were measured: device, processor, threads, torch, numbers, commit.
+
+    Args:
+        facts: an `environment` with `precision`, that of products, and `dtype`, that of the weights.
+    """
+    device = "cpu" if facts["device"] == "cpu" else f"cuda ({facts['device']})"
+    where = f"{device}, {facts['processor']}, threads: {facts['threads']}, torch {facts['libraries']['torch']}"
+    weights = "" if facts["dtype"] == "float32" else f" with weights of {facts['dtype']}"
+    commit = commit_of(facts) if facts["commit"] is None else f"commit {commit_of(facts)}"
+    return f"on {where}; {facts['precision']}{weights}; {commit}"
+
+
 def _without_home(word: str) -> str:
     """Write a word of a command line for a record: `~` for the home folder where a path begins with it, and UTF-8."""
     home = os.path.expanduser("~")

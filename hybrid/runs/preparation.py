@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -13,17 +13,17 @@ from typing import Any, cast
 import torch
 
 from hybrid.checkpoints import finding
-from hybrid.checkpoints.module_state import load_state, module_tensors
+from hybrid.checkpoints.importers import open_model
+from hybrid.checkpoints.module_state import load_state
 from hybrid.checkpoints.recorded_data import located
-from hybrid.config import Config
+from hybrid.config import Config, data_block_sizes
 from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
 from hybrid.distributed import ALONE, Ranks
-from hybrid.lm import load
-from hybrid.model import Transformer
+from hybrid.model import ModelConfig, Transformer
 from hybrid.model.build import build_model, check_batch, compile_layers, compiles
-from hybrid.options import path_of
+from hybrid.options import path_of, shown
 from hybrid.runs.resuming import ResumePlan
 from hybrid.training.parallel import shard_model
 
@@ -58,7 +58,7 @@ def prepare_data(config: Config, plan: ResumePlan, ranks: Ranks = ALONE) -> Data
     """
     _check_ranks(config, ranks)
     with ranks.first_on_each_machine():
-        data = located(prepare(config.data))
+        data = located(prepare(config.data, block_sizes=data_block_sizes(config)))
     plan.check_data(data.description, config.data)
     return data
 
@@ -86,7 +86,8 @@ def prepare_model(config: Config, data: Data, machine: Machine) -> Transformer:
 
 
 def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Take the weights of `trainer.init_from`, whatever its block size, context or objective.
+    """Take the weights of `trainer.init_from`, whatever its block size, context or objective. In another's format, its
+    embedding has the row of MASK already: the mean of the others, if it has none of its own.
 
     Returns:
         step and hash of the checkpoint; None: there is none, or it does not tell.
@@ -97,20 +98,35 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
     path = config.trainer.init_from
     if path is None:
         return None
-    other = load(path_of("trainer.init_from", path), device="cpu")
-    if tokenizer.fingerprint != other.tokenizer.fingerprint:
-        folder = path_of("trainer.init_from", path)
-        places = (folder / "tokenizer" / SUBWORD_FILE, folder / SUBWORD_FILE)  # ours, and that of an imported model
-        own = next((place for place in places if place.is_file()), None)
+    folder = path_of("trainer.init_from", path)
+    stored, origin = open_model(folder)
+    if tokenizer.fingerprint != stored.tokenizer.fingerprint:
+        ours = folder / "tokenizer" / SUBWORD_FILE
+        is_imported = origin.importer is not None and (folder / SUBWORD_FILE).is_file()
+        own = folder if is_imported else ours if ours.is_file() else None
         way_out = "train with its tokenizer" if own is None else f"set data.tokenizer={own}"
         raise ValueError(
-            f"trainer.init_from: {path!r} has another vocabulary ({_described(other.tokenizer)}) than data.tokenizer = "
-            f"{config.data.tokenizer!r} ({_described(tokenizer)}); {way_out}"
+            f"trainer.init_from: {path!r} has another vocabulary ({_described(stored.tokenizer)}) than data.tokenizer "
+            f"= {config.data.tokenizer!r} ({_described(tokenizer)}); {way_out}"
         )
-    with finding.reading(cast(Path, other.origin.folder)):
-        load_state(model, module_tensors(other.model))
-    log.info("weights of %s (%s)", path, other.config.run.name)
-    return other.origin.checkpoint
+    if isinstance(stored.settings, Mapping):
+        _warn_of_another_network(config.model, stored.settings, path)
+    with finding.reading(cast(Path, origin.folder)):
+        load_state(model, stored.tensors)
+    log.info("weights of %s", path)
+    return origin.checkpoint
+
+
+def _warn_of_another_network(model: ModelConfig, theirs: Mapping[str, Any], path: str) -> None:
+    """Warn of settings that make other numbers of the same weights; what a start may change is not among them."""
+    free = ("context", "prediction", "end_token_ids", "ban_mask", "attention")
+    for key, value in theirs.items():
+        group, _, name = key.partition(".")
+        if group == "model" and name not in free and getattr(model, name) != value:
+            log.warning(
+                "%s = %s is %s in trainer.init_from = %s, whose weights are made for that",
+                key, shown(getattr(model, name)), shown(value), path,
+            )  # fmt: skip
 
 
 def _described(tokenizer: Tokenizer) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from hybrid.checkpoints import finding
 from hybrid.checkpoints.identity import identity_at, is_same_checkpoint, recorded_model
 from hybrid.checkpoints.recorded_data import recorded_data, refuse_other_data
-from hybrid.config import NO_MATTER, Config, differences, load_config
+from hybrid.config import NO_MATTER, Config, data_block_sizes, differences, load_config
 from hybrid.device import default_precision, resolve_device
 from hybrid.options import path_of
 from hybrid.results.table import Table, column
@@ -111,11 +111,12 @@ def _refuse_other_origin(folder: Path, config: Config, who: str, prepared: Prepa
     """
     from hybrid.data.preparing import prepare
 
-    key = repr(config.data)
+    sizes = data_block_sizes(config)
+    key = repr((config.data, sizes))
     if key not in prepared:
         try:
             with warnings.catch_warnings(action="ignore"):  # the training says them
-                prepared[key] = prepare(config.data).description
+                prepared[key] = prepare(config.data, block_sizes=sizes).description
         except ValueError as error:  # gone, perhaps; what is finished does not need it
             log.warning("whether the runs have the data of today is not known: %s", error)
             prepared[key] = None
@@ -144,7 +145,7 @@ def is_evaluated(folder: Path, words: Iterable[str]) -> bool:
     from hybrid.evaluate import parse, settings_of
 
     arguments = parse(list(words))
-    arguments.precision = arguments.precision or default_precision(resolve_device(arguments.device))
+    arguments.precision = arguments.precision or default_precision(resolve_device(arguments.device), arguments.dtype)
     try:
         content = read_json(folder / "eval.json")
         found, wanted = (

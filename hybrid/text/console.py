@@ -109,27 +109,38 @@ class Console:
                 self._draw([self._shown(*row) for row in _rows(last)])
             if self.stops and all(self._cut(*row) is not None for row in _rows(last)):
                 break
-        seconds = time.perf_counter() - started
-        if last is None:  # nothing was to be generated
-            texts = Texts([""] * n_texts, 0, 0, seconds, ["length"] * n_texts)
-        else:
-            rows = _rows(last)
-            parts = [self._finished(*row) for row in rows]
-            reasons = last.finish_reasons or [None] * n_texts
-            texts = Texts(
-                texts=[text for text, _, _ in parts],
-                n_tokens=sum(n for _, n, _ in parts),
-                nfe=last.nfe,
-                seconds=seconds,
-                finish_reasons=[
-                    "stop" if is_cut else reason or "length"
-                    for (_, _, is_cut), reason in zip(parts, reasons, strict=True)
-                ],
-                filled=[[self._added(head[:a], head[a:b]) for a, b in self.gaps] for head, _ in rows],
-            )
+        texts = self.result(last, n_texts, time.perf_counter() - started)
         if self.live:
             self._finish([self.prompt + text for text in texts.texts])
         return texts
+
+    def so_far(self, state: GenerationState) -> tuple[str, bool]:
+        """Return what is known of the only text from its start on, and whether a stop string has ended it."""
+        (row,) = _rows(state)
+        cut = self._cut(*row)
+        return (self._added(row[0], self._known(*row)), False) if cut is None else (cut, True)
+
+    def result(self, last: GenerationState | None, n_texts: int, seconds: float, reason: str = "length") -> Texts:
+        """Return the texts of the last state of a generation; None: nothing was to be generated.
+
+        Args:
+            reason: why a text ends that could have gone on.
+        """
+        if last is None:
+            return Texts([""] * n_texts, 0, 0, seconds, [reason] * n_texts)
+        rows = _rows(last)
+        parts = [self._finished(*row) for row in rows]
+        reasons = last.finish_reasons or [None] * n_texts
+        return Texts(
+            texts=[text for text, _, _ in parts],
+            n_tokens=sum(n for _, n, _ in parts),
+            nfe=last.nfe,
+            seconds=seconds,
+            finish_reasons=[
+                "stop" if is_cut else found or reason for (_, _, is_cut), found in zip(parts, reasons, strict=True)
+            ],
+            filled=[[self._added(head[:a], head[a:b]) for a, b in self.gaps] for head, _ in rows],
+        )
 
     def _added(self, before: list[int], new: list[int]) -> str:
         return continuation(self.tokenizer, before, new, ends=self.ends)

@@ -19,7 +19,9 @@ class TrainerConfig:
     precision: str = option("auto", "auto: bf16 autocast where the processor has it; tf32: of GPUs", PRECISIONS)
     compile: str = option("auto", "compile the layers (auto: on GPUs); it takes a minute", ("auto", "on", "off"))
     recompute: bool = option(False, "compute activations again in the backward pass: less memory, a third more work")
-    init_from: str | None = option(None, "run or checkpoint whose weights to start from")
+    init_from: str | None = option(
+        None, "weights to start from: a run or checkpoint; a Hugging Face folder gives the keys of model, too"
+    )
     resume: str = option("never", "never, auto (latest of this run, if any), or the path of a checkpoint")
     log_every: int = option(10, "steps between records of the training loss")
     eval_every: int = option(200, "steps between validations (0: only at the end)")

@@ -158,6 +158,7 @@ def test_settings_with_effect_are_not_warned_of() -> None:
     assert check(load_config(None, [*overrides, "optim.schedule=wsd", "optim.decay_fraction=0.5"])) == []
 
 
+@pytest.mark.usefixtures("beside_models")
 @pytest.mark.parametrize(
     "path", [path for path in sorted((REPO / "configs").rglob("*.yaml")) if path.parent.name != "sweeps"], ids=str
 )

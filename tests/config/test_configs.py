@@ -16,7 +16,9 @@ SWEEPS = sorted((REPO / "configs" / "sweeps").glob("*.yaml"))
 CONFIGS = sorted(set((REPO / "configs").rglob("*.yaml")) - set(SWEEPS))
 GPU = [path for path in CONFIGS if path.parent.name == "gpu"]
 ABLATIONS = [path for path in CONFIGS if path.parent.name == "block_size" and path.stem != "base"]
-VOCAB = {"byte": 257}  # a BPE has data.vocab_size
+VOCAB = {"byte": 257}  # a BPE has data.vocab_size, and a model of others its own
+
+pytestmark = pytest.mark.usefixtures("beside_models")
 
 
 def name_of(path: Path) -> str:
@@ -30,7 +32,7 @@ def head(path: Path) -> str:
 
 
 def on_meta(config: Config) -> Transformer:
-    vocab = VOCAB.get(config.data.tokenizer, config.data.vocab_size)
+    vocab = config.model.vocab_size or VOCAB.get(config.data.tokenizer, config.data.vocab_size)
     with torch.device("meta"):
         return Transformer(config.model, vocab, vocab - 1)
 
@@ -113,3 +115,12 @@ def test_variants_differ_in_what_they_are_about(config: str, base: str, keys: se
 def test_mixed_is_evaluated_at_more_sizes_than_it_is_trained_on() -> None:
     config = load_config(REPO / "configs" / "mixed.yaml")
     assert set(config.objective.block_size) < set(config.eval.block_sizes)
+
+
+def test_an_adaptation_has_the_network_that_it_starts_from() -> None:
+    """What its file says of the network alone is not theirs: here a tiny one, by the name of the real one."""
+    config = load_config(REPO / "configs" / "adapt" / "smollm2.yaml")
+    assert (config.model.dim, config.model.vocab_size, config.model.begin_token_id) == (32, 300, 256)
+    assert (config.model.context, config.model.prediction) == ("causal", "next_token")
+    assert config.data.tokenizer == config.trainer.init_from == "models/smollm2"
+    assert config.trainer.steps * config.trainer.batch_tokens == 204_800

@@ -21,7 +21,9 @@ def split_of(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[s
     names = [entry[0] for entry in state] if isinstance(state, list) else list(state)
     tokens = [names[i] for i in encoded.ids]
     assert tokenizer.decode(encoded.ids.tolist()) == tokenizer.decode(tokenizer.encode(prompt + completion))
-    return tokens[: encoded.n_prompt], tokens[encoded.n_prompt :]
+    ((n_prompt, end),) = encoded.targets
+    assert end == len(tokens) + 1
+    return tokens[:n_prompt], tokens[n_prompt:]
 
 
 def test_a_completion_has_no_blank_in_front(tmp_path) -> None:
@@ -50,7 +52,7 @@ def test_where_the_two_spell_the_same_each_has_its_own_tokens(prompt: str, compl
     for tokenizer in (ByteTokenizer(), CharTokenizer.train(["x", *texts]), SubwordTokenizer.train(texts, 300)):
         (encoded,) = encode_documents([Document(completion, prompt)], tokenizer)
         assert encoded.ids.tolist() == tokenizer.encode(prompt) + tokenizer.encode(completion)
-        assert encoded.n_prompt == len(tokenizer.encode(prompt))
+        assert encoded.targets == ((len(tokenizer.encode(prompt)), len(encoded.ids) + 1),)
 
 
 def test_completions_are_packed_as_continuations(tmp_path) -> None:

@@ -120,7 +120,7 @@ def test_commands_use_tensor_cores_on_a_gpu_and_stay_in_float32_on_a_cpu(
 ) -> None:
     asked = []
 
-    def load(path: str, device: str, precision: str) -> None:
+    def load(path: str, device: str, precision: str, dtype: str | None) -> None:
         asked.append((device, precision))
         raise ValueError("that is all")
 

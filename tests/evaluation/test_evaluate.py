@@ -19,6 +19,7 @@ from hybrid.data.batches import PackedTokens
 from hybrid.evaluate import default_output, parse, settings_of
 from hybrid.evaluation.scores import Scores, table
 from hybrid.likelihoods.rows import SplitLikelihood, bound, perplexity
+from hybrid.results.environment import conditions
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 
@@ -119,14 +120,16 @@ def test_the_table_and_eval_json(command: Command, copy_of_trained: Path) -> Non
     lines = done.out.splitlines()
     for head in ("block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"):
         assert head in lines[0]
-    cells = [line.replace("<=", "<= ").replace("= ", "= ").split() for line in lines[2:]]
+    cells = [line.replace("<=", "<= ").replace("= ", "= ").split() for line in lines[2:-1]]
     expected = "1 exact =", "4 bound <=", "4 enumerate =", "8 bound <=", "8 enumerate ="
     assert [" ".join(row[:3]) for row in cells] == list(expected)
     saved = json.loads((copy_of_trained / "eval.json").read_text())
     assert [f"{row['nats_per_token']:.4f}" for row in saved["results"]] == [row[3] for row in cells]
     assert [f"{row['stderr']:.4f}" for row in saved["results"]] == [row[4] for row in cells]
     assert saved["settings"]["draws"] == 2 and saved["data"]["tokenizer"] == "char"
-    assert saved["environment"]["libraries"]["torch"]
+    environment = saved["environment"]
+    assert (environment["device"], environment["precision"], environment["dtype"]) == ("cpu", "fp32", "float32")
+    assert lines[-1] == conditions(environment) and environment["processor"] in lines[-1]
     assert f"wrote {copy_of_trained / 'eval.json'}" in done.err
     assert "warning: block_size: 8 was not trained (trained: 4, 1)" in done.err.splitlines()
 

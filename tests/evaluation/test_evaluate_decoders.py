@@ -25,7 +25,7 @@ def test_decoders_and_orders_in_one_command(command: Command, copy_of_trained: P
     likelihoods, texts = (part.splitlines() for part in done.out.split("\n\n"))
     listed = [f"{line['likelihood']} {line.get('decoder', '')}".rstrip() for line in saved["results"]]
     assert {"bound", "enumerate", "importance", "policy margin", "tightest", "best_order"} <= set(listed)
-    assert [re.split(r"\s{2,}", line.strip())[1] for line in likelihoods[2:-1]] == listed
+    assert [re.split(r"\s{2,}", line.strip())[1] for line in likelihoods[2:-2]] == listed
     for head in ("NFE/tok", "tok/s", "entropy", "dist-1", "dist-2", "rep-4", "selfBLEU", "gen-ppl", "MAUVE*", "policy"):
         assert head in texts[0]
     by_name = {line["decoder"]: line for line in saved["generation"]}

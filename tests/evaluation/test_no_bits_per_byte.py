@@ -45,7 +45,7 @@ def test_training_evaluation_and_report(lossy: list[str], tmp_path: Path, comman
     assert [row["bits_per_byte"] for row in reported()] == ["", ""]  # from the last validation
     done = command("evaluate", "--checkpoint", run, "--rows", 4, "--device", "cpu")
     assert done.code == 0, done.err
-    assert [line.split()[-1] for line in done.out.splitlines()[2:]] == ["-", "-"]
+    assert [line.split()[-1] for line in done.out.splitlines()[2:-1]] == ["-", "-"]
     results = json.loads((run / "eval.json").read_text())["results"]
     assert [line["bits_per_byte"] for line in results] == [None, None]
     assert [row["bits_per_byte"] for row in reported()] == ["", ""]  # from eval.json

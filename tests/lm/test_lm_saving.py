@@ -140,7 +140,8 @@ def test_what_only_training_on_many_devices_needs_is_not_imported(trained):
     [
         *(({"path": value}, "path") for value in (None, 3, True, "", b"runs", ["runs"], {}, "a\0b")),
         *(({"device": value}, "device") for value in (None, 3, "", "meta", "mps", "cpu:7", "cuda:99", "gpu", "a\0b")),
-        *(({"precision": value}, "precision") for value in (None, 3, "", "fp64", ["fp32"])),
+        *(({"precision": value}, "precision") for value in (3, "", "fp64", ["fp32"])),
+        *(({"dtype": value}, "dtype") for value in (3, "", "fp32", ["float32"])),
     ],
 )
 def test_what_cannot_be_loaded_names_the_argument(arguments: dict, name: str, trained: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybrid.results.environment import environment
+from hybrid.results.environment import conditions, environment
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,17 @@ def test_environment_names_versions_and_the_command_but_no_home(monkeypatch):
     assert str(Path.home()) not in json.dumps(found)
     monkeypatch.setenv("PATH", "")  # no git
     assert environment()["commit"] is None
+
+
+def test_what_stands_below_a_table():
+    facts = {
+        "device": "cpu", "processor": "Some CPU", "threads": 2, "libraries": {"torch": "2.10"}, "precision": "fp32",
+        "dtype": "float32", "commit": "0123456789", "dirty": False,
+    }  # fmt: skip
+    assert conditions(facts) == "on cpu, Some CPU, threads: 2, torch 2.10; fp32; commit 0123456"
+    of_a_gpu = {**facts, "device": "Some GPU", "precision": "bf16", "dtype": "bfloat16", "dirty": True}
+    assert conditions(of_a_gpu) == (
+        "on cuda (Some GPU), Some CPU, threads: 2, torch 2.10; "
+        "bf16 with weights of bfloat16; commit 0123456 with changes"
+    )
+    assert conditions({**facts, "commit": None}).endswith("; no commit")

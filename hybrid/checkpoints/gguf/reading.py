@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hybrid.options import bare, nearest_path, shown
+from hybrid.options import bare, shown
 
 _MAGIC = b"GGUF"
 _LONGEST = 2**21
@@ -102,7 +102,7 @@ def _package() -> Any:
 
 def _refuse_others(path: Path) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: is no file; give a GGUF file{nearest_path(path)}")
+        raise ValueError(f"{path}: is no file; give a GGUF file")
     with open(path, "rb") as file:
         head = file.read(len(_MAGIC))
     if head != _MAGIC:

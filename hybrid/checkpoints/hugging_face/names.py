@@ -1,35 +1,57 @@
-"""Names and shapes of the weights, ours and theirs. The families here share one table."""
+"""Names and shapes of the weights, ours and theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from hybrid.model.config import ModelConfig
 
-OUTER = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "final_norm.weight": "model.norm.weight",
-    "head_weight": "lm_head.weight",
-}
-OF_A_LAYER = {
-    "attention_norm": "input_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "wo": "self_attn.o_proj",
-    "q_norm": "self_attn.q_norm",
-    "k_norm": "self_attn.k_norm",
-    "mlp_norm": "post_attention_layernorm",
-    "w_gate": "mlp.gate_proj",
-    "w_up": "mlp.up_proj",
-    "w_down": "mlp.down_proj",
-}
+
+@dataclass(frozen=True)
+class Names:
+    """Their names of our weights.
+
+    Attributes:
+        outer: of what stands outside of the layers, whole.
+        layers: what precedes the number of a layer.
+        parts: of the parts of a layer, without `.weight` and `.bias`.
+    """
+
+    outer: Mapping[str, str]
+    layers: str
+    parts: Mapping[str, str]
+
+    def theirs(self, ours: str) -> str:
+        """Translate `layers.3.wq.weight` to `model.layers.3.self_attn.q_proj.weight`."""
+        if ours in self.outer:
+            return self.outer[ours]
+        _, number, part, kind = ours.split(".")
+        return f"{self.layers}.{number}.{self.parts[part]}.{kind}"
 
 
-def their_name(ours: str) -> str:
-    """Translate `layers.3.wq.weight` to `model.layers.3.self_attn.q_proj.weight`."""
-    if ours in OUTER:
-        return OUTER[ours]
-    layers, number, part, kind = ours.split(".")
-    return f"model.{layers}.{number}.{OF_A_LAYER[part]}.{kind}"
+LLAMA_NAMES = Names(
+    outer={
+        "embedding.weight": "model.embed_tokens.weight",
+        "final_norm.weight": "model.norm.weight",
+        "head_weight": "lm_head.weight",
+    },
+    layers="model.layers",
+    parts={
+        "attention_norm": "input_layernorm",
+        "wq": "self_attn.q_proj",
+        "wk": "self_attn.k_proj",
+        "wv": "self_attn.v_proj",
+        "wo": "self_attn.o_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+        "mlp_norm": "post_attention_layernorm",
+        "w_gate": "mlp.gate_proj",
+        "w_up": "mlp.up_proj",
+        "w_down": "mlp.down_proj",
+    },
+)
+"""Those of Llama, which most have taken over."""
 
 
 def shapes_of(model: ModelConfig, rows: int) -> dict[str, tuple[int, ...]]:

@@ -46,7 +46,7 @@ def their_rope(model: ModelConfig) -> dict[str, Any]:
         ValueError: a scaling that they do not have.
     """
     if model.rope_scaling is None:
-        return {"rope_theta": model.rope_theta, "rope_scaling": None}
+        return {"rope_theta": model.rope_theta}
     scaling = build(ROPE_SCALINGS, model.rope_scaling, "model.rope_scaling")
     if not isinstance(scaling, (Llama3, Yarn)):
         raise ValueError(f"model.rope_scaling: {shown(model.rope_scaling)} has no name in a config.json")

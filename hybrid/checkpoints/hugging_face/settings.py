@@ -1,6 +1,6 @@
 """What the families here share in a config.json, as transformers 4 and 5 write it, in our words.
 
-A decoder of RMSNorm, rotary positions, grouped queries and a gated MLP. `writing.py` has the way back.
+A decoder of RMSNorm, rotary positions, grouped queries and a gated MLP. `writing.py` says it the other way.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ def block_settings(theirs: TheirConfig) -> dict[str, Any]:
         "model.norm_eps": theirs.get("rms_norm_eps", float, 1e-6),
         "model.tied_embeddings": theirs.get("tie_word_embeddings", bool, False),
         "model.vocab_size": theirs.size("vocab_size"),
-        "model.qk_norm": False,
         "data.seq_len": theirs.size("max_position_embeddings", 2048),
         **rope_settings(theirs),
     }
@@ -67,7 +66,6 @@ def autoregressive(folder: Path) -> dict[str, Any]:
     """Return what a causal language model is, by our keys: block size 1, a begin token before the text."""
     return {
         "model.context": "causal",
-        "model.prediction": "next_token",
         "model.begin_token_id": next(iter(configured_ids(folder, "bos_token_id")), None),
         "objective.block_size": 1,
         **end_ids(folder),

@@ -6,7 +6,7 @@ model.safetensors      or      model.safetensors.index.json, model-00001-of-0000
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,16 @@ from hybrid.options import shown
 from hybrid.storage.json_files import read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Numbers of a tensor that are read at once where it is read piece by piece."""
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def pieces_of(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the end of each piece in which a tensor of this shape is read or written."""
+    rows = max(1, CHUNK // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], rows):
+        yield start, min(start + rows, shape[0])
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,8 @@ class StoredTensor:
 
     def pieces(self) -> Iterator[tuple[int, Tensor]]:
         """Read a few rows at a time, each piece with the number of its first row."""
-        rows = max(1, CHUNK // max(1, math.prod(self.shape[1:])))
-        for start in range(0, self.shape[0], rows):
-            yield start, self._read(lambda file, start=start: file.get_slice(self.name)[start : start + rows])
+        for start, end in pieces_of(self.shape):
+            yield start, self._read(lambda file, start=start, end=end: file.get_slice(self.name)[start:end])
 
     def _read(self, how: Any) -> Tensor:
         try:

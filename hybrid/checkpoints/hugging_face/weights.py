@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from hybrid.checkpoints.hugging_face.names import OUTER, shapes_of, their_name
+from hybrid.checkpoints.hugging_face.names import Names, shapes_of
 from hybrid.checkpoints.hugging_face.weight_files import StoredTensor
 from hybrid.checkpoints.module_state import first_few
 from hybrid.model.config import ModelConfig
@@ -21,6 +21,7 @@ class TheirWeights(Mapping[str, Tensor]):
     """The tensors of `stored` by our names.
 
     Args:
+        names: theirs, of each of ours.
         rows: of their embedding and head.
         n_ids: rows of our head. Our embedding has as many, and one for MASK where that is an id behind them; if theirs
             ends before it, it is the mean of the rows.
@@ -29,12 +30,17 @@ class TheirWeights(Mapping[str, Tensor]):
         ValueError: names that are missing, unexpected, or of another shape; a head beside tied weights that is another.
     """
 
-    def __init__(self, stored: Mapping[str, StoredTensor], model: ModelConfig, rows: int, n_ids: int):
-        expected = {their_name(name): shape for name, shape in shapes_of(model, rows).items()}
-        _check(stored, expected, model.tied_embeddings)
+    def __init__(
+        self, stored: Mapping[str, StoredTensor], names: Names, model: ModelConfig, rows: int, n_ids: int
+    ):  # fmt: skip
+        shapes, head = shapes_of(model, rows), names.theirs(HEAD)
+        expected = {names.theirs(name): shape for name, shape in shapes.items()}
+        _check(stored, expected, head if model.tied_embeddings else None)
+        if model.tied_embeddings:
+            _check_head(stored, head, names.theirs(EMBEDDING))
         self.n_ids = n_ids
         self.n_embeddings = max(n_ids, n_ids + 1 if model.mask_token_id is None else model.mask_token_id + 1)
-        self.stored = {name: stored[their_name(name)] for name in shapes_of(model, rows)}
+        self.stored = {name: stored[names.theirs(name)] for name in shapes}
 
     def __getitem__(self, name: str) -> Tensor:
         stored = self.stored[name]
@@ -74,24 +80,26 @@ def _with_mean(embedding: StoredTensor) -> Tensor:
     return result
 
 
-def _check(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], is_tied: bool) -> None:
-    """Raise a ValueError that lists what of the names and shapes is not as the settings say."""
-    head, embedding = OUTER[HEAD], OUTER[EMBEDDING]
-    known = {name for name in stored if name.endswith(_NO_WEIGHTS)} | ({head} if is_tied else set())
-    shapes = {name: stored[name].shape for name in expected if name in stored}
+def _check(stored: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]], unread: str | None) -> None:
+    """Raise a ValueError that lists what of the names and shapes is not as the settings say; `unread` may be there."""
     reshaped = [
-        f"{name} {list(shape)} instead of {list(expected[name])}"
-        for name, shape in shapes.items()
-        if shape != expected[name]
+        f"{name} {list(stored[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name].shape != shape
     ]
+    known = {*expected, unread}
     lists = (
         ("missing", [name for name in expected if name not in stored]),
-        ("unexpected", [name for name in stored if name not in expected and name not in known]),
+        ("unexpected", [name for name in stored if name not in known and not name.endswith(_NO_WEIGHTS)]),
         ("of another shape", reshaped),
     )
     if problems := [f"{what} {first_few(names)}" for what, names in lists if names]:
         raise ValueError(f"the weights are not those of config.json: {'; '.join(problems)}")
-    if is_tied and head in stored and not _is_same(stored[head], stored[embedding]):
+
+
+def _check_head(stored: Mapping[str, StoredTensor], head: str, embedding: str) -> None:
+    """Raise a ValueError for a head that is stored beside an embedding that it shares, and is another matrix."""
+    if head in stored and not _is_same(stored[head], stored[embedding]):
         raise ValueError(
             f"config.json: tie_word_embeddings is true, and {head} is another matrix than {embedding}; set it to false "
             "if the head has weights of its own, or remove those that are not used"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.data.corpora import tables
+from hybrid.data.corpora import arrow_tables, conversations, tables
 from hybrid.data.corpora.reading import read_text
 from hybrid.data.corpora.source import Document, Documents, InMemory
 from hybrid.options import bare, shown
@@ -50,7 +50,8 @@ class TextDocuments:
 
 @dataclass(frozen=True)
 class TableFiles:
-    """jsonl or parquet files: a row is a document, in `column`, or in `prompt` and `completion` if it isn't there."""
+    """jsonl or parquet files: a row is a document, in `column`; if it isn't there in `prompt` and `completion`, or in
+    `messages`. A column that holds lists of messages holds conversations."""
 
     paths: tuple[Path, ...]
     format: str
@@ -62,15 +63,26 @@ class TableFiles:
     def load(self, folder: Path) -> Documents:
         # Written here rather than by the loaders of `datasets`, which take text that looks like a date for a time stamp
         # and say of a damaged file what they think of it in several lines.
-        if self.format == "jsonl":
-            columns = tables.jsonl_columns(self.paths, self.column)
-            batches = tables.batches(tables.jsonl_texts(self.paths, columns), columns)
-        else:
-            columns = tables.parquet_columns(self.paths, self.column)
-            batches = tables.parquet_texts(self.paths, columns)
-        tables.write_table(folder / "rows.arrow", batches, columns)
+        columns, batches = self._jsonl() if self.format == "jsonl" else self._parquet()
+        arrow_tables.write_table(folder / "rows.arrow", batches, columns)
         table = quiet_datasets().Dataset.from_file(str(folder / "rows.arrow"))
+        if columns == conversations.COLUMNS:
+            return conversations.WrittenConversations(table)
         return TableDocuments(table, self.column, tables.of_files(self.paths))
+
+    def _jsonl(self) -> tuple[Sequence[str], Iterator[Any]]:
+        columns = tables.jsonl_columns(self.paths, self.column)
+        if len(columns) == 1 and conversations.in_jsonl(self.paths, columns[0]):
+            rows = conversations.of_jsonl(self.paths, columns[0])
+            return conversations.COLUMNS, arrow_tables.batches(rows, conversations.COLUMNS)
+        return columns, arrow_tables.batches(tables.jsonl_texts(self.paths, columns), columns)
+
+    def _parquet(self) -> tuple[Sequence[str], Iterator[Any]]:
+        columns = tables.parquet_columns(self.paths, self.column)
+        if len(columns) == 1 and conversations.is_type(tables.parquet_type(self.paths[0], columns[0])):
+            rows = conversations.of_parquet(self.paths, columns[0])
+            return conversations.COLUMNS, arrow_tables.batches(rows, conversations.COLUMNS)
+        return columns, tables.parquet_texts(self.paths, columns)
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class SavedTable:
                 f"data.corpus: {self.folder} could not be read as a folder of datasets.save_to_disk ({reason(error)}); "
                 "save it again"
             ) from None
-        return TableDocuments(table, self.column, str(self.folder))
+        return documents_of(table, self.column, str(self.folder))
 
 
 def saved_table(corpus: str, split: str, column: str) -> SavedTable | None:
@@ -108,6 +120,14 @@ def saved_table(corpus: str, split: str, column: str) -> SavedTable | None:
         folder = folder / split
     is_saved = all(os.path.isfile(folder / name) for name in ("state.json", "dataset_info.json"))
     return SavedTable(folder, column) if is_saved else None
+
+
+def documents_of(table: Any, column: str, where: str) -> Documents:
+    """Return the rows of a `datasets.Dataset` as documents: texts, or conversations. Raises ValueError for neither."""
+    columns = tables.text_columns(table.column_names, column, where)
+    if len(columns) == 1 and conversations.is_type(table.features.arrow_schema.field(columns[0]).type):
+        return conversations.TableConversations(table, columns[0], where)
+    return TableDocuments(table, column, where)
 
 
 class TableDocuments:

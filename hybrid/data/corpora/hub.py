@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybrid.data.corpora.files import TableDocuments, quiet_datasets, reason
+from hybrid.data.corpora.files import documents_of, quiet_datasets, reason
 from hybrid.data.corpora.source import Documents
 from hybrid.storage.hashing import digest
 
@@ -36,4 +36,4 @@ class Hub:
                 f"data.corpus: {where}, subset {self.subset!r}, split {self.split!r} could not be loaded "
                 f"({reason(error)}); check the network, data.revision, data.subset and data.split"
             ) from None
-        return TableDocuments(table, self.column, where)
+        return documents_of(table, self.column, where)

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from hybrid.data.messages import Message, checked_messages
 from hybrid.options import shown
 
 # Of documents that are generated, as measured; they are made in memory.
 BYTES_PER_CHARACTER, BYTES_PER_DOCUMENT, MOST_BYTES = 24, 400, 2**33
 
 
+class Conversation(NamedTuple):
+    messages: list[Message]
+    where: str  # for messages: "FILE, line 3"
+
+
 class Document(NamedTuple):
     """What is learned as one piece, closed by an end-of-text token. Only `text`, not `prompt`, is a target.
 
-    Documents of the same `group` fall into the same split; without one, only equal documents are sure to.
+    Documents of the same `group` fall into the same split; without one, only equal documents are sure to. Of a
+    conversation the turns of the assistant are targets, and `text` is its JSON, by which it is known.
     """
 
     text: str
     prompt: str | None = None
     group: str | None = None
+    conversation: Conversation | None = None
+
+    @classmethod
+    def of_messages(cls, messages: Any, where: str) -> Document:
+        """Make one of a conversation. Raises ValueError, which begins with `where`, for what is none."""
+        checked = checked_messages(messages, where)
+        return cls(json.dumps(checked, ensure_ascii=False), conversation=Conversation(checked, where))
 
 
 class Documents(Protocol):
@@ -43,7 +58,11 @@ class InMemory:
 
     @property
     def has_prompts(self) -> bool:
-        return any(document.prompt is not None for document in self.documents)
+        return any(document.prompt is not None for document in self.documents) or self.has_conversations
+
+    @property
+    def has_conversations(self) -> bool:
+        return any(document.conversation is not None for document in self.documents)
 
     def __len__(self) -> int:
         return len(self.documents)

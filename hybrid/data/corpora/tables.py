@@ -1,4 +1,4 @@
-"""Rows of jsonl and parquet files: one column of text, or `prompt` and `completion`, as a table on disk.
+"""Rows of jsonl and parquet files: one column of text, or `prompt` and `completion`.
 
 A .json file may also hold one array of objects, over as many lines as it likes.
 """
@@ -11,30 +11,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from hybrid.data.corpora.arrow_tables import BATCH_ROWS, schema_of
 from hybrid.data.corpora.reading import SNIFFED, file_start, not_utf8, opened, what_is
 from hybrid.options import bare, shown
 
 PAIR = ("prompt", "completion")
+MESSAGES = "messages"
 LOOKED_AT = 100  # rows that decide between the two
-BATCH_ROWS, BATCH_CHARACTERS = 1000, 2**24  # of the rows that are written at once
 _BLANK = re.compile(r"\s*")
 
 Row = tuple[str, int, dict[str, Any]]  # file, line number from 1, object
 
 
 def text_columns(names: Iterable[str], column: str, where: str) -> tuple[str, ...]:
-    """Return the columns that count: `column`, else prompt and completion. Raises ValueError if there is neither."""
+    """Return the columns that count: `column`, else prompt and completion, else messages.
+
+    Raises:
+        ValueError: there is none of them.
+    """
     names = list(names)
-    chosen = (column,) if column in names else PAIR if set(PAIR) <= set(names) else None
+    chosen = next((found for found in _candidates(column) if set(found) <= set(names)), None)
     if chosen is None:
         raise ValueError(
             f"data.column: {shown(column)} is not a column of {where}; it has {shown_names(names)}; set data.column to "
-            "one of them (or give it columns prompt and completion)"
+            "one of them (or give it columns prompt and completion, or messages)"
         )
     twice = [name for name in chosen if names.count(name) > 1]
     if twice:
         raise ValueError(f"data.column: {where} has several columns called {shown(twice[0])}; rename all but one")
     return chosen
+
+
+def _candidates(column: str) -> tuple[tuple[str, ...], ...]:
+    return (column,), PAIR, (MESSAGES,)
 
 
 def shown_names(names: Sequence[str]) -> str:
@@ -62,13 +71,13 @@ def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
     votes: list[tuple[str, ...]] = []
     for path, _, row in json_rows(paths):
         where = where or path
-        if column in row or set(PAIR) <= row.keys():
+        if any(set(found) <= row.keys() for found in _candidates(column)):
             votes.append(text_columns(row, column, path))
             if len(votes) == LOOKED_AT:
                 break
         seen.update(dict.fromkeys(row))
     if votes:
-        return max(((column,), PAIR), key=votes.count)
+        return max(_candidates(column), key=votes.count)
     if not where:
         raise ValueError(f"data.corpus: {of_files(paths)}: no documents; every file is empty")
     return text_columns(seen, column, where)
@@ -202,7 +211,7 @@ def parquet_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Any
     """Yield record batches of `columns` as large strings. Raises ValueError for what can't be read."""
     import pyarrow
 
-    schema = _schema(columns)
+    schema = schema_of(columns)
     for path in paths:
         file = _parquet(path)
         if not set(columns) <= set(file.schema_arrow.names):
@@ -210,12 +219,32 @@ def parquet_texts(paths: Sequence[Path], columns: Sequence[str]) -> Iterator[Any
             raise ValueError(f"data.column: {path} has other columns than {paths[0]}; name files that are alike")
         for name in columns:
             refuse_unless_text(name, file.schema_arrow.field(name).type, str(path))
-        try:
-            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+        for batch in _batches_of(path, file, columns):
+            try:
                 arrays = [batch.column(name).cast(pyarrow.large_string()) for name in columns]
-                yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _unreadable(path, error) from None
+            except pyarrow.ArrowException as error:
+                raise _unreadable(path, error) from None
+            yield pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def parquet_type(path: Path, column: str) -> Any:
+    """Return the arrow type of a column that is there."""
+    return _parquet(path).schema_arrow.field(column).type
+
+
+def parquet_lists(path: Path, column: str) -> Iterator[list[Any]]:
+    """Yield the values of a column that is there, some rows at a time."""
+    for batch in _batches_of(path, _parquet(path), [column]):
+        yield batch.column(column).to_pylist()
+
+
+def _batches_of(path: Path, file: Any, columns: Sequence[str]) -> Iterator[Any]:
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _unreadable(path, error) from None
 
 
 def refuse_unless_text(name: str, type: Any, where: str) -> None:
@@ -244,43 +273,3 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     what = None if start.startswith(b"PAR1") else what_is(start)
     reason = what or bare(error, 200)
     return ValueError(f"data.corpus: {path} could not be read as parquet ({reason}); check the files, or data.format")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A table on disk
-
-
-def batches(texts: Iterable[tuple[str, ...]], columns: Sequence[str]) -> Iterator[Any]:
-    """Yield rows of strings as record batches."""
-    import pyarrow
-
-    schema, rows, characters = _schema(columns), [], 0
-    for row in texts:
-        rows.append(row)
-        characters += sum(map(len, row))
-        if len(rows) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield _batch(pyarrow, rows, schema)
-            rows, characters = [], 0
-    if rows:
-        yield _batch(pyarrow, rows, schema)
-
-
-def _batch(pyarrow: Any, rows: list[tuple[str, ...]], schema: Any) -> Any:
-    arrays = [pyarrow.array(values, pyarrow.large_string()) for values in zip(*rows, strict=True)]
-    return pyarrow.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def write_table(path: Path, record_batches: Iterable[Any], columns: Sequence[str]) -> None:
-    """Write an arrow stream, as `datasets.Dataset.from_file` maps it into memory."""
-    import pyarrow
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pyarrow.ipc.new_stream(str(path), _schema(columns)) as writer:
-        for batch in record_batches:
-            writer.write_batch(batch)
-
-
-def _schema(columns: Sequence[str]) -> Any:
-    import pyarrow
-
-    return pyarrow.schema([(name, pyarrow.large_string()) for name in columns])

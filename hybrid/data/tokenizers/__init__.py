@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybrid.data.tokenizers.base import KIND_FILE, Tokenizer
+from hybrid.data.tokenizers.base import END_OF_TEXT, KIND_FILE, SpecialToken, Tokenizer
+from hybrid.data.tokenizers.chat_template import ChatTemplate
 from hybrid.data.tokenizers.plain import ByteTokenizer, CharTokenizer
-from hybrid.data.tokenizers.subword import END_OF_TEXT, SUBWORD_FILE, SubwordTokenizer
+from hybrid.data.tokenizers.subword import SUBWORD_FILE, SubwordTokenizer
 from hybrid.options import bare, pick
 from hybrid.storage.json_files import read_json
 
-__all__ = ["END_OF_TEXT", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer",
-           "SubwordTokenizer", "Tokenizer", "load_tokenizer"]  # fmt: skip
+__all__ = ["END_OF_TEXT", "SUBWORD_FILE", "TOKENIZERS", "ByteTokenizer", "CharTokenizer", "ChatTemplate",
+           "SpecialToken", "SubwordTokenizer", "Tokenizer", "load_tokenizer"]  # fmt: skip
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"byte": ByteTokenizer, "char": CharTokenizer, "bpe": SubwordTokenizer}
 
@@ -47,4 +48,5 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{str(path)!r}: the tokenizer beside it is not the one that was saved "
             f"(fingerprint {tokenizer.fingerprint}, expected {bare(fingerprint)})"
         )
+    tokenizer.chat_template = ChatTemplate.read(Path(folder))
     return tokenizer

@@ -6,16 +6,27 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from hybrid.arguments import token_ids
+from hybrid.data.tokenizers.chat_template import ChatTemplate
 from hybrid.options import shown
 
 KIND_FILE = "tokenizer_kind.json"
 LONG = 2**20  # characters of a text that is encoded in pieces
+END_OF_TEXT = "<|endoftext|>"
+
+
+class SpecialToken(NamedTuple):
+    """A token that no text has, but a chat template may write. Some take the white space beside them along."""
+
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 class Tokenizer(ABC):
@@ -27,6 +38,7 @@ class Tokenizer(ABC):
 
     vocab_size: int  # ids are 0 .. vocab_size - 1, end of text among them
     end_of_text: int
+    chat_template: ChatTemplate | None = None  # lies beside it, and is no part of its fingerprint
     n_padding: int = 0  # ids behind them that a network has rows for, and no text: they decode to nothing
 
     @classmethod
@@ -67,6 +79,15 @@ class Tokenizer(ABC):
         """
         check_encodable(text)
         return self._encode(text)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, SpecialToken]:
+        """Return the tokens that a chat template may write, by how they are spelled in it."""
+        return {END_OF_TEXT: SpecialToken(self.end_of_text)}
+
+    def encode_behind(self, text: str) -> list[int]:
+        """Return the ids of `text` behind a special token; as `encode`, which also spells special tokens out."""
+        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode each text as an array of unsigned integers, which takes less room and, for some, less time.
@@ -114,6 +135,8 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         content = {"kind": self.kind, "fingerprint": self.fingerprint, **self._saved_state()}
         (folder / KIND_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if self.chat_template is not None:
+            self.chat_template.save(folder)
 
     def _saved_state(self) -> dict[str, Any]:
         return self.state()

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from hybrid.data.tokenizers.base import LONG, Tokenizer
+from hybrid.data.tokenizers.base import END_OF_TEXT, LONG, SpecialToken, Tokenizer, check_encodable
+from hybrid.data.tokenizers.chat_template import ChatTemplate
 from hybrid.data.tokenizers.published import SUBWORD_FILE, tokenizer_file
 from hybrid.options import bare, path_of
 
-END_OF_TEXT = "<|endoftext|>"
 # What published tokenizers call the token that ends a document, most specific first.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|eot_id|>", "[SEP]")
 
@@ -100,9 +100,11 @@ class SubwordTokenizer(Tokenizer):
                 f"({bare(error, 200)})"
             ) from None
         try:
-            return cls(tokenizer, configured if end_of_text is None else end_of_text)
+            made = cls(tokenizer, configured if end_of_text is None else end_of_text)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from None
+        made.chat_template = ChatTemplate.read(path.parent)
+        return made
 
     @property
     def name(self) -> str:
@@ -126,6 +128,30 @@ class SubwordTokenizer(Tokenizer):
     @classmethod
     def from_state(cls, state: dict[str, Any], folder: Path) -> Self:
         return cls.from_file(folder / SUBWORD_FILE, state.get("end_of_text"))
+
+    @cached_property
+    def special_tokens(self) -> dict[str, SpecialToken]:
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: SpecialToken(i, token.lstrip, token.rstrip) for i, token in added if token.special}
+
+    def encode_behind(self, text: str) -> list[int]:
+        check_encodable(text)
+        return self._without_end_of_text(text, self._behind.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _behind(self) -> Any:
+        """The tokenizer for what is not the start of a text, where some put a blank in front."""
+        spec = json.loads(self._tokenizer.to_str())
+        parts = [spec["pre_tokenizer"] or {}]
+        parts += parts[0].get("pretokenizers", [])
+        first = [part for part in parts if part.get("prepend_scheme") == "first"]
+        if not first:
+            return self._tokenizer
+        for part in first:
+            part["prepend_scheme"] = "never"
+        behind = type(self._tokenizer).from_str(json.dumps(spec))
+        behind.encode_special_tokens = True
+        return behind
 
     def _encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         if any(len(text) > LONG for text in texts) and self._may_be_cut:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybrid.config import Config, flatten, load_config
+from hybrid.config import Config, data_block_sizes, flatten, load_config
 from hybrid.data.preparing import prepare
 from hybrid.device import resolve_device
 from hybrid.options import shown
@@ -76,7 +76,8 @@ def basis(config: Config) -> dict[str, Any]:
 
     It is their settings but for names and seeds, the text and the tokenizer behind these, and the machine.
     """
-    facts, data = environment(resolve_device(config.run.device)), prepare(config.data).description
+    facts = environment(resolve_device(config.run.device))
+    data = prepare(config.data, block_sizes=data_block_sizes(config)).description
     own = {key: value for key, value in flatten(config).items() if not key.startswith(("run.", "data.cache_dir"))}
     machine = {name: facts[name] for name in ("processor", "device", "threads")}
     text = {name: data[name] for name in ("corpus_sha256", "tokenizer_fingerprint")}

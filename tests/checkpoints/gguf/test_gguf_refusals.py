@@ -88,12 +88,6 @@ def test_another_file(content: bytes, message: str, tmp_path: Path) -> None:
     assert message in refused(tmp_path / "x.gguf", tmp_path / "x")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "model.gguf")
-    text = refused(tmp_path / "modell.gguf", tmp_path / "x")
-    assert f"is no file; give a GGUF file (did you mean '{tmp_path / 'model.gguf'}'?)" in text
-
-
 def test_a_file_that_was_cut(tmp_path: Path) -> None:
     content = write_gguf(tmp_path / "whole.gguf").read_bytes()
     for i in range(20):

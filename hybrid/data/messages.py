@@ -1,0 +1,65 @@
+"""Messages of a conversation: a list of objects with a role and a content, as chat templates take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hybrid.options import bare, shown
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""A template writes the role as it is, perhaps as a part of a special token: so there are no others."""
+
+Message = dict[str, Any]
+
+
+def system_message(content: str | None) -> list[Message]:
+    """Return the messages that a conversation begins with: one, or none."""
+    return [] if content is None else [{"role": "system", "content": content}]
+
+
+def checked_messages(value: Any, where: str) -> list[Message]:
+    """Return `value` if it is a conversation, without fields that are null.
+
+    Args:
+        where: begins the message of an error.
+
+    Raises:
+        ValueError: no list of objects with one of `ROLES` and a text; says what is there.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            f'{where}: {shown(value)} is no conversation; it must be a list of {{"role": ..., "content": ...}}'
+        )
+    return [_checked(message, f"{where}: message {i}") for i, message in enumerate(value, 1)]
+
+
+def _checked(message: Any, where: str) -> Message:
+    if not isinstance(message, dict) or "role" not in message:
+        found = f"has {', '.join(map(bare, message)) or 'nothing'}" if isinstance(message, dict) else shown(message)
+        renamed = " (from and value must be called role and content)" if isinstance(message, dict) else ""
+        raise ValueError(f"{where}: {found}; it must be an object with role and content{renamed}")
+    role, content = message["role"], message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where}: role {shown(role)} is not one of {', '.join(ROLES)}")
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise ValueError(f"{where}: content is {shown(content)}; it must be a string")
+    kept = {name: entry for name, entry in message.items() if entry is not None}
+    for text in strings_of(list(kept.values())):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{where}: it has a lone surrogate (\\ud800 to \\udfff), which UTF-8 can't hold; remove it"
+            ) from None
+    kept.setdefault("content", "")
+    return kept
+
+
+def strings_of(value: Any) -> Sequence[str]:
+    """Return all strings in a JSON value, those of keys too."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    return [text for item in value for text in strings_of(item)] if isinstance(value, list) else []

