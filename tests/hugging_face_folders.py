@@ -47,16 +47,37 @@ def write_tokenizer(folder: Path) -> None:
 
 def write_folder(folder: Path, name: str, seed: int = 0, **changes: Any) -> Path:
     """Write one of `CONFIGS` with random weights."""
-    from hybrid.checkpoints.hugging_face import FAMILIES
-    from hybrid.checkpoints.hugging_face.their_config import TheirConfig
-
     folder.mkdir(parents=True, exist_ok=True)
     config = SIZES | CONFIGS[name] | changes
     (folder / "config.json").write_text(json.dumps(config))
     write_tokenizer(folder)
-    settings = FAMILIES[config["model_type"]]().settings(TheirConfig.of(folder), folder)
-    save_file(random_weights(shapes_of(model_of(settings), config["vocab_size"]), seed), folder / "model.safetensors")
+    save_file(random_weights(_shapes(folder, config), seed), folder / "model.safetensors")
     return folder
+
+
+def write_shards(folder: Path, dtype: torch.dtype, shards: int, name: str = "llama", **changes: Any) -> Path:
+    """Write one of `CONFIGS` with weights that are all zero, which takes no time, in several files and an index."""
+    write_folder(folder, name)
+    config = SIZES | CONFIGS[name] | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    named = sorted(_shapes(folder, config).items())
+    where: dict[str, str] = {}
+    for i in range(shards):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        tensors = {their_name(weight): torch.zeros(shape, dtype=dtype) for weight, shape in named[i::shards]}
+        save_file(tensors, folder / file)
+        where |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return folder
+
+
+def _shapes(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    from hybrid.checkpoints.hugging_face import FAMILIES
+    from hybrid.checkpoints.hugging_face.their_config import TheirConfig
+
+    settings = FAMILIES[config["model_type"]]().settings(TheirConfig.of(folder), folder)
+    return shapes_of(model_of(settings), config["vocab_size"])
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:

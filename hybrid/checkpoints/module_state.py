@@ -39,7 +39,8 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def copy_into(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
     """Copy `tensors` into those of `own`, if all can take their place: the same names and shapes, finite numbers.
 
-    Each is read twice, to be checked and to be copied, so that no more than one of a file is in memory at a time.
+    Each is read twice, to be checked and to be copied, so that no more than one of a file is in memory at a time. The
+    largest are copied first: a file may hold them in more bytes than they are kept in, and counts as memory itself.
 
     Raises:
         ValueError: they cannot; one line that begins with `where` and names the first few, and nothing was copied.
@@ -53,6 +54,7 @@ def copy_into(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
             reshaped.append(f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}")
         elif why := flaw_of(tensor, own[name].dtype):
             broken.append(f"{name} {why}")
+        del tensor  # before the next is read
     problems = [
         f"{label} {first_few(names)}"
         for label, names in (
@@ -67,7 +69,7 @@ def copy_into(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], where: s
     if broken:
         raise DamagedState(f"{where}checkpoint is damaged: {first_few(broken)}")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in sorted(own.items(), key=lambda item: -item[1].numel()):
             tensor.copy_(sharded_like(tensors[name], tensor))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Command, Configure
+from hugging_face_folders import write_folder
 from safetensors.torch import save_file
 
 import hybrid
@@ -84,6 +86,24 @@ def test_a_model_of_another_format_is_loaded_saved_and_generates(
     assert texts.code == 0 and texts.out == command(
         "generate.py", "--checkpoint", tmp_path / "ours", "--prompt", "The ", "--max-new-tokens", 8
     ).out  # fmt: skip
+
+
+def test_it_is_told_in_a_line_what_a_folder_was_taken_for(
+    foreign: Path, lm: LanguageModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="hybrid.lm")
+    hybrid.load(lm.save(tmp_path / "ours"))
+    assert caplog.messages == []
+    hybrid.load(foreign)
+    llama = write_folder(tmp_path / "llama", "llama", eos_token_id=[257, 258])
+    hybrid.load(llama)
+    v = lm.tokenizer.vocab_size
+    assert caplog.messages == [
+        f"{foreign}: toy, {lm.model.n_parameters():,} parameters, in_place, block_causal, block size 4, 1, context 32, "
+        f"{v} ids (end {v - 1}, MASK {v})",
+        f"{llama}: llama, 34,752 parameters, next_token, causal, block size 1, context 256, 300 ids (begin 256, end "
+        "257 or 258, MASK 300)",
+    ]
 
 
 def test_the_commands_import_its_module_first(
