@@ -186,6 +186,20 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_goes_on(talker: Path) -> None
     assert lm.tokenizer.decode(engine.asked[1]) == "User:\na\n\nAssistant:\nhiUser:\nb\n\nAssistant:\n"
 
 
+def test_a_message_that_can_not_be_sent_ends_no_conversation_in_a_terminal(talker: Path) -> None:
+    lm = hybrid.load(talker)
+    for goes_on in (True, False):
+        out = io.StringIO()
+        engine: Any = Interrupted(lm.model)
+        session = ChatSession(engine, ChatPrompts.of(lm), goes_on=goes_on, stream=out, notes=out)
+        if goes_on:
+            assert session.converse(iter(["\ud800", "b"])).texts == ["hi"]
+            assert "surrogate" in out.getvalue() and "this message was not sent)\nhi\n" in out.getvalue()
+        else:
+            with pytest.raises(ValueError, match="surrogate"):
+                session.converse(iter(["\ud800", "b"]))
+
+
 def test_a_begin_token_is_not_doubled(talker: Path) -> None:
     lm = hybrid.load(talker)
     for prediction, begin, first in (
@@ -200,6 +214,16 @@ def test_a_begin_token_is_not_doubled(talker: Path) -> None:
         assert chr(ids[0]) == first
 
 
+def test_a_begin_token_that_is_left_out_moves_no_turn(talker: Path) -> None:
+    """Blocks are counted from the first token behind it."""
+    lm = hybrid.load(talker)
+    for begin, first in ((5, "U"), (ord("U"), "s")):
+        model: Any = SimpleNamespace(config=SimpleNamespace(begin=1), begin_token_id=begin, mask_token_id=257)
+        ids = ChatPrompts(model, lm.tokenizer, lm.origin.data)(talk("7?", "7", "sure?"))
+        last_end = len(ids) - 1 - ids[::-1].index(256)
+        assert chr(ids[0]) == first and chr(ids[last_end + 1]) == "U" and (last_end + 1) % 4 == 0
+
+
 def test_text_is_written_as_soon_as_it_is_certain() -> None:
     out = io.StringIO()
     writer = Writer(out, stops=["END", "\n\n"])
@@ -210,6 +234,10 @@ def test_text_is_written_as_soon_as_it_is_certain() -> None:
     assert seen == ["a", "a", "aé", "aé", "aé", "aéEno", "aéEno"]
     writer.finish("aéEno")
     assert out.getvalue() == "aéEno\n"
+    writer = Writer(out := io.StringIO())
+    writer.write("ab")
+    writer.finish("ac")
+    assert out.getvalue() == "ab\nac\n"
     terminal = Terminal()
     Writer(terminal).finish("\x1b[2Jx")
     assert terminal.getvalue() == " [2Jx\n"
