@@ -65,7 +65,7 @@ def write_shards(folder: Path, dtype: torch.dtype, shards: int, name: str = "lla
     where: dict[str, str] = {}
     for i in range(shards):
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        tensors = {their_name(weight): torch.zeros(shape, dtype=dtype) for weight, shape in named[i::shards]}
+        tensors = {LLAMA_NAMES.theirs(weight): torch.zeros(shape, dtype=dtype) for weight, shape in named[i::shards]}
         save_file(tensors, folder / file)
         where |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
