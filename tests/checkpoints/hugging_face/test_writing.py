@@ -75,6 +75,26 @@ def test_what_was_exported_is_the_same_model_to_us(kind: str, tmp_path: Path) ->
     assert again.generate(["To ", ""], 12).tokens == lm.generate(["To ", ""], 12).tokens
 
 
+@pytest.mark.filterwarnings("ignore:block_size")
+def test_without_our_record_the_network_is_the_same(kind: str, tmp_path: Path) -> None:
+    """What others see, by our own importer; test_what_was_exported_has_our_logits_in_transformers asks them."""
+    lm = model_of(kind)
+    export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "theirs")
+    (tmp_path / "theirs/hybrid.json").unlink()
+    again, ids = hybrid.load(tmp_path / "theirs"), lm.tokenizer.encode(TEXT)
+    assert again.tokenizer.encode(TEXT) == ids and again.tokenizer.decode(ids) == TEXT
+    assert again.model.end_token_ids == lm.model.end_token_ids
+    assert again.tokenizer.end_of_text == lm.tokenizer.end_of_text
+    tokens, size = torch.tensor([ids[:20]]), again.block_sizes[0]
+    if lm.config.model.begin:
+        assert (size, again.model.begin_token_id) == (1, lm.model.begin_token_id)
+    else:
+        assert (size, again.mask_token_id) == (lm.block_sizes[0], lm.mask_token_id)
+    ours, theirs = lm.logits(tokens, size), again.logits(tokens, size)
+    torch.testing.assert_close(ours, theirs[..., : ours.shape[-1]], rtol=0, atol=1e-5)
+    assert again.config.data.seq_len == 64
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:block_size")
 def test_what_was_exported_has_our_logits_in_transformers(kind: str, tmp_path: Path) -> None:
