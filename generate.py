@@ -3,7 +3,7 @@
     python generate.py --checkpoint runs/quickstart --prompt "Return the"
     python generate.py --checkpoint runs/quickstart --block-size 16 --decoder confidence steps=4
     python generate.py --checkpoint runs/quickstart --decoder mask_predict --trace unmasking.html
-    python generate.py --checkpoint runs/instruct --chat --system "Answer in one word."
+    python generate.py --checkpoint runs/talks --chat --system "Answer in one word."
     python generate.py --checkpoint runs/quickstart --infill --prompt "Return <gap:6> list." --block-size 32
     echo "The default is" | python generate.py --checkpoint runs/quickstart --prompt - --num-samples 3 --json
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import math
 import os
 import sys
 import time
@@ -78,20 +79,13 @@ def described(file: GGUFFile) -> str:
     from hybrid.checkpoints.gguf.families import config_of
 
     config: dict[str, Any] = config_of(file)
-    n_weights = sum(_size(shape) for shape in file.shapes.values())
+    n_weights = sum(map(math.prod, file.shapes.values()))
     types = ", ".join(f"{n} in {kind}" for kind, n in Counter(file.types.values()).most_common())
     licence = file.get("general.license", str, "not named")
     return (
         f"{file.path.name}: {config['model_type']}, {config['num_hidden_layers']} layers of {config['hidden_size']}, "
         f"{n_weights / 1e6:,.1f} million weights ({types}), {config['vocab_size']:,} ids; licence: {licence}"
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def parse() -> argparse.Namespace:

@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 def main() -> int:
     arguments = parse()
     from hybrid.config import import_modules  # late, so that --help is quick
+    from hybrid.distributed import Ranks
 
+    if (world := Ranks.from_environment().world) > 1:
+        raise ValueError(f"hybrid.lm_eval: it runs in one process, not in {world}; start it without torchrun")
     refuse_foreign_output(arguments.output)
     import_modules(arguments.imports, "--imports")
     try:
@@ -64,11 +67,12 @@ def load_tasks(words: Sequence[str], include_path: str | None) -> tuple[dict[str
     manager = TaskManager(include_path=include_path, include_defaults=len(files) < len(words))
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for word in words:
-        if word not in files and not manager.match_tasks([word]):
+        names = [] if word in files else manager.match_tasks([word])
+        if word not in files and not names:
             known = nearest(word, manager.all_tasks)
             raise ValueError(f"--tasks: {shown(word)} is no task of lm-eval{known}, nor the file of one (.yaml, .json)")
         try:
-            found = manager.load([task_file(Path(word)) if word in files else word])
+            found = manager.load([task_file(Path(word))] if word in files else names)
         except Exception as error:  # whatever a task's settings, its functions or its data set raise
             raise ValueError(f"--tasks: {word}: {bare(str(error) or type(error).__name__, 300)}") from error
         if twice := sorted(loaded["tasks"].keys() & found["tasks"].keys()):
@@ -144,7 +148,7 @@ def evaluate(
     for name, samples in found.get("samples", {}).items():
         if tasks["tasks"][name].OUTPUT_TYPE != "generate_until":
             for sample in samples:
-                sample["stderr"] = [model.stderrs[request] for request in sample["arguments"]]
+                sample["stderr"] = [model.scores[name][request].stderr for request in sample["arguments"]]
     return found
 
 

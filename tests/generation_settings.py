@@ -6,7 +6,7 @@ from typing import Any
 
 from decoding_toy import engine
 
-from hybrid.decoding import DECODERS
+from hybrid.decoding import DECODERS, LeftToRight
 from hybrid.decoding.decoder import View
 from hybrid.decoding.engine import Engine
 from hybrid.model import Transformer
@@ -26,6 +26,13 @@ class Drawing:
         return place, None, view.tokens.masked_scatter(place, view.sample(view.read(view.tokens, place), place))
 
 
+class AllAtOnce(LeftToRight):
+    """Reveals more than the order says that it is made of."""
+
+    def select(self, view: View, state: Any) -> tuple[Any, None]:
+        return view.is_masked, None
+
+
 def few_steps(name: str) -> dict[str, Any]:
     """A decoder with its own options, but for a large number of steps."""
     has_many = isinstance(getattr(DECODERS[name], "steps", None), int)
@@ -39,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "confident_remdm": {"decoder": {"name": "remdm", "steps": 4, "sigma": "confidence", "eta": 0.9}},
     "no_remasking": {"decoder": {"name": "p2", "steps": 3, "eta": 0.0}},
     "own_draws": {"decoder": Drawing()},
+    "own_select": {"decoder": AllAtOnce()},
     "guidance": {"decoder": "confidence", "guidance": 1.5},
     "planner": {"decoder": {"name": "p2", "steps": 3}, "planner": True},
     "uncached": {"decoder": "first_hitting", "cache": False},

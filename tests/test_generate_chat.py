@@ -23,6 +23,7 @@ from hybrid.config import data_block_sizes
 from hybrid.data.chat import PLAIN
 from hybrid.data.preparing import prepare
 from hybrid.data.tokenizers import ByteTokenizer
+from hybrid.decoding import GenerationConfig
 from hybrid.lm import LanguageModel
 from hybrid.model.build import build_model
 from hybrid.text.chat import ChatPrompts, ChatSession, Writer, typed
@@ -159,9 +160,10 @@ def test_a_model_without_a_template(command: Command, trained: Path) -> None:
 
 
 class Interrupted:
-    """An engine that is stopped with Ctrl-C behind the second token of each reply."""
+    """An engine that is stopped with Ctrl-C when the last block of a reply is not finished."""
 
     seq_len = 64
+    config = GenerationConfig()
 
     def __init__(self, model: Any) -> None:
         self.model, self.asked = model, []
@@ -169,8 +171,8 @@ class Interrupted:
     def stream(self, prompts: list[list[int]], n: int) -> Iterator[Any]:
         (prompt,) = prompts
         self.asked.append(prompt)
-        for k in (1, 2):
-            yield progress_of([[*prompt, *b"hi"[:k]]], k, False, n_prompt=len(prompt))
+        for new in (b"h", b"hi"):
+            yield progress_of([[*prompt, *new, 256, 256, *b"x"]], 1, False, n_prompt=len(prompt))
         raise KeyboardInterrupt
 
 

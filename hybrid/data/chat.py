@@ -77,7 +77,9 @@ class Chat:
             r"\s*" * token.lstrip + f"(?P<t{token.id}>{re.escape(name)})" + r"\s*" * token.rstrip
             for name, token in tokens
         ]
-        return re.compile("|".join(spelled))
+        blank = r"\s" * any(token.lstrip for _, token in tokens)
+        starts = re.escape("".join({name[0] for name, _ in tokens}))
+        return re.compile(f"(?=[{starts}{blank}])(?:{'|'.join(spelled)})")  # few characters are looked at twice
 
     @cached_property
     def _edges(self) -> set[str]:

@@ -60,7 +60,9 @@ class Static:
         def held(*size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.long, device=cache.keys.device)
 
-        self.tokens, self.slots, self.end = (held(shape.rows, shape.width) for _ in range(3))
+        # A row that no text has computes from what is there, at first from one slot: its softmax is finite.
+        self.tokens, self.slots = held(shape.rows, shape.width), held(shape.rows, shape.width)
+        self.end = held(shape.rows, shape.width).fill_(shape.start + 1)
         self.begin = held(shape.rows, shape.width) if shape.has_window else None
         self.document = held(shape.rows, shape.width) if shape.has_documents else None
         self.slot_document = held(shape.rows, shape.stop) if shape.has_documents else None
@@ -77,19 +79,16 @@ class Static:
         if stand == self.stand and sight.documents is None:
             return
         self.stand = stand
-        pattern = sight.pattern(rows, model.config, self.cache, with_slots=True)
-        # Rows behind the texts write to the bin, and see one slot, so that their softmax is finite.
+        pattern = sight.new_pattern(rows, model.config, self.cache, with_slots=True)
         inputs = [
-            (self.slots, pattern.slots, self.cache.bin), (self.end, pattern.visible_end, self.shape.start + 1),
-            (self.begin, pattern.visible_start, 0), (self.document, pattern.query_document, 0),
+            (self.slots, pattern.slots), (self.end, pattern.visible_end), (self.begin, pattern.visible_start),
+            (self.document, pattern.query_document),
         ]  # fmt: skip
-        for own, new, elsewhere in inputs:
+        for own, new in inputs:
             if own is not None:
                 own[:r] = cast(Tensor, new)
-                own[r:] = elsewhere
         if self.slot_document is not None:
             seen = cast(Tensor, pattern.slot_document)[:, : self.shape.stop]
-            self.slot_document.zero_()
             self.slot_document[:r, : seen.shape[1]] = seen
 
     def run(self, model: Transformer) -> Tensor:

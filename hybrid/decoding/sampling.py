@@ -104,6 +104,8 @@ class Uniforms:
 
         None unless all rows have moved on by the same number of blocks, to one that it holds.
         """
+        if rows is of:  # the block for which it was made
+            return 0
         if len(rows) != len(of):
             return None
         moved = rows[0][1] - of[0][1]

@@ -117,7 +117,18 @@ class Sight:
         # What is committed ends where a block ends, unless the cache was cut elsewhere.
         return max(self._first_of_block(rows.start, config.begin) + self.block_size - self.window, 0)
 
-    def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache, with_slots: bool = False) -> Cached:
+    def pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache) -> Cached:
+        """Return the pattern of a forward. That of live blocks alone is the same at every step, and made once."""
+        if rows.n_pending or self.documents is not None:
+            return self.new_pattern(rows, config, cache)
+        stand = (rows.places, rows.live.shape[1], self.block_size, self.window)
+        before, pattern = cache.last_pattern
+        if pattern is None or before != stand:
+            pattern = self.new_pattern(rows, config, cache)
+            cache.last_pattern = stand, pattern
+        return pattern
+
+    def new_pattern(self, rows: BlockRows, config: ModelConfig, cache: KVCache, with_slots: bool = False) -> Cached:
         """Make the pattern of a forward; `with_slots` has slots and bounds as tensors, though all texts are alike."""
         alike = self.documents is None and rows.are_alike
         reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class KVCache:
     lengths: list[int]  # committed slots of each row; on the host, so that nothing waits for the device
     last_hidden: Tensor  # (b, dim): hidden state of each row's last committed token
     has_last: list[bool]  # False: that state is not known, and the token has to be read again
+    last_pattern: tuple[Any, Cached | None] = (None, None)  # of live blocks, which stand still, and where they stand
 
     @classmethod
     def empty(cls, config: ModelConfig, rows: int, slots: int, device: torch.device, dtype: torch.dtype) -> KVCache:

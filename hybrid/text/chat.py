@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TextIO
 
@@ -135,7 +135,8 @@ class ChatSession:
         last: GenerationState | None = None
         reason, started = "length", time.perf_counter()
         try:
-            for last in self.engine.stream([ids], n):
+            for state in self.engine.stream([ids], n):
+                last = until_end(state, model.end_token_ids) if self.engine.config.stop_at_end else state
                 text, is_stopped = console.so_far(last)
                 writer.write(text)
                 if is_stopped:
@@ -147,6 +148,13 @@ class ChatSession:
         texts = console.result(last, 1, time.perf_counter() - started, reason)
         writer.finish(texts.texts[0])
         return texts
+
+
+def until_end(state: GenerationState, ends: Collection[int]) -> GenerationState:
+    """Return the state of a single text without what stands behind its end, in a block that is not finished yet."""
+    ((begin, _),) = state.spans
+    end = next((i for i, token in enumerate(state.tokens[0], 1) if token in ends), None)
+    return state if end is None else replace(state, spans=[(begin, begin + end)])
 
 
 @dataclass

@@ -18,6 +18,7 @@ from hybrid.decoding import GenerationConfig, graphs
 from hybrid.decoding.graphs import Replays
 from hybrid.decoding.step import Step
 from hybrid.model import Transformer
+from hybrid.model.attention import Eager
 from hybrid.model.fused import for_inference
 
 pytestmark = pytest.mark.filterwarnings("ignore:graphs. without a cache")
@@ -108,6 +109,16 @@ def test_garbage_behind_the_texts_changes_nothing(mode: tuple[str, str], monkeyp
     for decoder in ("first_hitting", {"name": "p2", "steps": 3}):
         assert_same(model, 9, decoder=decoder, prompts=[[1, 2, 3], [4], [], [5, 5, 0, 1, 2]], seq_len=16)
     assert len(set(asked)) > 1, "rows have left"
+
+
+def test_rows_without_a_text_stay_finite() -> None:
+    """Three texts are computed as four; a softmax over nothing would be none."""
+    model = toy_model(*MODE, vocab=VOCAB)
+    model.attend = Eager()
+    kept = Replays.take(for_inference(model, model.dtype), 4, 16)
+    kept.give_back(for_inference(model, model.dtype))
+    engine(model, 4, graphs=True, stop_at_end=False).generate([[1], [], [2, 3]], 7)
+    assert kept.cache.keys[:, 3].any() and kept.cache.keys.isfinite().all() and kept.cache.values.isfinite().all()
 
 
 def test_the_next_generation_finds_the_cache_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from pretended_graphs import pretended_graphs
 from toy import MODES, toy_model
 
 from hybrid.decoding import graphs
+from hybrid.decoding.decoder import View
 from hybrid.model import Transformer
 from hybrid.model.fused import for_inference
 
@@ -41,6 +42,29 @@ def test_replays_write_what_a_cpu_writes(name: str, mode: tuple[str, str]) -> No
                 assert texts(model, planner, graphs=True, **setting) == expected
         assert gpu.places() == places
     assert 0 < record.recorded <= record.replays or (name == "uncached" and mode[1] == "next_token")
+
+
+class ReadsInBetween:
+    """Asks for the planner's scores, which are of the block as it is, after a reading of another canvas."""
+
+    def start(self, view: View) -> None:
+        return None
+
+    def select(self, view: View, state: None) -> tuple[torch.Tensor, None]:
+        assert view.candidates.shape == view.tokens.shape
+        view.read(torch.zeros_like(view.tokens), view.is_masked)
+        known = view.planned.masked_fill(view.is_masked, 0).sum(-1, keepdim=True)
+        order = view.is_masked.cumsum(-1)
+        last = (known * 64).floor() % 2 * (order.amax(-1, keepdim=True) - 1)  # by these scores the first, or the last
+        return view.is_masked & (order == 1 + last), None
+
+
+def test_what_a_forward_said_outlives_the_next() -> None:
+    model = toys()[0]
+    expected = texts(copy.deepcopy(model), model, decoder=ReadsInBetween())
+    with pretended_gpu() as gpu, pretended_graphs(gpu) as record:
+        assert texts(model.to("cuda"), model, graphs=True, decoder=ReadsInBetween()) == expected
+    assert record.replays
 
 
 def replayed(model: Transformer, **options: Any) -> list[list[int]]:

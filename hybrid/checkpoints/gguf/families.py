@@ -98,6 +98,8 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
 
     dim, n_heads, length = positive("embedding_length"), positive("attention.head_count"), positive("context_length")
     head_dim = positive("attention.key_length", max(dim // n_heads, 1))
+    if head_dim % 2:
+        raise ValueError(f"{file.path}: a head is {head_dim} wide; rotary positions need an even width")
     for key in ("rope.dimension_count", "attention.value_length"):
         if get(key, int, head_dim) != head_dim:
             raise ValueError(f"{file.path}: {name}.{key} is not the width of a head, {head_dim}; that is not covered")

@@ -71,12 +71,13 @@ def _object(path: Path) -> dict[str, Any]:
 def _default(found: Any, path: Path) -> str | None:
     """Return the template; of several with names, the one called `default`."""
     if isinstance(found, list):
-        named = {entry["name"]: entry.get("template") for entry in found if isinstance(entry, dict) and "name" in entry}
-        found = named.get("default")
+        found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
     if found is not None and not isinstance(found, str):
         raise ValueError(
-            f"{str(path)!r}: chat_template is {shown(found)}; it must be a text, or a list of objects with name and "
-            f"template; correct it, or put the template into {TEMPLATE_FILE} beside it"
+            f"{str(path)!r}: chat_template is {shown(found)}; it must be a text, or several by their names, of which "
+            f"one is called default; correct it, or put the template into {TEMPLATE_FILE} beside it"
         )
     return found
 

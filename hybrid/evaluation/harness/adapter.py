@@ -10,6 +10,7 @@ import contextlib
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -18,6 +19,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybrid.arguments import SEEDS, flag, integer
+from hybrid.data.chat import Chat
 from hybrid.device import default_precision, resolve_device, resolve_precision
 from hybrid.evaluation.harness.pieces import Piece, encode_pair, fitted
 from hybrid.evaluation.harness.scoring import Estimator, Score, errors_of
@@ -25,8 +27,6 @@ from hybrid.evaluation.harness.writing import Wanted, Writer
 from hybrid.evaluation.machine import environment_of
 from hybrid.evaluation.setting import choose_decoders
 from hybrid.lm import LanguageModel, load
-
-NO_TEMPLATE = "apply_chat_template: the tokenizer of the model has no chat template; leave the option out"
 
 
 class HybridLM(LM):
@@ -69,10 +69,10 @@ class HybridLM(LM):
         with _one_warning():
             self.estimator = Estimator.choose(self.lm, size, decoder, draws, seed)
         written_by = self.lm.config.decoder if decoder is None else decoder
-        self.writer = Writer(self.lm, size, written_by, seed, self.batch_size)
+        self.writer = Writer(self.lm, size, written_by, seed, self.batch_size, self._context)
         self.checks_greedy = size == 1 if check_greedy is None else flag("check_greedy", check_greedy)
-        self.stderrs: dict[tuple[str, ...], float] = {}
-        self._scores: defaultdict[str, list[Score]] = defaultdict(list)
+        self._conversations: dict[str, list[int]] = {}  # the ids of what the chat template has written
+        self.scores: defaultdict[str, dict[tuple[str, ...], Score]] = defaultdict(dict)  # of tasks, by their requests
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, and whether it is what greedy decoding writes."""
@@ -111,26 +111,59 @@ class HybridLM(LM):
         return f"{self.lm.tokenizer.name}-{self.lm.tokenizer.fingerprint}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        raise ValueError(NO_TEMPLATE)
+        """Return the source of the template, which the harness writes down."""
+        template = self.lm.tokenizer.chat_template
+        return None if template is None else template.source
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        raise ValueError(NO_TEMPLATE)
+        """Render a conversation, which the harness writes down.
+
+        When it comes back as a context, its ids are those that `generate.py --messages` makes: what stands in a message
+        is text, whatever it spells.
+
+        Raises:
+            ValueError: there is no template, or the task begins the answer itself.
+        """
+        if not add_generation_prompt:
+            raise ValueError(
+                "apply_chat_template: the task begins the answer of the assistant itself (gen_prefix), which is not "
+                "supported; leave the option out"
+            )
+        ids = self.lm.chat_prompt(chat_history)
+        text = self._chat.rendered(chat_history, True, "messages")
+        self._conversations[text] = ids
+        return text
+
+    @cached_property
+    def _chat(self) -> Chat:
+        assert self.lm.tokenizer.chat_template is not None
+        return Chat(self.lm.tokenizer, self.lm.tokenizer.chat_template)
 
     def get_model_info(self) -> dict[str, Any]:
         """What `config` of the results says of model, likelihood and machine."""
+        noise = errors_of({task: list(some.values()) for task, some in self.scores.items()})
         return {
             "hybrid": {
                 "checkpoint": self.lm.origin.checkpoint,
                 "decoder": str(self.writer.decoder),
-                "likelihood": {**self.estimator.about, "noise": errors_of(self._scores)},
+                "likelihood": {
+                    **self.estimator.about,
+                    "noise": noise,
+                },
                 "checks_greedy": self.checks_greedy,
                 "environment": environment_of(self.lm),
             }
         }
 
     def _piece(self, context: str, continuation: str) -> Piece:
-        before, after = encode_pair(self.lm.tokenizer.encode, context, continuation)
+        if context in self._conversations:
+            before, after = self._conversations[context], self.lm.tokenizer.encode_behind(continuation)
+        else:
+            before, after = encode_pair(self.lm.tokenizer.encode, context, continuation)
         return fitted(before, after, self.lm.config.data.seq_len, continuation)
+
+    def _context(self, text: str) -> list[int]:
+        return self._conversations[text] if text in self._conversations else self.lm.tokenizer.encode(text)
 
     def _windows(self, text: str) -> Iterator[Piece]:
         """Yield rows of at most `seq_len` tokens; all but the first begin with at least one that is given."""
@@ -147,8 +180,7 @@ class HybridLM(LM):
 
     def _note(self, kind: str, requests: Sequence[Instance], scores: Sequence[Score]) -> None:
         for request, score in zip(requests, scores, strict=True):
-            self._scores[request.task_name or kind].append(score)
-            self.stderrs[request.args] = score.stderr
+            self.scores[request.task_name or kind][request.args] = score
 
     def _cache(self, kind: str, requests: Sequence[Instance], found: Sequence[Any]) -> None:
         """Tell the harness what is known, which it may write down (`use_cache`)."""

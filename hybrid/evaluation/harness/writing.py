@@ -15,7 +15,7 @@ from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.engine import Engine
 from hybrid.decoding.results import GenerationState
 from hybrid.decoding.sampling import Sampling
-from hybrid.evaluation.harness.pieces import Piece
+from hybrid.evaluation.harness.pieces import Encode, Piece
 from hybrid.lm import LanguageModel
 from hybrid.options import shown
 from hybrid.progress import progress
@@ -76,6 +76,7 @@ class Writer:
     decoder: Any
     seed: int
     most: int
+    encode: Encode
 
     def texts(self, contexts: Sequence[str], wanted: Sequence[Wanted]) -> list[str]:
         """Continue each context as is wanted, from the last of its tokens that leave room.
@@ -93,7 +94,7 @@ class Writer:
     def _batches(self, contexts: Sequence[str], groups: Mapping[Wanted, Sequence[int]]) -> Iterator[dict[int, str]]:
         room = self.lm.config.data.seq_len
         for how, numbers in groups.items():
-            prompts = [self.lm.tokenizer.encode(contexts[n])[-(room - how.new_tokens) :] for n in numbers]
+            prompts = [self.encode(contexts[n])[-(room - how.new_tokens) :] for n in numbers]
             keys = rng.row_keys(prompts)
             engine = self._engine(how.sampling)
             for start in range(0, len(prompts), self.most):

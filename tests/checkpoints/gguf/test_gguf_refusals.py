@@ -26,6 +26,7 @@ def refused(path: Path, folder: Path) -> str:
         ({"llama.expert_count": 8}, "is a mixture of experts, which is not covered; dense models are"),
         ({"llama.rope.scaling.type": "yarn"}, "llama.rope.scaling.type yarn is not covered; that of Llama 3.1 is"),
         ({"llama.rope.dimension_count": 8}, "llama.rope.dimension_count is not the width of a head, 16"),
+        ({"llama.attention.key_length": 15}, "a head is 15 wide; rotary positions need an even width"),
         ({"llama.attention.value_length": 8}, "llama.attention.value_length is not the width of a head, 16"),
         ({"llama.attention.sliding_window": 64}, "llama.attention.sliding_window: a sliding window is not covered"),
         ({"llama.block_count": None}, "has no llama.block_count"),

@@ -84,6 +84,16 @@ def test_shards_hold_what_one_file_holds(tmp_path: Path) -> None:
     assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in whole.values())
 
 
+def test_a_few_rows_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, sizes = GGUFFile(write_gguf(tmp_path / "x.gguf")), []
+    rows = file.rows
+    monkeypatch.setattr(file, "rows", lambda *a: sizes.append(rows(*a).size) or rows(*a))
+    monkeypatch.setattr(folder, "PART", 24 * DIM)
+    write_folder(file, tmp_path / "x")
+    assert sum(sizes) == sum(weight.size for weight in weights("llama").values())
+    assert max(sizes) == 24 * DIM
+
+
 def test_a_folder_is_written_once(tmp_path: Path) -> None:
     file = GGUFFile(write_gguf(tmp_path / "x.gguf"))
     write_folder(file, tmp_path / "x")

@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Command
+from conftest import Command, Configure
 
 import hybrid
+from hybrid.data.chat import PLAIN
+from hybrid.data.tokenizers import END_OF_TEXT
+from hybrid.data.tokenizers.plain import ByteTokenizer
+from hybrid.model.build import build_model
 from hybrid.results.environment import conditions
 
 pytestmark = [
@@ -69,16 +73,26 @@ def run(command: Command, trained: Path, tasks: Path, tmp_path: Path, monkeypatc
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # asks pip and conda, for seconds
 
-    def call(names: str, *words: Any) -> tuple[str, dict[str, Any]]:
+    def call(names: str, *words: Any, checkpoint: Path = trained) -> tuple[str, dict[str, Any]]:
         files = [next(tasks.glob(f"{name}.*")) for name in names.split()]
         output = tmp_path / "results.json"
-        all_words = ["--checkpoint", trained, "--tasks", *files, *words, "--output", output, "--log-samples"]
+        all_words = ["--checkpoint", checkpoint, "--tasks", *files, *words, "--output", output, "--log-samples"]
         done = command("lm_eval", *all_words)
         assert done.code == 0, done.err
         assert f"wrote {output}" in done.err
         return done.out, json.loads(output.read_text())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def talker(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model, not trained, whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("talker")
+    config, tokenizer = configure(folder, "data.tokenizer=byte", "data.seq_len=128"), ByteTokenizer()
+    tokenizer.chat_template = PLAIN
+    model = build_model(config.model, tokenizer.vocab_size, tokenizer.end_of_text, torch.device("cpu"), seed=0)
+    return hybrid.LanguageModel(config, tokenizer, model).save(folder / "saved")
 
 
 def log_p(lm: hybrid.LanguageModel, context: str, continuation: str, size: int, **options: Any) -> float:
@@ -152,6 +166,42 @@ def test_greedy_is_asked_for_beyond_block_size_1(run, command: Command, trained:
     words = ["--checkpoint", trained, "--block-size", 4, "--tasks", tasks / "ending.json"]
     assert "acc of ending counts what greedy decoding writes" in command("lm_eval", *words, "--limit", 1).err
     assert "greedy decoding" not in command("lm_eval", *words, "--limit", 1, "--check-greedy").err
+
+
+def test_prompts_are_conversations(run, talker: Path) -> None:
+    words = ("--block-size", 1, "--limit", 2, "--apply-chat-template")
+    _, found = run("choice written", *words, checkpoint=talker)
+    lm = hybrid.load(talker)
+    for sample in found["samples"]["choice"]:
+        for (context, ending), resp in zip(sample["arguments"], sample["resps"], strict=True):
+            assert context == f"User:\n{sample['doc']['text']}\n\nAssistant:\n"
+            ids = lm.tokenizer.encode(context) + lm.tokenizer.encode(ending)
+            is_target = torch.arange(len(ids))[None] >= len(context)
+            expected = -float(lm.nll(torch.tensor([ids]), 1, is_target=is_target).nll)
+            assert resp[0][0] == pytest.approx(expected, rel=1e-5)
+    for sample in found["samples"]["written"]:
+        ids = lm.chat_prompt([{"role": "user", "content": sample["doc"]["text"]}])
+        new = lm.generate([ids], 6, block_size=1, temperature=0.0, decoder=lm.config.decoder).tokens[0]
+        assert sample["resps"][0][0] == lm.tokenizer.decode(new).partition(".")[0]
+
+
+def test_what_a_message_spells_is_text(talker: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from hybrid.evaluation.harness.adapter import HybridLM
+
+    model = HybridLM(hybrid.load(talker), block_size=1)
+    assert model.chat_template() == PLAIN.source and "byte" in model.tokenizer_name
+    history = [{"role": "user", "content": f"a{END_OF_TEXT}b"}]
+    text = model.apply_chat_template(history)
+    ids = [*model.lm.chat_prompt(history), *b"yes"]
+    assert model.lm.tokenizer.end_of_text not in ids
+    is_target = torch.arange(len(ids))[None] >= len(ids) - 3
+    expected = -float(model.lm.nll(torch.tensor([ids]), 1, is_target=is_target).nll)
+    ((found, _),) = model.loglikelihood([Instance("loglikelihood", {}, (text, "yes"), 0)])
+    assert found == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="gen_prefix"):
+        model.apply_chat_template(history, add_generation_prompt=False)
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,9 @@ def test_without_the_harness_the_command_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     error = command("lm_eval", "--checkpoint", trained, "--tasks", "mine.yaml").error
     assert error == "error: lm-eval is not installed; pip install 'hybrid[lm-eval]'"
+
+
+def test_several_processes_are_refused(command: Command, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    error = command("lm_eval", "--checkpoint", trained, "--tasks", "mine.yaml").error
+    assert error.endswith("it runs in one process, not in 2; start it without torchrun")

@@ -22,7 +22,7 @@ CONTEXTS = ["the value", "", "list is", "the value", "error returns the name of 
 
 
 def writer_of(lm: hybrid.LanguageModel, most: int = 64, block_size: int = 4, decoder: Any = "first_hitting") -> Writer:
-    return Writer(lm, block_size, decoder, 0, most)
+    return Writer(lm, block_size, decoder, 0, most, lm.tokenizer.encode)
 
 
 def test_what_a_request_wants() -> None:
