@@ -117,7 +117,7 @@ def converse(arguments: argparse.Namespace, lm: LanguageModel, config: Generatio
         raise ValueError(f"--chat: one process talks, not {ranks.world}; start without torchrun")
     prompts = ChatPrompts.of(lm)
     engine = replace(lm.engine(config=config), document_mask=False)  # a conversation is one document
-    session = ChatSession(engine, prompts, arguments.max_new_tokens, arguments.stop)
+    session = ChatSession(engine, prompts, arguments.max_new_tokens, arguments.stop, sys.stdin.isatty())
     print(session.converse(typed(sys.stdin), arguments.system).summary(), file=sys.stderr)
 
 

@@ -186,6 +186,20 @@ def test_ctrl_c_stops_a_reply_and_the_conversation_goes_on(talker: Path) -> None
     assert lm.tokenizer.decode(engine.asked[1]) == "User:\na\n\nAssistant:\nhiUser:\nb\n\nAssistant:\n"
 
 
+def test_a_message_that_can_not_be_sent_ends_no_conversation_in_a_terminal(talker: Path) -> None:
+    lm = hybrid.load(talker)
+    for goes_on in (True, False):
+        out = io.StringIO()
+        engine: Any = Interrupted(lm.model)
+        session = ChatSession(engine, ChatPrompts.of(lm), goes_on=goes_on, stream=out, notes=out)
+        if goes_on:
+            assert session.converse(iter(["\ud800", "b"])).texts == ["hi"]
+            assert "surrogate" in out.getvalue() and "this message was not sent)\nhi\n" in out.getvalue()
+        else:
+            with pytest.raises(ValueError, match="surrogate"):
+                session.converse(iter(["\ud800", "b"]))
+
+
 def test_a_begin_token_is_not_doubled(talker: Path) -> None:
     lm = hybrid.load(talker)
     for prediction, begin, first in (

@@ -72,8 +72,10 @@ def encode_turns(chat: Chat, messages: list[Message], where: str, to_be_continue
             is_target.append(learned)
             continue
         encode = tokenizer.encode_behind if begin_of_run else tokenizer.encode
-        before, alone, together = ids[begin_of_run:], encode(piece.content), encode(run + piece.content)
-        joined, n_before = continued(before, _array(alone), _array(together), tokenizer)
+        joined, n_before = _array(encode(piece.content)), 0
+        if run:
+            together = _array(encode(run + piece.content))
+            joined, n_before = continued(ids[begin_of_run:], joined, together, tokenizer)
         ids = np.concatenate([ids[:begin_of_run], joined])
         is_target[begin_of_run + n_before :] = [learned] * (len(joined) - n_before)
         run += piece.content

@@ -81,12 +81,14 @@ class ChatSession:
 
     Args:
         new_tokens: of a reply; None: as many as the context holds.
+        goes_on: behind a message that can't be sent; else that is an error.
     """
 
     engine: Engine
     prompts: ChatPrompts
     new_tokens: int | None = None
     stops: Sequence[str] = ()
+    goes_on: bool = False
     stream: TextIO = field(default_factory=lambda: sys.stdout)
     notes: TextIO = field(default_factory=lambda: sys.stderr)
 
@@ -99,7 +101,13 @@ class ChatSession:
             if not line.strip():
                 continue
             asked: list[Message] = [*messages, {"role": "user", "content": line}]
-            kept = self._fitting(asked)
+            try:
+                kept = self._fitting(asked)
+            except ValueError as error:  # the tokenizer lacks a character, or the template refuses the message
+                if not self.goes_on:
+                    raise
+                print(f"({error}; this message was not sent)", file=self.notes)
+                continue
             if kept is None:
                 print("(this message does not fit into the context; it was not sent)", file=self.notes)
                 continue
