@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,14 @@ def _shapes(folder: Path, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Weights by their names: norms near 1, biases and matrices near 0."""
-    draw = torch.Generator().manual_seed(seed)
-    return {
-        LLAMA_NAMES.theirs(name): torch.randn(shape, generator=draw) * (0.3 if len(shape) > 1 else 0.1)
-        + ("norm" in name)
-        for name, shape in shapes.items()
-    }
+    """Weights by their names: norms near 1, biases and matrices near 0; each depends on its name and the seed alone."""
+    theirs = {LLAMA_NAMES.theirs(name): shape for name, shape in shapes.items()}
+    return {name: _random_weight(name, shape, seed) for name, shape in theirs.items()}
+
+
+def _random_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+    return torch.randn(shape, generator=draw) * (0.3 if len(shape) > 1 else 0.1) + ("norm" in name)
 
 
 def transformers_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -72,7 +72,7 @@ def test_in_bfloat16_both_are_as_far_from_float32(folder: Path) -> None:
         exact, rounded = (theirs(model, folder.name, tokens, size) for model in models)
         ours = lm.logits(tokens, size)
         assert ours.dtype == torch.bfloat16
-        assert distance(ours, exact) < 1.5 * distance(rounded, exact) < 0.06 * float(exact.std())
+        assert distance(ours, exact) < 1.5 * distance(rounded, exact) < 0.1 * float(exact.std())
 
 
 @pytest.mark.slow
