@@ -100,8 +100,7 @@ def _files(path: Path, after: tuple[Path, ...] = ()) -> list[tuple[Path, dict[st
         raise ValueError(f"{path}: this is a sweep, of many runs; start it with python -m hybrid.sweep --config {path}")
     if "base" not in content:
         return [(path, content)]
-    base = content.pop("base")
-    if not isinstance(base, str) or not base or "\0" in base:
+    if not isinstance(base := content.pop("base"), str) or not base or "\0" in base:
         raise ValueError(f"{path}: base: {shown(base)} is not the path of a YAML file")
     return [*_files(path.parent / path_of(f"{path}: base", base), (*after, path)), (path, content)]
 
