@@ -127,8 +127,7 @@ def _from_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 def _opened(name: str, present: Any) -> dict[str, Any]:
     """Copy what an earlier override has put at `name`, as a mapping that takes a further key."""
-    if isinstance(present, str):
-        return {"name": present}
+    present = {"name": present} if isinstance(present, str) else present
     if present is not None and not isinstance(present, dict):
         raise ValueError(f"{name}: {shown(present)} is not a mapping of keys")
     return dict(present or {})

@@ -95,6 +95,7 @@ def test_it_is_frozen_and_stays_as_it_is(configure: Configure, trained: Path, tm
     "overrides, words",
     [
         (["data.tokenizer=byte"], "has another tokenizer"),
+        (["model.vocab_size=99"], " ids, the model 99; set model.vocab_size="),
         (["data.seq_len=64", "objective.block_size=64"], "was trained on rows of 32 tokens, in which no block of 64"),
         (["objective.teacher=no/such/run"], "objective.teacher: no/such/run does not exist"),
     ],
