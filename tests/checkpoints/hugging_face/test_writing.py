@@ -190,6 +190,16 @@ def test_at_block_size_one_a_block_causal_model_is_causal(tmp_path: Path) -> Non
     assert hybrid.load(tmp_path / "x").config.model.context == "block_causal"
 
 
+def test_a_record_names_no_code_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(opened(model_of("SDARForCausalLM").save(tmp_path / "ours"))[2], tmp_path / "x")
+    record = json.loads((tmp_path / "x/hybrid.json").read_text())
+    record["config"]["run"]["imports"] = ["of_a_stranger"]
+    (tmp_path / "x/hybrid.json").write_text(json.dumps(record))
+    (tmp_path / "of_a_stranger.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hybrid.load(tmp_path / "x").block_sizes == [4, 8]
+
+
 def test_a_record_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     export(opened(model_of("SDARForCausalLM").save(tmp_path / "ours"))[2], tmp_path / "x")
     record = tmp_path / "x/hybrid.json"
