@@ -53,6 +53,7 @@ def test_logits_are_those_that_transformers_gave(folder: Path) -> None:
     torch.testing.assert_close(logits, torch.tensor(RECORDED[folder.name]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.thin(2)
 def test_it_is_generated_from_saved_and_loaded_again(folder: Path, tmp_path: Path, command: Command) -> None:
     lm = hybrid.load(folder)
     texts = lm.generate(["The ", ""], 12).tokens
