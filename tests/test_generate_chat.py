@@ -214,6 +214,16 @@ def test_a_begin_token_is_not_doubled(talker: Path) -> None:
         assert chr(ids[0]) == first
 
 
+def test_a_begin_token_that_is_left_out_moves_no_turn(talker: Path) -> None:
+    """Blocks are counted from the first token behind it."""
+    lm = hybrid.load(talker)
+    for begin, first in ((5, "U"), (ord("U"), "s")):
+        model: Any = SimpleNamespace(config=SimpleNamespace(begin=1), begin_token_id=begin, mask_token_id=257)
+        ids = ChatPrompts(model, lm.tokenizer, lm.origin.data)(talk("7?", "7", "sure?"))
+        last_end = len(ids) - 1 - ids[::-1].index(256)
+        assert chr(ids[0]) == first and chr(ids[last_end + 1]) == "U" and (last_end + 1) % 4 == 0
+
+
 def test_text_is_written_as_soon_as_it_is_certain() -> None:
     out = io.StringIO()
     writer = Writer(out, stops=["END", "\n\n"])
@@ -224,6 +234,10 @@ def test_text_is_written_as_soon_as_it_is_certain() -> None:
     assert seen == ["a", "a", "aé", "aé", "aé", "aéEno", "aéEno"]
     writer.finish("aéEno")
     assert out.getvalue() == "aéEno\n"
+    writer = Writer(out := io.StringIO())
+    writer.write("ab")
+    writer.finish("ac")
+    assert out.getvalue() == "ab\nac\n"
     terminal = Terminal()
     Writer(terminal).finish("\x1b[2Jx")
     assert terminal.getvalue() == " [2Jx\n"

@@ -107,8 +107,8 @@ class Encoder:
         filled_up = self.turns.unit > 1 and len(encoded.targets) > 1
         return filled_up or bool((encoded.ids == self.tokenizer.end_of_text).any())
 
-    def prompt(self, messages: list[Message], where: str) -> list[int]:
-        """Return the ids of messages and of the start of the assistant's turn, as they stand at the start of a row.
+    def prompt(self, messages: list[Message], where: str, at: int = 0) -> list[int]:
+        """Return the ids of messages and of the start of the assistant's turn, as they stand at place `at` of a row.
 
         Raises:
             ValueError: the template refuses them.
@@ -117,7 +117,7 @@ class Encoder:
             encoded = encode_turns(self.chat, messages, where, to_be_continued=True)
         except ChangedTurn:  # in training there was nothing behind such a turn
             encoded = Encoded(np.array(self.chat.prompt(messages, where)), (), "", 0)
-        tokens, _ = self.lay_out(encoded, closed=False)
+        tokens, _ = self.lay_out(encoded, at, closed=False)
         return tokens.tolist()
 
     def lay_out(self, encoded: Encoded, at: int = 0, closed: bool = True) -> tuple[np.ndarray, np.ndarray]:

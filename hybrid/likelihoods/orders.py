@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hybrid.decoding import DECODERS, Decoder
 from hybrid.decoding.decoder import Patience, View, choose
+from hybrid.decoding.places import Places
 from hybrid.likelihoods.base import BOUND, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.enumerated import ROWS_PER_FORWARD
 from hybrid.model import Transformer
@@ -150,7 +151,8 @@ class _Walk:
         masked = self._blocks(self.rows.is_target, False)
         nll = torch.zeros(len(masked), dtype=torch.float64, device=masked.device)
         step, state, patience = 0, None, Patience(decoder, self.block_size)
-        while bool(masked.any()):
+        left = int(masked.count_nonzero())
+        while left:
             view = self._view(decoder, masked, step)
             if step == 0:
                 state = decoder.start(view)
@@ -162,12 +164,14 @@ class _Walk:
                     f"decoder: {decoder!r} re-masks tokens, so its texts have no exact policy likelihood; use another"
                 )
             reveal = reveal & masked
-            patience.count(advanced := bool(reveal.any()), remasks=False)
-            if advanced:
-                log_probs = view.prediction.log_probs[reveal[masked]]
-                chosen = log_probs.gather(-1, self.text[reveal][:, None]).squeeze(-1).double()
-                nll.index_add_(0, reveal.nonzero()[:, 0], -chosen)
-                masked = masked & ~reveal
+            n = int(reveal.count_nonzero())
+            patience.count(n > 0, remasks=False)
+            if n:
+                chosen = Places(reveal, n)
+                log_probs = view.prediction.log_probs.index_select(0, chosen.within(Places(masked)))
+                of_text = log_probs.gather(-1, chosen.take(self.text)[:, None]).squeeze(-1).double()
+                nll.index_add_(0, chosen.rows, -of_text)
+                masked, left = masked & ~reveal, left - n
             step += 1
         return nll.view(len(self.rows.tokens), -1)
 

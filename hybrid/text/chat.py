@@ -30,8 +30,8 @@ class ChatPrompts:
     """Turns conversations into prompts.
 
     Args:
-        data: what is recorded of the data of the model's training: after each turn of the assistant the next began at a
-            multiple of so many tokens, if conversations were among it.
+        data: what is recorded of the data of the model's training. If these were conversations, what is behind a turn
+            of the assistant begins where it did in training; else the ids are those of transformers.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -56,8 +56,18 @@ class ChatPrompts:
     @cached_property
     def _encoder(self) -> Encoder:
         assert self.tokenizer.chat_template is not None
-        unit = ((self.data or {}).get("turns") or {}).get("unit", 1)
+        unit = dict(self._turns or {}).get("unit", 1)
         return Encoder(self.tokenizer, Turns(self.tokenizer.chat_template, "pad", (unit,), seq_len=0), now=None)
+
+    @property
+    def _turns(self) -> Mapping[str, Any] | None:
+        return (self.data or {}).get("turns")
+
+    def _ids(self, messages: list[Message], at: int = 0) -> list[int]:
+        """Return the ids of messages that begin at place `at` of a row."""
+        if self._turns is None:
+            return self._encoder.chat.prompt(messages)
+        return self._encoder.prompt(messages, "messages", at)
 
     def __call__(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids of a conversation that the assistant is to continue.
@@ -67,9 +77,10 @@ class ChatPrompts:
         Raises:
             ValueError: the template refuses it, or a message spells MASK.
         """
-        ids = self._encoder.prompt(checked_messages([dict(message) for message in messages], "messages"), "messages")
+        checked = checked_messages([dict(message) for message in messages], "messages")
+        ids = self._ids(checked)
         if self.model.config.begin and ids[:1] == [self.model.begin_token_id]:
-            ids = ids[1:]
+            ids = self._ids(checked, at=-1)[1:]
         if self.model.mask_token_id in ids:
             raise ValueError(f"messages: they hold the token of MASK (id {self.model.mask_token_id}); leave it out")
         return ids
@@ -179,6 +190,8 @@ class Writer:
             text = text.rstrip("\ufffd")
             begun = [n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
             text = text[: len(text) - max(begun, default=0)]
+        if is_whole and not text.startswith(self.written):  # a tokenizer that spells a token by what follows it
+            text = f"{self.written}\n{text}"
         if text.startswith(self.written):
             new = text[len(self.written) :]
             self.stream.write(printable(new) if self.stream.isatty() else new)

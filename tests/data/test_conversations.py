@@ -103,6 +103,8 @@ def test_messages_come_last_and_a_column_of_that_name_may_be_text(tmp_path) -> N
     plain = write_jsonl(tmp_path / "b.jsonl", [{"messages": f"text {i}"} for i in range(40)])
     data = prepared(tmp_path, corpus=plain, column="messages", validation_fraction=0.3)
     assert data.train.is_target is None and "turns" not in data.description
+    with pytest.raises(ValueError, match=r"'text' is not a column of .*b.jsonl, and 'messages' holds no lists"):
+        prepared(tmp_path, corpus=plain)
 
 
 @pytest.mark.parametrize(

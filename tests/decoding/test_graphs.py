@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding_toy import engine
+from decoding_toy import as_name, engine
 from generation_settings import SETTINGS, VOCAB, engine_of
 from toy import MODES, toy_model
 
@@ -47,11 +47,11 @@ def told(model: Transformer, new: int = 7, **setting: Any) -> tuple[list[Any], l
     return steps, seen
 
 
-def assert_same(model: Transformer, new: int = 7, **setting: Any) -> None:
+def assert_same(model: Transformer, new: int = 7, atol: float = 1e-12, **setting: Any) -> None:
     (steps, seen), (expected, known) = told(model, new, graphs=True, **setting), told(model, new, **setting)
     assert steps == expected and len(steps) > 2
     for got, wanted in zip(seen, known, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=atol)
 
 
 @pytest.mark.thin(8)
@@ -179,3 +179,16 @@ def test_what_is_asked_for_is_checked() -> None:
         GenerationConfig(graphs="yes")  # type: ignore[arg-type]
     with pytest.warns(UserWarning, match="graphs: without a cache forwards grow"):
         engine(toy(), 4, graphs=True, cache=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", MODES, ids="-".join)
+@pytest.mark.parametrize("decoder", ["first_hitting", "entropy_bounded", {"name": "p2", "steps": 4}], ids=as_name)
+def test_a_gpu_replays_what_it_computes(decoder: Any, mode: tuple[str, str]) -> None:
+    """Three generations: the first warms up and records, the others find graphs, and texts end at different times."""
+    model = toy(mode).to("cuda")
+    for prompts in ([[1, 2, 3], [], [4] * 4], [[5]], [[1], [2, 2], [3] * 9]):
+        assert_same(model, 30, 1e-9, decoder=decoder, prompts=prompts, seq_len=64)
+    (kept,) = graphs._KEPT[for_inference(model, model.dtype)]
+    assert any(static.graph is not None for static in kept.statics.values())

@@ -23,7 +23,7 @@ WAITS = {
     ("likelihoods/exact.py", "per_row"): "losses go back to where the masks are",
     ("likelihoods/enumerated.py", "mask_table"): "likewise, a group of masks at a time",
     ("likelihoods/orders.py", "_of_random_orders"): "likewise, a step of all orders at a time",
-    ("likelihoods/orders.py", "_Walk.follow"): "likewise; whether anything is masked, and what the decoder may not do",
+    ("likelihoods/orders.py", "_Walk.follow"): "how much a step reveals, and whether it takes something back",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the decoder takes",
 }
 """Where the host may wait: (file, function), and for what."""

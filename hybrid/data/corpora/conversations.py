@@ -39,6 +39,15 @@ def is_type(type: Any) -> bool:
     return is_list and types.is_struct(type.value_type)
 
 
+def refuse_text(columns: Sequence[str], column: str, where: str) -> None:
+    """Raise a ValueError for a column `messages` of something else that was found because `column` is not there."""
+    if tuple(columns) == (tables.MESSAGES,) != (column,):
+        raise ValueError(
+            f"data.column: {column!r} is not a column of {where}, and {tables.MESSAGES!r} holds no lists of messages; "
+            "set data.column to the column of text"
+        )
+
+
 def of_parquet(paths: Sequence[Path], column: str) -> Iterator[tuple[str, str]]:
     """Yield as `of_jsonl` what the rows of parquet files hold."""
     for path in paths:

@@ -75,6 +75,7 @@ class TableFiles:
         if len(columns) == 1 and conversations.in_jsonl(self.paths, columns[0]):
             rows = conversations.of_jsonl(self.paths, columns[0])
             return conversations.COLUMNS, arrow_tables.batches(rows, conversations.COLUMNS)
+        conversations.refuse_text(columns, self.column, tables.of_files(self.paths))
         return columns, arrow_tables.batches(tables.jsonl_texts(self.paths, columns), columns)
 
     def _parquet(self) -> tuple[Sequence[str], Iterator[Any]]:
@@ -82,6 +83,7 @@ class TableFiles:
         if len(columns) == 1 and conversations.is_type(tables.parquet_type(self.paths[0], columns[0])):
             rows = conversations.of_parquet(self.paths, columns[0])
             return conversations.COLUMNS, arrow_tables.batches(rows, conversations.COLUMNS)
+        conversations.refuse_text(columns, self.column, tables.of_files(self.paths))
         return columns, tables.parquet_texts(self.paths, columns)
 
 
@@ -127,6 +129,7 @@ def documents_of(table: Any, column: str, where: str) -> Documents:
     columns = tables.text_columns(table.column_names, column, where)
     if len(columns) == 1 and conversations.is_type(table.features.arrow_schema.field(columns[0]).type):
         return conversations.TableConversations(table, columns[0], where)
+    conversations.refuse_text(columns, column, where)
     return TableDocuments(table, column, where)
 
 

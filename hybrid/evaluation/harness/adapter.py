@@ -27,6 +27,7 @@ from hybrid.evaluation.harness.writing import Wanted, Writer
 from hybrid.evaluation.machine import environment_of
 from hybrid.evaluation.setting import choose_decoders
 from hybrid.lm import LanguageModel, load
+from hybrid.text.chat import ChatPrompts
 
 
 class HybridLM(LM):
@@ -129,7 +130,7 @@ class HybridLM(LM):
                 "apply_chat_template: the task begins the answer of the assistant itself (gen_prefix), which is not "
                 "supported; leave the option out"
             )
-        ids = self.lm.chat_prompt(chat_history)
+        ids = ChatPrompts.of(self.lm)(chat_history)
         text = self._chat.rendered(chat_history, True, "messages")
         self._conversations[text] = ids
         return text

@@ -93,6 +93,7 @@ def test_without_our_record_the_network_is_the_same(kind: str, tmp_path: Path) -
     else:
         assert (size, again.mask_token_id) == (lm.block_sizes[0], lm.mask_token_id)
     ours, theirs = lm.logits(tokens, size), again.logits(tokens, size)
+    # Products with another number of columns may be rounded otherwise.
     torch.testing.assert_close(ours, theirs[..., : ours.shape[-1]], rtol=0, atol=1e-5)
     assert again.config.data.seq_len == 64
 

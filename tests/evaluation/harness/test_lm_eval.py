@@ -19,6 +19,7 @@ from hybrid.data.tokenizers import END_OF_TEXT
 from hybrid.data.tokenizers.plain import ByteTokenizer
 from hybrid.model.build import build_model
 from hybrid.results.environment import conditions
+from hybrid.text.chat import ChatPrompts
 
 pytestmark = [
     pytest.mark.slow,
@@ -180,7 +181,7 @@ def test_prompts_are_conversations(run, talker: Path) -> None:
             expected = -float(lm.nll(torch.tensor([ids]), 1, is_target=is_target).nll)
             assert resp[0][0] == pytest.approx(expected, rel=1e-5)
     for sample in found["samples"]["written"]:
-        ids = lm.chat_prompt([{"role": "user", "content": sample["doc"]["text"]}])
+        ids = ChatPrompts.of(lm)([{"role": "user", "content": sample["doc"]["text"]}])
         new = lm.generate([ids], 6, block_size=1, temperature=0.0, decoder=lm.config.decoder).tokens[0]
         assert sample["resps"][0][0] == lm.tokenizer.decode(new).partition(".")[0]
 
@@ -194,7 +195,7 @@ def test_what_a_message_spells_is_text(talker: Path) -> None:
     assert model.chat_template() == PLAIN.source and "byte" in model.tokenizer_name
     history = [{"role": "user", "content": f"a{END_OF_TEXT}b"}]
     text = model.apply_chat_template(history)
-    ids = [*model.lm.chat_prompt(history), *b"yes"]
+    ids = [*ChatPrompts.of(model.lm)(history), *b"yes"]
     assert model.lm.tokenizer.end_of_text not in ids
     is_target = torch.arange(len(ids))[None] >= len(ids) - 3
     expected = -float(model.lm.nll(torch.tensor([ids]), 1, is_target=is_target).nll)
