@@ -38,7 +38,7 @@ def main() -> None:
     folder = Path(arguments.folder)
     refuse_overwriting(folder, is_empty_folder, "is not an empty folder", "FOLDER", "folder")
     config, origin, ours = opened(Path(arguments.checkpoint))
-    facts = training_of(config) if origin.importer is None else {"taken from": f"a checkpoint of {origin.importer}"}
+    facts = training_of(config) if is_known(origin) else {"taken from": f"a checkpoint of {origin.importer}"}
     card = Card.of(config.run.name, facts, ours, origin.checkpoint, Path(arguments.checkpoint))
     written = write_folder(ours, folder, arguments.dtype, card.markdown)
     log.info("wrote %s: %s, %.0f MB in %s", folder, written.family.architecture, written.n_bytes / 1e6, written.dtype)
@@ -62,6 +62,13 @@ def opened(path: Path) -> tuple[Config, Origin, OurModel]:
     sizes = resolve_block_sizes(config.objective.block_size, seq_len)
     settings = dataclasses.asdict(config)
     return config, origin, OurModel(settings, config.model, seq_len, sizes, stored.tokenizer, stored.tensors)
+
+
+def is_known(origin: Origin) -> bool:
+    """Return whether the configuration of a model says how it was trained: it is ours, or has a record of ours."""
+    from hybrid.checkpoints.hugging_face.record import RECORD
+
+    return origin.importer is None or (origin.folder is not None and (origin.folder / RECORD).is_file())
 
 
 def training_of(config: Config) -> dict[str, Any]:

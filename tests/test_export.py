@@ -21,6 +21,8 @@ def test_a_run_is_written_once_with_what_was_measured(copy_of_trained: Path, tmp
     assert "| prediction | in_place" in card and "| block sizes trained | 4, 1 |" in card and "Nothing yet" in card
     assert all(tensor.dtype == torch.bfloat16 for tensor in load_file(folder / "model.safetensors").values())
     assert hybrid.load(folder).block_sizes == [4, 1]
+    assert command("export", folder, tmp_path / "once more").code == 0
+    assert "| objective | masked" in (tmp_path / "once more/README.md").read_text()
     assert "exists and is not an empty folder" in command("export", copy_of_trained, folder).error
     assert command("evaluate", "--checkpoint", copy_of_trained, "--rows", 2, "--draws", 1).code == 0
     assert command("export", copy_of_trained, tmp_path / "again").code == 0

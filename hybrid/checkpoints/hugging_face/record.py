@@ -22,6 +22,8 @@ def write_record(folder: Path, config: Mapping[str, Any]) -> None:
 def recorded_settings(folder: Path) -> dict[str, Any]:
     """Return the settings by their keys, `{"model.dim": 64, "decoder": {...}, ...}`.
 
+    But for `run.imports`: a folder that somebody else has written names no code that is run.
+
     Raises:
         ValueError: the file is not what `write_record` writes, or of a later version.
     """
@@ -36,7 +38,7 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{RECORD}: config {shown(config)} holds no groups of settings")
     settings: dict[str, Any] = {}
     for group, values in config.items():
-        settings |= (
-            {group: values} if group == "decoder" else {f"{group}.{key}": value for key, value in values.items()}
-        )
+        single = {group: values}
+        settings |= single if group == "decoder" else {f"{group}.{key}": value for key, value in values.items()}
+    settings.pop("run.imports", None)
     return settings

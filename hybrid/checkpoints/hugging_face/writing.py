@@ -111,7 +111,8 @@ def write_folder(
         **_special_ids(ours), **family.to_theirs(ours.model, rows, ours.block_sizes[0]), "torch_dtype": dtype,
     }  # fmt: skip
     has_mask_row = rows > ours.n_ids
-    suppressed = {"suppress_tokens": [ours.n_ids]} if has_mask_row else {}
+    mask = ours.n_ids if ours.model.mask_token_id is None else ours.model.mask_token_id
+    suppressed = {"suppress_tokens": [mask]} if mask < rows and ours.model.ban_mask else {}
     with new_folder(folder, manifest=False) as temporary:
         n_bytes = write_tensors(temporary, _streamed(ours, family.names, rows), DTYPES[dtype], shard_bytes)
         write_tokenizer(ours.tokenizer, temporary, ours.begin, ours.seq_len)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from hugging_face_folders import CONFIGS, LLAMA3, SIZES, VOCAB, write_folder
 from safetensors.torch import load_file, save_file
 
 import hybrid
+from hybrid.checkpoints import IMPORTERS
 from hybrid.checkpoints.hugging_face import FAMILIES
+from hybrid.checkpoints.hugging_face.llama import Llama
+from hybrid.checkpoints.hugging_face.names import LLAMA_NAMES, Names
 from hybrid.checkpoints.hugging_face.rope import rope_settings
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
 from hybrid.checkpoints.importers import open_model
@@ -49,6 +53,7 @@ def test_logits_are_those_that_transformers_gave(folder: Path) -> None:
     torch.testing.assert_close(logits, torch.tensor(RECORDED[folder.name]), rtol=0, atol=1e-4)
 
 
+@pytest.mark.thin(2)
 def test_it_is_generated_from_saved_and_loaded_again(folder: Path, tmp_path: Path, command: Command) -> None:
     lm = hybrid.load(folder)
     texts = lm.generate(["The ", ""], 12).tokens
@@ -162,6 +167,35 @@ def test_a_head_beside_tied_weights_and_old_buffers_do_no_harm(tmp_path: Path) -
     save_file(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"tie_word_embeddings is true, and lm_head\.weight is another matrix"):
         hybrid.load(folder)
+
+
+@dataclass(frozen=True)
+class Renamed(Llama):
+    """The layers of Llama under the names that LLaDA gives them."""
+
+    model_type = "renamed"
+    names = Names(
+        outer={
+            "embedding.weight": "model.transformer.wte.weight",
+            "final_norm.weight": "model.transformer.ln_f.weight",
+            "head_weight": "model.transformer.ff_out.weight",
+        },
+        layers="model.transformer.blocks",
+        parts={
+            "attention_norm": "attn_norm", "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "attn_out",
+            "mlp_norm": "ff_norm", "w_gate": "ff_proj", "w_up": "up_proj", "w_down": "ff_out",
+        },
+    )  # fmt: skip
+
+
+def test_a_family_may_have_names_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "m", "llama")
+    lm = hybrid.load(folder)
+    theirs, tensors = load_file(folder / "model.safetensors"), module_tensors(lm.model)
+    renamed = {Renamed.names.theirs(name): theirs[LLAMA_NAMES.theirs(name)] for name in tensors}
+    save_file(renamed, folder / "model.safetensors")
+    monkeypatch.setitem(IMPORTERS, "renamed", Renamed)
+    assert torch.equal(hybrid.load(change(folder, model_type="renamed")).logits(TEXT), lm.logits(TEXT))
 
 
 def test_training_with_the_tokenizer_of_the_folder(tmp_path: Path, configure: Configure) -> None:

@@ -62,6 +62,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.mark.thin(4)
 def test_what_was_exported_is_the_same_model_to_us(kind: str, tmp_path: Path) -> None:
     lm = model_of(kind)
     written = export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "theirs")
@@ -75,6 +76,7 @@ def test_what_was_exported_is_the_same_model_to_us(kind: str, tmp_path: Path) ->
     assert again.generate(["To ", ""], 12).tokens == lm.generate(["To ", ""], 12).tokens
 
 
+@pytest.mark.thin(4)
 @pytest.mark.filterwarnings("ignore:block_size")
 def test_without_our_record_the_network_is_the_same(kind: str, tmp_path: Path) -> None:
     """What others see, by our own importer; test_what_was_exported_has_our_logits_in_transformers asks them."""
@@ -167,6 +169,11 @@ def test_mask_has_a_row_that_others_are_told_to_suppress(tmp_path: Path) -> None
     assert tensors["model.embed_tokens.weight"].shape == tensors["lm_head.weight"].shape == (258, 32)
     assert not tensors["lm_head.weight"][257].any() and tensors["model.embed_tokens.weight"][257].any()
     assert json.loads((tmp_path / "theirs/generation_config.json").read_text())["suppress_tokens"] == [257]
+    lm = model_of("SDARForCausalLM, MASK inside", **{"model.ban_mask": True})
+    export(opened(lm.save(tmp_path / "inside"))[2], tmp_path / "x")
+    assert json.loads((tmp_path / "x/generation_config.json").read_text())["suppress_tokens"] == [0]
+    export(opened(model_of("SDARForCausalLM, MASK inside").save(tmp_path / "counted"))[2], tmp_path / "y")
+    assert "suppress_tokens" not in json.loads((tmp_path / "y/generation_config.json").read_text())
 
 
 @pytest.mark.parametrize("changes, expected", [
@@ -189,6 +196,16 @@ def test_at_block_size_one_a_block_causal_model_is_causal(tmp_path: Path) -> Non
     lm = model_of("SDARForCausalLM", **{"model.prediction": "next_token", "objective.block_size": 1})
     assert export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "x").family.architecture == "Qwen3ForCausalLM"
     assert hybrid.load(tmp_path / "x").config.model.context == "block_causal"
+
+
+def test_a_record_names_no_code_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(opened(model_of("SDARForCausalLM").save(tmp_path / "ours"))[2], tmp_path / "x")
+    record = json.loads((tmp_path / "x/hybrid.json").read_text())
+    record["config"]["run"]["imports"] = ["of_a_stranger"]
+    (tmp_path / "x/hybrid.json").write_text(json.dumps(record))
+    (tmp_path / "of_a_stranger.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert hybrid.load(tmp_path / "x").block_sizes == [4, 8]
 
 
 def test_a_record_that_is_not_ours_is_refused(tmp_path: Path) -> None:
