@@ -33,8 +33,11 @@ def rope_settings(theirs: TheirConfig) -> dict[str, Any]:
     if kind not in _READERS:
         raise ValueError(f"{given.where}: type {shown(kind)}: not covered; covered are {', '.join(_READERS)}")
     given.refuse("partial_rotary_factor", (1,), "the whole of a head is rotated")
+    theta = given.get("rope_theta", float, theirs.get("rope_theta", float, 10000.0))
+    if not 0 < theta < math.inf:
+        raise ValueError(f"{theirs.where}: rope_theta: {theta} must be positive and finite")
     return {
-        "model.rope_theta": given.get("rope_theta", float, theirs.get("rope_theta", float, 10000.0)),
+        "model.rope_theta": theta,
         "model.rope_scaling": _READERS[kind](given, theirs),
     }
 
