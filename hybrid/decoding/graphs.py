@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -67,7 +67,7 @@ class Static:
         self.document = held(shape.rows, shape.width) if shape.has_documents else None
         self.slot_document = held(shape.rows, shape.stop) if shape.has_documents else None
         self.stand: Any = None  # where the rows stand for which the inputs are there
-        self.is_warm = False
+        self.warm_in: int | None = None  # the thread that has computed it last
         self.graph: torch.cuda.CUDAGraph | None = None
         self.hidden = self.tokens  # what a replay of the graph gives
 
@@ -104,8 +104,9 @@ class Static:
 
     def replay(self, model: Transformer, recorder: Recorder) -> Tensor:
         """Do as `run`: the first time as it stands, then recorded. The result is overwritten by the next replay."""
-        if self.graph is None and not self.is_warm:  # a shape that comes once is not worth a graph
-            self.is_warm = True
+        # A shape that comes once is not worth a graph; and another thread has no handles of cuBLAS yet.
+        if self.graph is None and self.warm_in != get_ident():
+            self.warm_in = get_ident()
             return recorder.warm(lambda: self.run(model))
         if self.graph is None:
             self.graph, self.hidden = recorder.record(lambda: self.run(model))
@@ -129,9 +130,10 @@ class Recorder:
         return result
 
     def record(self, run: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        """Return a graph, and where its result will be. Other threads may compute meanwhile."""
+        """Return a graph, and where its result will be. Other threads may compute meanwhile, but not record: torch
+        waits for the whole device before it does, which may not be while another stream is recorded."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+        with _RECORDING, torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
             result = run()
         return graph, result
 
@@ -232,3 +234,6 @@ _KEPT: WeakKeyDictionary[Transformer, list[Replays]] = WeakKeyDictionary()
 
 _LOCK = Lock()
 """Of what is kept: several threads may generate."""
+
+_RECORDING = Lock()
+"""Of the device, while a graph is recorded."""

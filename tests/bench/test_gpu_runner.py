@@ -108,7 +108,8 @@ def test_mistakes(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "--stages: 'ceiling'" in command("bench.__main__", "gpu", "--stages", "ceiling").error
     assert "--seconds" in command("bench.__main__", "gpu", "--seconds", 0).error
     same = tmp_path / "same"
-    assert "is the file of --output" in command("bench.__main__", "gpu", "--json", same, "--output", same).error
+    for other in (same, tmp_path / "new" / ".." / "same"):
+        assert "is the file of --output" in command("bench.__main__", "gpu", "--json", same, "--output", other).error
 
 
 ABSENT = "datasets xformers tensorboard tokenizers omegaconf yaml matplotlib PIL tqdm jinja2"

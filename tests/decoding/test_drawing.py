@@ -7,6 +7,7 @@ import torch
 from decoding_toy import as_name, engine
 from toy import MODES, toy_model
 
+from hybrid.decoding.denoiser import Network
 from hybrid.decoding.sampling import Sampling
 from hybrid.decoding.step import Step
 
@@ -55,3 +56,16 @@ def test_a_token_is_drawn_once(decoder, monkeypatch):
     monkeypatch.setattr(Sampling, "draw", count)
     engine(toy_model(*MODES[3]), 5, decoder, stop_at_end=False).generate([[], [1, 2]], 11)
     assert sum(draws) == 14 + 12
+
+
+@pytest.mark.parametrize("decoder", READS_NOTHING, ids=as_name)
+def test_the_head_sees_what_is_revealed_alone_for_a_decoder_that_does_not_look(decoder, monkeypatch):
+    rows, log_probs = [], Network.log_probs
+
+    def count(self, hidden):
+        rows.append(len(hidden))
+        return log_probs(self, hidden)
+
+    monkeypatch.setattr(Network, "log_probs", count)
+    engine(toy_model(*MODES[3]), 5, decoder, stop_at_end=False).generate([[], [1, 2]], 11)
+    assert sum(rows) == 14 + 12

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import itertools
 import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from generation_settings import SETTINGS, VOCAB, engine_of
 from toy import MODES, toy_model
 
 from hybrid.decoding import GenerationConfig, graphs
-from hybrid.decoding.graphs import Replays
+from hybrid.decoding.graphs import Recorder, Replays, Shape, Static
 from hybrid.decoding.step import Step
 from hybrid.model import Transformer
 from hybrid.model.attention import Eager
@@ -172,6 +176,59 @@ def test_weights_that_change_between_two_generations() -> None:
     before = run.generate([[1, 2]], 8).tokens
     model.load_state_dict(copy.deepcopy(other.state_dict()))
     assert before != run.generate([[1, 2]], 8).tokens == engine(other, 4, "margin").generate([[1, 2]], 8).tokens
+
+
+class Noting:
+    """A recorder that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def warm(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        self.asked.append("warm")
+        return torch.zeros(1)
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
+        self.asked.append("record")
+        return self, torch.zeros(1)
+
+    def replay(self) -> None:
+        self.asked.append("replay")
+
+
+def test_a_thread_records_what_it_has_computed_itself() -> None:
+    """The libraries of a GPU have handles for each thread, which cannot be made while a graph is recorded."""
+    model = toy()
+    static = Static(Shape(1, 4, 0, 0, 128, False, False), model.new_cache(1, 128))
+    recorder: Any = Noting()
+    static.replay(model, recorder)
+    with ThreadPoolExecutor(1) as other:
+        for _ in range(2):
+            other.submit(static.replay, model, recorder).result()
+    static.replay(model, recorder)
+    assert recorder.asked == ["warm", "warm", "record", "replay", "replay"]
+
+
+def test_one_thread_at_a_time_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before torch records it waits for the whole device, which is an error while another thread records."""
+    recording, most = [], []
+    both = Barrier(2)
+
+    @contextlib.contextmanager
+    def graph(*_: Any, **__: Any) -> Iterator[None]:
+        recording.append(1)
+        most.append(len(recording))
+        with contextlib.suppress(BrokenBarrierError):
+            both.wait(0.2)  # for the other thread, if it may come in
+        yield
+        recording.pop()
+
+    fakes = {"CUDAGraph": object, "Stream": object, "graph_pool_handle": object, "graph": graph}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda one: one.record(lambda: torch.zeros(1)), [Recorder(), Recorder()]))
+    assert most == [1, 1]
 
 
 def test_what_is_asked_for_is_checked() -> None:

@@ -30,6 +30,8 @@ def test_what_torch_says_where_it_compiles_or_waits_fails_no_test() -> None:
     warnings.warn(hint[1], UserWarning, stacklevel=1)
     sync = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
     warnings.warn(sync, UserWarning, stacklevel=1)
+    settings = "Please use the new API settings to control TF32 behavior, such as torch.backends.cudnn.conv"
+    warnings.warn(settings, UserWarning, stacklevel=1)  # of `torch.get_float32_matmul_precision`, from 2.9 on
     with pytest.raises(UserWarning):
         warnings.warn("anything else", UserWarning, stacklevel=1)
 

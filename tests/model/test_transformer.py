@@ -1,11 +1,13 @@
 """The network against torch's own modules, and its parts against torch's functions."""
 
 import itertools
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import random_tokens, toy_model
 
 from hybrid.model import ModelConfig, Transformer
@@ -122,6 +124,30 @@ def test_variants_train_and_agree_between_backends(options):
     torch.testing.assert_close(results[0][0], results[1][0])
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_rows_that_are_read_have_a_backward_without_a_sort() -> None:
+    """An index of tensors has one that adds to the same places perhaps, for which a GPU sorts the index."""
+
+    class Adding(TorchDispatchMode):
+        found: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            if "index_put" in str(func) and True in args[3:4]:
+                self.found.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.zeros(3, 2, requires_grad=True)
+    with Adding():
+        x[torch.tensor([0, 2])].sum().backward()
+    assert len(Adding.found) == 1
+    tokens = random_tokens(2, 8)
+    for prediction in ("in_place", "next_token"):
+        model = toy_model(prediction=prediction)
+        masking = Count().draw(NoiseKeys(0, 0, torch.arange(2), 0, 2), torch.ones_like(tokens).bool(), 4, 1, True)
+        with Adding():
+            masked_loss(model, tokens, masking, 4).total.backward()
+    assert len(Adding.found) == 1
 
 
 def test_the_head_cannot_say_mask():

@@ -86,7 +86,7 @@ def refuse_foreign(output: Path | None, lines: Path | None) -> None:
     """Raise a ValueError if what is measured would replace something else, or be added to it."""
     publish.refuse_foreign(output)
     if lines is not None:
-        if output is not None and lines.absolute() == output.absolute():
+        if output is not None and lines.resolve() == output.resolve():
             raise ValueError(f"--json: {lines} is the file of --output; choose another file")
         refuse_overwriting(lines, _is_ours, "does not hold lines of hybrid.bench gpu", "--json")
 
