@@ -25,6 +25,7 @@ def run(stages: dict[str, Stage], folder: Path, seconds: float = 280) -> list[di
     """Run stages, and return the lines that they leave."""
     record = Record(stages, folder / "gpu.md", folder / "gpu.jsonl")
     Runner(stages, CPU, record, seconds).run()
+    assert record.broken() == [name for name in stages if name in ("raises", "dies", "hangs")]
     return [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
 
 

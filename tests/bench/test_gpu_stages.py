@@ -44,8 +44,9 @@ def test_graphs_are_compared_with_the_same_texts_without() -> None:
 
 
 def test_the_head_says_what_a_figure_belongs_to() -> None:
-    facts = head(torch.device("cpu"))
-    assert list(facts) == ["made by", "device", "driver", "torch", "cuDNN", "commit"]
+    facts = head(CPU)
+    assert list(facts) == ["made by", "device", "driver", "torch", "cuDNN", "commit", "network"]
+    assert facts["network"].endswith("parameters, dim 16, 1 layers, 32 ids; rows of 16 tokens, block size 4")
     assert facts["torch"].startswith(torch.__version__) and re.match(r"[0-9a-f]{7}|no commit", facts["commit"])
 
 

@@ -48,7 +48,7 @@ def serve(pipe: Connection, stages: Mapping[str, Stage], bench: Bench) -> None:
     if bench.device.type == "cpu":
         keep_freed_memory()
     try:
-        pipe.send(Head(head(bench.device)))
+        pipe.send(Head(head(bench)))
         usable = True
         while usable:
             end = run_stage(stages[pipe.recv()], bench, lambda row: pipe.send(Row(row)))

@@ -3,8 +3,8 @@
     python -m hybrid.bench gpu --seconds 420 --output gpu.md --json gpu.jsonl
     python -m hybrid.bench gpu --seconds 60 --stages ceilings step          # these alone
 
-A row is written as soon as it is measured, and a stage that dies costs no other one. Without a GPU the stages run with
-tiny sizes, which shows that they work and nothing else.
+A row is written as soon as it is measured, and a stage that dies costs no other one; the exit status is then 1.
+Without a GPU the stages run with tiny sizes, which shows that they work and nothing else.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main(arguments: argparse.Namespace) -> int:
         for path in (output, lines):
             if path is not None and path.exists():
                 print(f"wrote {path}", file=sys.stderr)
-    return 0
+    if broken := record.broken():
+        print(f"broken stages: {', '.join(broken)}; the first table says how each ended", file=sys.stderr)
+    return int(bool(broken))
 
 
 def chosen(names: Sequence[str] | None) -> Mapping[str, Stage]:

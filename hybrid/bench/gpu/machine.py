@@ -11,15 +11,17 @@ import torch
 
 from hybrid.bench.cost import matmul_rate
 from hybrid.bench.gpu.stage import Bench, Stage
+from hybrid.model.build import n_parameters
 from hybrid.results import publish
 from hybrid.results.environment import commit_of, environment
 from hybrid.results.table import column
 from hybrid.results.timing import interleave
 
 
-def head(device: torch.device) -> dict[str, str]:
-    """Say what stages run on, and how the page was made."""
-    facts = environment(device)
+def head(bench: Bench) -> dict[str, str]:
+    """Say what stages run on and what they measure, and how the page was made."""
+    device, sizes = bench.device, bench.sizes
+    facts, parameters = environment(device), n_parameters(sizes.model, sizes.vocab)
     return {
         "made by": publish.provenance(publish.command_of("hybrid.bench"), [0], str(device)),
         "device": facts["device"] if device.type == "cuda" else f"{facts['processor']} (no GPU, tiny sizes)",
@@ -27,6 +29,8 @@ def head(device: torch.device) -> dict[str, str]:
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
         "cuDNN": str(torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else "none"),
         "commit": commit_of(facts),
+        "network": f"{parameters:,} parameters, dim {sizes.model.dim}, {sizes.model.n_layers} layers, {sizes.vocab:,} "
+        f"ids; rows of {sizes.seq_len:,} tokens, block size {sizes.block_size}",
     }
 
 

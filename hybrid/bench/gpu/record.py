@@ -56,6 +56,10 @@ class Record:
         self._append({"stage": stage, "outcome": outcome, "seconds": round(seconds, 1)})
         self._write_page()
 
+    def broken(self) -> list[str]:
+        """Return the stages that raised or died; one that was skipped or cut short has done what it could."""
+        return [row.stage for row in self.ends if row.outcome.startswith(("failed", "died", "killed"))]
+
     def parts(self) -> list[str | Table]:
         """Return what the page shows."""
         facts = "\n".join(f"* {name}: {value}" for name, value in self.facts.items() if name != "made by")
