@@ -154,7 +154,8 @@ def test_a_command_that_is_stopped_while_it_imports_says_one_word(
 ) -> None:  # fmt: skip
     """In the middle of the import of torch, for which a module stands here that swallows what is raised in it."""
     source = (
-        f"import pathlib, time\ntry:\n    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n    time.sleep(60)\n"
+        f"import pathlib, time\ntry:\n    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    for _ in range(600):\n        time.sleep(0.1)\n"  # one long one misses a signal just before it
         "except BaseException:\n    raise RuntimeError('half imported')\n"
     )
     for name in ("torch", "numpy", "yaml"):

@@ -49,6 +49,7 @@ def values(key: Key) -> st.SearchStrategy[Any]:
         "float": st.floats(allow_nan=False),
         "bool": st.booleans(),
         "str": TEXTS,
+        "list of int": st.lists(st.integers(), max_size=4),
         "null": st.none(),
         "any": st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), TEXTS), st.lists, max_leaves=4),
     }
