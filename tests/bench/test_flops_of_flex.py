@@ -39,6 +39,7 @@ def setting(monkeypatch: pytest.MonkeyPatch) -> training.Setting:
     return training.Setting(model, 11, seq_len=16, rows=2, block_size=4, precision="fp32", device="cpu")
 
 
+@pytest.mark.slow
 def test_a_training_step_is_counted_with_flex(setting: training.Setting) -> None:
     """Two layers, of which the last one computes only the rows that are read."""
     rows = {row.variant: row for row in training.measure(setting, 1, False)}

@@ -116,6 +116,7 @@ def test_mistakes(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 ABSENT = "datasets xformers tensorboard tokenizers omegaconf yaml matplotlib PIL tqdm jinja2"
 
 
+@pytest.mark.slow
 def test_a_bare_machine_has_what_the_stages_import(environment_of_a_child: dict[str, str]) -> None:
     """Torch, numpy and safetensors, as docs/gpu.md says."""
     code = (

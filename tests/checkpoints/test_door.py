@@ -106,6 +106,7 @@ def test_it_is_told_in_a_line_what_a_folder_was_taken_for(
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_import_its_module_first(
     foreign: Path,
     corpus: Path,

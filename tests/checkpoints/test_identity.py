@@ -40,6 +40,7 @@ def test_an_evaluation_names_its_checkpoint(command: Command, copy_of_trained: P
     assert identity_at(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_is_evaluated_anew_and_left_out_until_then(
     command: Command, configure: Configure, tmp_path: Path
 ) -> None:

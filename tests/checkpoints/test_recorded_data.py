@@ -18,7 +18,7 @@ from hybrid.checkpoints.recorded_data import recorded_data
 from hybrid.runs.run import Run
 
 
-@pytest.mark.thin(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["char", "bpe", "byte"])
 def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Configure, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl")

@@ -212,6 +212,7 @@ def test_reads_are_told_from_writes_and_namesakes() -> None:
     assert "trainer.steps" not in Reads.of("decoder.steps; view.steps; config.optim.steps").keys
 
 
+@pytest.mark.slow
 def test_every_key_is_read() -> None:
     """By the code that does the work: what hybrid/config reads to check, merge or print does not count."""
     files = [file for file in (REPO / "hybrid").rglob("*.py") if (REPO / "hybrid" / "config") not in file.parents]

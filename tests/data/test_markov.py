@@ -198,6 +198,7 @@ def test_and_nowhere_else(tmp_path: Path, settings: dict) -> None:
     assert "entropy_per_token" not in prepared(tmp_path, **settings).description
 
 
+@pytest.mark.slow
 def test_evaluation_of_another_corpus_records_its_own_entropy(tmp_path: Path, command) -> None:
     """In the run's environment.json and in eval.json; `--data` names a corpus with its default options."""
     words = ["run.name=m", f"run.folder={tmp_path}", "data.corpus.documents=60", "model.dim=16", "model.n_layers=1"]

@@ -155,6 +155,7 @@ def test_its_options_are_checked(command: Command, trained: Path) -> None:
     assert "did you mean 'both'?" in error
 
 
+@pytest.mark.slow
 def test_tokens_drawn_jointly_follow_the_law_of_left_to_right(configure: Configure, tmp_path: Path) -> None:
     """Chi-square of 6,000 texts of a block of 4 against the enumerated law, false alarm below 1e-5. Two at once drawn
     independently are found out. Without randomness the texts are equal."""

@@ -22,6 +22,7 @@ def lossy(overrides: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
     return [*overrides(tmp_path), f"data.tokenizer={wordpiece(tmp_path / 'words.json', WORDS)}"]
 
 
+@pytest.mark.slow
 def test_training_evaluation_and_report(lossy: list[str], tmp_path: Path, command: Command) -> None:
     run = tmp_path / "tiny"
     done = command("train.py", *lossy)

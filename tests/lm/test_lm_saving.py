@@ -122,6 +122,7 @@ def test_a_model_outlives_its_corpus(trained: Path, tmp_path: Path, tokens: Tens
     assert hybrid.load(folder).nll(tokens).nll.isfinite().all()
 
 
+@pytest.mark.slow
 def test_what_only_training_on_many_devices_needs_is_not_imported(trained):
     """Torch's compiler takes a second to import, FSDP half of one."""
     program = (

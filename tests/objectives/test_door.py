@@ -76,6 +76,7 @@ def test_an_estimator(monkeypatch: pytest.MonkeyPatch, loss_of: Callable[..., fl
     assert loss_of("objective.estimator=share") != pytest.approx(everything, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_schedule(monkeypatch: pytest.MonkeyPatch, loss_of: Callable[..., float]) -> None:
     """One that is the linear one trains the same; the decoder of the samples takes it, too."""
 
@@ -94,6 +95,7 @@ def test_a_schedule(monkeypatch: pytest.MonkeyPatch, loss_of: Callable[..., floa
     assert loss_of(*words, "objective.schedule=straight") == pytest.approx(loss_of(*words), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_weighting_and_a_proposal(monkeypatch: pytest.MonkeyPatch, loss_of: Callable[..., float]) -> None:
     """They are the plain cross-entropy and n ~ pi(n), once more."""
 

@@ -182,6 +182,7 @@ def die(*arguments: Any, **options: Any) -> None:
     raise SystemExit(9)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resuming(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_checkpoint_that_was_saved_and_not_yet_marked_is_the_best_after_resumi
     assert finding.read_best(checkpoints) == (checkpoints / "step-00000002", 1.0)
 
 
+@pytest.mark.slow
 def test_what_is_shown_at_the_end_is_there_before_the_run_counts_as_finished(
     configure: Configure, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def test_what_is_not_ours_is_refused_before_the_work_and_stays_what_it_is(
     assert state(tmp_path) == before
 
 
-@pytest.mark.thin(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORDS)
 def test_what_is_ours_is_replaced_and_folders_are_made(
     name: str, command: Command, trained: Path, tmp_path: Path
