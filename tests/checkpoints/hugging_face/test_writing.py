@@ -199,7 +199,10 @@ def test_at_block_size_one_a_block_causal_model_is_causal(tmp_path: Path) -> Non
 
 
 def test_texts_in_the_settings_come_back(tmp_path: Path) -> None:
-    texts = {"run.name": '"na\u00efve \U0001f600"', "eval.sample_prompts": r'["\U0001F600", "a\\u0041\tb\x85\u2028\"", ""]'}
+    texts = {
+        "run.name": '"na\u00efve \U0001f600"',
+        "eval.sample_prompts": r'["\U0001F600", "a\\u0041\tb\x85\u2028\"", ""]',
+    }
     lm = model_of("SDARForCausalLM", **texts)
     assert lm.config.eval.sample_prompts == ["\U0001f600", 'a\\u0041\tb\x85\u2028"', ""]
     export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "\U0001f600")
