@@ -23,13 +23,14 @@ from hybrid.model.build import build_model
 
 CAUSAL = {"model.prediction": "next_token", "model.context": "causal"}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "LlamaForCausalLM": ("bpe", "[1]", {**CAUSAL, "model.qk_norm": False}),
+    "LlamaForCausalLM": ("bpe", "[1]", {**CAUSAL, "model.qk_norm": False, "model.rope_theta": 500.0}),
     "LlamaForCausalLM, in blocks": ("byte", "[4, 1]", {**CAUSAL, "model.qk_norm": False, "model.mlp_bias": True}),
     "Qwen2ForCausalLM": ("byte", "[1]", {**CAUSAL, "model.qk_norm": False, "model.qkv_bias": True,
                                          "model.rope_scaling": "{name: llama3, original_length: 16}"}),
     "Qwen3ForCausalLM": ("char", "[1]", {**CAUSAL, "model.tied_embeddings": True, "model.head_dim": 12,
                                          "model.vocab_size": 80, "model.end_token_ids": "[3, 2]"}),
-    "Qwen3ForCausalLM, YaRN": ("bpe", "[2]", {**CAUSAL, "model.begin_token_id": 5, "model.rope_scaling": "yarn"}),
+    "Qwen3ForCausalLM, YaRN": ("bpe", "[2]", {**CAUSAL, "model.begin_token_id": 5, "model.rope_scaling": "yarn",
+                                        "model.rope_theta": 500.0}),
     "SDARForCausalLM": ("byte", "[4, 8]", {}),
     "SDARForCausalLM, tied": ("bpe", "seq_len", {"model.tied_embeddings": True, "decoder": "{name: margin, steps: 3}"}),
     "SDARForCausalLM, MASK inside": ("byte", "[4]", {"model.mask_token_id": 0, "model.ban_mask": False}),
