@@ -200,7 +200,7 @@ def test_at_block_size_one_a_block_causal_model_is_causal(tmp_path: Path) -> Non
 
 
 def test_texts_in_the_settings_come_back(tmp_path: Path) -> None:
-    texts = {
+    texts: dict[str, Any] = {
         "run.name": '"na\u00efve \U0001f600"',
         "eval.sample_prompts": r'["\U0001F600", "a\\u0041\tb\x85\u2028\"", ""]',
     }
