@@ -55,7 +55,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     from hybrid.device import precision_context
     from hybrid.evaluation.machine import environment_of
     from hybrid.evaluation.scores import Scores
-    from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
+    from hybrid.evaluation.setting import ALL, check_length, choose_decoders, choose_likelihoods
     from hybrid.lm import load
     from hybrid.results.environment import conditions
 
@@ -63,6 +63,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     refuse_foreign_output(output)
     lm = load(arguments.checkpoint, str(device), arguments.precision, arguments.dtype)
     sizes = block_sizes(lm, arguments)
+    check_length(arguments.length, arguments.data, max(*sizes, arguments.prompt_tokens), lm.config.data.seq_len)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
     decoders = choose_decoders(arguments.decoders, "--decoders")
     likelihoods = choose_likelihoods(arguments.likelihoods, "--likelihoods")
@@ -155,7 +156,8 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
 
 def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
     """Replace the corpus of a run by that of --data."""
-    return dataclasses.replace(config, corpus=arguments.data, format=arguments.format, revision=arguments.revision)
+    length, named = arguments.length or config.seq_len, {"format": arguments.format, "revision": arguments.revision}
+    return dataclasses.replace(config, corpus=arguments.data, seq_len=length, **named)
 
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, EvaluationModel | None]:
@@ -202,8 +204,8 @@ def refuse_foreign_output(output: Path) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Say what the results depend on, as eval.json has it: `imports`, `likelihoods` and `dtype` where there are any."""
-    optional = ("imports", "likelihoods", "dtype")
+    """Say what the results depend on, as eval.json has it: some only where they are given."""
+    optional = ("imports", "likelihoods", "dtype", "length")
     return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
@@ -225,9 +227,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="CORPUS", help="another corpus than the run's: a name, file, glob or folder")
     parser.add_argument("--format", default="auto", metavar="F", help="of the files of --data: as in data.format")
     parser.add_argument("--revision", metavar="COMMIT", help="commit of a Hub data set given with --data: 40 digits")
-    parser.add_argument(
-        "--split", choices=("validation", "train", "all"), help="default: validation; with --data, all documents"
-    )
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a row of --data (default: the context)")
+    parser.add_argument("--split", choices=("validation", "train", "all"), help="default: validation; of --data, all")
     parser.add_argument("--rows", type=int, default=0, metavar="R", help="rows of text to read (default: 0, all)")
     parser.add_argument("--draws", type=int, default=4, metavar="D", help="noise draws per row (default: 4)")
     parser.add_argument("--enumerate", action="store_true", help="add the exact any-order likelihood (short blocks)")

@@ -61,7 +61,8 @@ def opened(path: Path) -> tuple[Config, Origin, OurModel]:
     seq_len = config.data.seq_len
     sizes = resolve_block_sizes(config.objective.block_size, seq_len)
     settings = dataclasses.asdict(config)
-    return config, origin, OurModel(settings, config.model, seq_len, sizes, stored.tokenizer, stored.tensors)
+    ours = OurModel(settings, config.model, seq_len, sizes, stored.tokenizer, stored.tensors, origin.data)
+    return config, origin, ours
 
 
 def is_known(origin: Origin) -> bool:

@@ -7,7 +7,6 @@ lm.generate("Return the", max_new_tokens=64).sequences
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from hybrid.checkpoints.module_state import load_state
 from hybrid.checkpoints.saved_model import card_of, facts_of, save_model, taken_for, weights_as_trained
 from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
+from hybrid.config.dialect import as_text
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
 from hybrid.decoding.config import GenerationConfig, takes_options
@@ -293,6 +293,6 @@ def config_of(stored: StoredModel, folder: Path) -> Config:
         return load_config(stored.settings, checked=False)
     settings = {"run.name": folder.name, **stored.settings}
     with reading(folder):
-        config = load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], checked=False)
+        config = load_config(None, [f"{key}={as_text(value)}" for key, value in settings.items()], checked=False)
         config.model.check()
     return config

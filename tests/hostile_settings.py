@@ -194,7 +194,8 @@ OPTIONS = {
     "-m hybrid.evaluate": {
         "--block-size": SMALL, "--data": [*PATHS, *TEXTS, "sums", "rows.jsonl", "odd.txt"], "--revision": TEXTS,
         "--format": ["auto", "text", "jsonl", "parquet", "csv", ""],
-        "--split": SPLITS, "--draws": SMALL, "--enumerate": None, "--orders": lambda rng: _decoder(rng, ","),
+        "--split": SPLITS, "--length": SMALL, "--draws": SMALL, "--enumerate": None,
+        "--orders": lambda rng: _decoder(rng, ","),
         "--batch-rows": SMALL, "--seed": INTEGERS, "--output": OUTPUTS, "--device": DEVICES,
         "--decoders": lambda rng: _decoder(rng, ","), "--judge": PATHS, "--samples": SMALL, "--new-tokens": SMALL,
         "--prompt-tokens": SMALL, "--temperature": FLOATS, "--top-k": SMALL, "--top-p": FLOATS, "--checkpoint": PATHS,

@@ -53,7 +53,7 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
     if name is not None:
         folder = path.absolute()
         with reading(folder):
-            return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), None, folder, name)
+            return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), recorded_data(folder), folder, name)
     if is_foreign(path) and not _is_ours(path):
         with reading(path):
             refuse_unknown(path)

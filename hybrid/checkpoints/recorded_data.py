@@ -2,6 +2,7 @@
 
 environment.json    of a run: `data` (hashes of corpus and tokenizer, sizes of the splits, where the corpus lies)
 model.json          of a saved model: `data`, as above
+hybrid.json         of one that was written in the format of others: the same
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 SETTLED_BY_CONTENT = ("data.corpus", "data.format", "data.tokenizer")
 """Settings that may change where the text and the tokenizer behind them are the same."""
+MOST_IN_UNIT = 2**20
+"""Tokens that the turns of a conversation are filled up to a multiple of."""
 _SIZES = ("documents", "tokens", "target_tokens")
 """Of a split: they tell another way of packing the same text."""
 
@@ -53,14 +56,19 @@ def _absolute(corpus: Any) -> str | None:
 
 def recorded_data(folder: Path) -> dict[str, Any] | None:
     """Return what the folder of a run or saved model says of the data of its training; None if it does not say."""
-    for name in ("environment.json", "model.json"):
+    for name in ("environment.json", "model.json", "hybrid.json"):
         try:
             found = read_json(folder / name)["data"]
-            if isinstance(found["corpus_sha256"], str) and isinstance(found["tokenizer_fingerprint"], str):
+            hashes = found["corpus_sha256"], found["tokenizer_fingerprint"]
+            if all(isinstance(value, str) for value in hashes) and _is_unit((found.get("turns") or {}).get("unit", 1)):
                 return dict(found)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
+
+
+def _is_unit(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= MOST_IN_UNIT
 
 
 def refuse_other_data(run: Path, now: Mapping[str, Any], config: DataConfig) -> None:

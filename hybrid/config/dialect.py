@@ -6,6 +6,7 @@ It is YAML with the implicit types of version 1.2: only true and false are boole
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,9 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _one_line(text: Any) -> str:
     return " ".join(str(text).split())
+
+
+def as_text(value: Any) -> str:
+    """Write a value of JSON so that `parse` gives it back: an escape of YAML means a character, not half of a pair."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

@@ -104,7 +104,11 @@ class Chat:
             ) from None
 
     def shield(self, messages: Sequence[Message]) -> tuple[list[Message], dict[int, str]]:
-        """Return the messages with characters replaced, and what brings those back (`str.translate`)."""
+        """Return the messages with characters replaced, and what brings those back (`str.translate`).
+
+        Raises:
+            ValueError: no characters are left to take their place.
+        """
         texts = strings_of([[value for key, value in m.items() if key != "role"] for m in messages])
         seen = self._edges & set().union(*texts)
         if not seen:
@@ -112,6 +116,8 @@ class Chat:
         taken = set().union(*texts, self.template.source)
         free = (chr(code) for code in PRIVATE if chr(code) not in taken)
         shields = dict(zip(sorted(seen), free, strict=False))
+        if len(shields) < len(seen):
+            raise ValueError("messages: they have nearly all characters of the private use areas; leave some out")
 
         def shielded(value: Any) -> Any:
             if isinstance(value, str):

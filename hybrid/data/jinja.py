@@ -44,11 +44,14 @@ def compiled(source: str, now: datetime | None = None) -> tuple[Callable[..., st
         template = environment.from_string(source, {"tools": None, "documents": None})
         texts = [node.value for node in environment.parse(source).find_all(nodes.Const)]
     except TemplateSyntaxError as error:
-        raise ValueError(
-            f"the chat template can't be read ({bare(error.message or 'a syntax error', 200)}, line {error.lineno}); "
-            "correct it, or take another one"
-        ) from None
+        raise _unreadable(f"{bare(error.message or 'a syntax error', 200)}, line {error.lineno}") from None
+    except (SyntaxError, RecursionError, MemoryError) as error:  # of the Python that Jinja makes of it
+        raise _unreadable(bare(getattr(error, "msg", "") or "it is nested too deeply", 200)) from None
     return template.render, [text for text in texts if isinstance(text, str)]
+
+
+def _unreadable(why: str) -> ValueError:
+    return ValueError(f"the chat template can't be read ({why}); correct it, or take another one")
 
 
 def _raise(message: str) -> None:

@@ -10,6 +10,9 @@ from hybrid.options import bare, shown
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """A template writes the role as it is, perhaps as a part of a special token: so there are no others."""
 
+DEEPEST = 50
+"""Lists and objects in each other, of what a message holds beside its text: a call of a tool, say."""
+
 Message = dict[str, Any]
 
 
@@ -45,7 +48,11 @@ def _checked(message: Any, where: str) -> Message:
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise ValueError(f"{where}: content is {shown(content)}; it must be a string")
     kept = {name: entry for name, entry in message.items() if entry is not None}
-    for text in strings_of(list(kept.values())):
+    try:
+        texts = strings_of(list(kept.values()))
+    except RecursionError:
+        raise ValueError(f"{where}: it is nested deeper than {DEEPEST} levels; leave that out") from None
+    for text in texts:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
@@ -56,10 +63,12 @@ def _checked(message: Any, where: str) -> Message:
     return kept
 
 
-def strings_of(value: Any) -> Sequence[str]:
-    """Return all strings in a JSON value, those of keys too."""
+def strings_of(value: Any, levels: int = DEEPEST) -> Sequence[str]:
+    """Return all strings in a JSON value, those of keys too. Raises RecursionError for one of more than `levels`."""
+    if levels < 0:
+        raise RecursionError
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
         value = [*value.keys(), *value.values()]
-    return [text for item in value for text in strings_of(item)] if isinstance(value, list) else []
+    return [text for item in value for text in strings_of(item, levels - 1)] if isinstance(value, list) else []

@@ -8,7 +8,7 @@ from chat_tokenizers import CHATML, LLAMA3, PHI3, THINKING, chat_folder, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybrid.data.chat import PLAIN, Chat
+from hybrid.data.chat import PLAIN, PRIVATE, Chat
 from hybrid.data.messages import checked_messages
 from hybrid.data.tokenizers import ByteTokenizer, ChatTemplate, SubwordTokenizer, load_tokenizer
 
@@ -25,6 +25,10 @@ def chat(tokenizer: SubwordTokenizer, template: str) -> Chat:
 def specials(tokenizer: SubwordTokenizer, ids: list[int]) -> list[str]:
     names = {token.id: name for name, token in tokenizer.special_tokens.items()}
     return [names[i] for i in ids if i in names]
+
+
+def nested(begin: str, end: str, levels: int) -> str:
+    return begin * levels + end * levels
 
 
 def test_what_the_template_writes_is_a_token_and_what_people_write_is_text(tokenizer) -> None:
@@ -50,6 +54,12 @@ def test_no_content_makes_a_special_token(tokenizer, contents: list[str]) -> Non
     messages = talk(*contents)
     text = "".join(f"{message['role']}\n{message['content']}\n" for message in messages) + "assistant\n"
     assert tokenizer.decode(chat(tokenizer, CHATML).prompt(messages)) == text
+
+
+def test_no_content_takes_all_shields(tokenizer) -> None:
+    everything = "".join(map(chr, PRIVATE))
+    with pytest.raises(ValueError, match="leave some out"):
+        chat(tokenizer, CHATML).prompt(talk(f"{everything}<|im_end|>"))
 
 
 def test_a_template_still_sees_the_marks_that_it_looks_for(tokenizer) -> None:
@@ -110,6 +120,8 @@ def test_helpers_of_published_templates(tokenizer) -> None:
         ("{{ messages[9].content }}", r"x: the chat template refuses .*"),
         ("{% for x in range(999999999) %}a{% endfor %}", r"x: the chat template refuses .*"),
         ("{% for %}", r"the chat template can't be read \(.*line 1\)"),
+        (nested("{% for x in 'a' %}", "{% endfor %}", 30), r"the chat template can't be read \(.*blocks\)"),
+        (nested("{% if 1 %}", "{% endif %}", 3000), r"the chat template can't be read \(.*\)"),
     ],
 )
 def test_a_template_that_fails_is_one_line(tokenizer, source: str, message: str) -> None:
@@ -153,6 +165,7 @@ def test_where_a_template_is_found(tmp_path) -> None:
         ([*talk("a"), {"role": "user", "content": 3}], "message 2: content is 3; it must be a string"),
         ([{"role": "user", "content": None}], "content is None"),
         ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
+        ([{"role": "user", "content": "a", "x": json.loads(nested("[", "]", 600))}], "message 1: it is nested deeper"),
     ],
 )
 def test_what_is_no_conversation(value, message: str) -> None:

@@ -60,6 +60,15 @@ def test_no_target_sees_its_future(documents: list, sizes: tuple[int, ...], clos
         assert leaks(flags, size) == 0
 
 
+def test_a_document_may_begin_within_a_block() -> None:
+    """An answer of a whole block, and the end of text behind it: the next one begins at place 5, and ends at 8."""
+    encoder = Encoder(ByteTokenizer(), Turns(how="pad", block_sizes=(4,), seq_len=40))
+    first, second = (Encoded(np.arange(1, n + 1), ((1, n),), "", 0) for n in (4, 3))
+    row = [encoder.lay_out(first), encoder.lay_out(second, 5), encoder.lay_out(second, 9)]
+    assert np.concatenate([tokens for tokens, _ in row]).tolist() == [1, 2, 3, 4, 256, *[1, 2, 3, 256] * 2]
+    assert leaks(np.concatenate([flags for _, flags in row]), 4) == 0
+
+
 @pytest.mark.parametrize("context, prediction", MODES)
 def test_a_completion_does_not_see_the_question_that_comes_after_it(context: str, prediction: str) -> None:
     """Its loss under every mask, with two different questions behind it."""

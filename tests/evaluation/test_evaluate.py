@@ -167,7 +167,11 @@ def test_another_corpus_and_the_training_split(command: Command, copy_of_trained
         saved = json.loads((copy_of_trained / "eval.json").read_text())
         values.append(saved["results"][0]["nats_per_token"])
     assert len(set(values)) == 3
-    assert saved["data"]["corpus"] == str(tmp_path / "other")
+    assert saved["data"]["corpus"] == str(tmp_path / "other") and "length" not in saved["settings"]
+    assert command("evaluate", *words, "--data", tmp_path / "other", "--length", 8).code == 0
+    cut = json.loads((copy_of_trained / "eval.json").read_text())
+    assert (cut["results"][0]["tokens"], saved["results"][0]["tokens"]) == (4 * 8, 4 * 32)
+    assert cut["settings"]["length"] == 8
 
 
 def test_where_eval_json_goes(tmp_path: Path) -> None:
@@ -181,6 +185,10 @@ def test_where_eval_json_goes(tmp_path: Path) -> None:
 
 BAD = [
     ("--block-size 0", "block_size: 0 is too small"),
+    ("--length 8", "--length: 8 has no effect without --data"),
+    ("--data pydocs --block-size 4 16 --length 8", "--length: 8 must be at least 16, the longest block or prompt"),
+    ("--data pydocs --length 33", "at most 32, the context"),
+    ("--data pydocs --length 0", "--length: 0 must be at least"),
     ("--block-size 64", "block_size: 64 is larger than data.seq_len = 32"),
     ("--block-size 1 16 --enumerate", "--enumerate: block size 16 is too long .at most 12."),
     ("--draws 0", "--draws: 0 must be at least 1"),

@@ -1,4 +1,7 @@
-"""hybrid.json: all settings of a model that was written in the format of others, so that reading it guesses nothing."""
+"""hybrid.json: all settings of a model that was written in the format of others, so that reading it guesses nothing.
+
+Beside them, `data`: what is known of the data of its training, as model.json of a saved model has it.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ RECORD = "hybrid.json"
 FORMAT = 1
 
 
-def write_record(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write the whole configuration, group by group."""
-    write_json_atomic(folder / RECORD, {"format": FORMAT, "config": config}, strict=True)
+def write_record(folder: Path, config: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> None:
+    """Write the whole configuration, group by group, and what is known of the `data` of the training."""
+    known = {} if data is None else {"data": data}
+    write_json_atomic(folder / RECORD, {"format": FORMAT, "config": config, **known}, strict=True)
 
 
 def recorded_settings(folder: Path) -> dict[str, Any]:
@@ -36,6 +40,9 @@ def recorded_settings(folder: Path) -> dict[str, Any]:
     config = content.get("config")
     if not isinstance(config, Mapping) or not all(isinstance(group, Mapping) for group in config.values()):
         raise ValueError(f"{RECORD}: config {shown(config)} holds no groups of settings")
+    names = [*config, *(key for group, values in config.items() if group != "decoder" for key in values)]
+    if odd := [name for name in names if not name.isidentifier()]:  # it could spell another one, with its value
+        raise ValueError(f"{RECORD}: config: {shown(odd[0])} is not the name of a setting")
     settings: dict[str, Any] = {}
     for group, values in config.items():
         single = {group: values}

@@ -35,6 +35,7 @@ class OurModel:
     Attributes:
         settings: the whole configuration, group by group.
         tensors: the weights by our names, as `StoredModel` has them.
+        data: what is recorded of the data of the training; None: nothing.
     """
 
     settings: Mapping[str, Any]
@@ -43,6 +44,7 @@ class OurModel:
     block_sizes: Sequence[int]
     tokenizer: Tokenizer
     tensors: Mapping[str, Tensor]
+    data: Mapping[str, Any] | None = None
 
     @property
     def n_ids(self) -> int:
@@ -118,7 +120,7 @@ def write_folder(
         write_tokenizer(ours.tokenizer, temporary, ours.begin, ours.seq_len)
         write_json_atomic(temporary / CONFIG, config)
         write_json_atomic(temporary / GENERATION_CONFIG, {**_special_ids(ours), **suppressed})
-        write_record(temporary, ours.settings)
+        write_record(temporary, ours.settings, ours.data)
         written = Written(family, dtype, config, has_mask_row, n_bytes)
         write_text_atomic(temporary / "README.md", card(written))
     return written

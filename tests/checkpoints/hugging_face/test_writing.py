@@ -23,13 +23,14 @@ from hybrid.model.build import build_model
 
 CAUSAL = {"model.prediction": "next_token", "model.context": "causal"}
 KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "LlamaForCausalLM": ("bpe", "[1]", {**CAUSAL, "model.qk_norm": False}),
+    "LlamaForCausalLM": ("bpe", "[1]", {**CAUSAL, "model.qk_norm": False, "model.rope_theta": 500.0}),
     "LlamaForCausalLM, in blocks": ("byte", "[4, 1]", {**CAUSAL, "model.qk_norm": False, "model.mlp_bias": True}),
     "Qwen2ForCausalLM": ("byte", "[1]", {**CAUSAL, "model.qk_norm": False, "model.qkv_bias": True,
                                          "model.rope_scaling": "{name: llama3, original_length: 16}"}),
     "Qwen3ForCausalLM": ("char", "[1]", {**CAUSAL, "model.tied_embeddings": True, "model.head_dim": 12,
                                          "model.vocab_size": 80, "model.end_token_ids": "[3, 2]"}),
-    "Qwen3ForCausalLM, YaRN": ("bpe", "[2]", {**CAUSAL, "model.begin_token_id": 5, "model.rope_scaling": "yarn"}),
+    "Qwen3ForCausalLM, YaRN": ("bpe", "[2]", {**CAUSAL, "model.begin_token_id": 5, "model.rope_scaling": "yarn",
+                                        "model.rope_theta": 500.0}),
     "SDARForCausalLM": ("byte", "[4, 8]", {}),
     "SDARForCausalLM, tied": ("bpe", "seq_len", {"model.tied_embeddings": True, "decoder": "{name: margin, steps: 3}"}),
     "SDARForCausalLM, MASK inside": ("byte", "[4]", {"model.mask_token_id": 0, "model.ban_mask": False}),
@@ -198,6 +199,17 @@ def test_at_block_size_one_a_block_causal_model_is_causal(tmp_path: Path) -> Non
     assert hybrid.load(tmp_path / "x").config.model.context == "block_causal"
 
 
+def test_texts_in_the_settings_come_back(tmp_path: Path) -> None:
+    texts: dict[str, Any] = {
+        "run.name": '"na\u00efve \U0001f600"',
+        "eval.sample_prompts": r'["\U0001F600", "a\\u0041\tb\x85\u2028\"", ""]',
+    }
+    lm = model_of("SDARForCausalLM", **texts)
+    assert lm.config.eval.sample_prompts == ["\U0001f600", 'a\\u0041\tb\x85\u2028"', ""]
+    export(opened(lm.save(tmp_path / "ours"))[2], tmp_path / "\U0001f600")
+    assert to_yaml(hybrid.load(tmp_path / "\U0001f600").config) == to_yaml(lm.config)
+
+
 def test_a_record_names_no_code_that_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export(opened(model_of("SDARForCausalLM").save(tmp_path / "ours"))[2], tmp_path / "x")
     record = json.loads((tmp_path / "x/hybrid.json").read_text())
@@ -206,6 +218,17 @@ def test_a_record_names_no_code_that_is_run(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "of_a_stranger.py").write_text("raise SystemExit('it was run')")
     monkeypatch.syspath_prepend(tmp_path)
     assert hybrid.load(tmp_path / "x").block_sizes == [4, 8]
+    for changes in (
+        {" run": {"imports": ["of_a_stranger"]}},
+        {"run": {"imports ": ["of_a_stranger"]}},
+        {"run": {"imports=[of_a_stranger] #": 1}},
+        {"run.imports=[of_a_stranger] #": {"a": 1}},
+        {"": {"run.imports": ["of_a_stranger"]}},
+    ):
+        (tmp_path / "x/hybrid.json").write_text(json.dumps(record | {"config": record["config"] | changes}))
+        with pytest.raises(ValueError, match="is not the name of a setting") as caught:
+            hybrid.load(tmp_path / "x")
+        assert "\n" not in str(caught.value)
 
 
 def test_a_record_that_is_not_ours_is_refused(tmp_path: Path) -> None:
