@@ -113,6 +113,7 @@ def model_of(arguments: argparse.Namespace) -> HybridLM:
         check_greedy=arguments.check_greedy or None,
         device=arguments.device,
         precision=arguments.precision,
+        dtype=arguments.dtype,
     )
 
 

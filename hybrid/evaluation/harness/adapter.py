@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hybrid.arguments import SEEDS, flag, integer
 from hybrid.data.chat import Chat
-from hybrid.device import default_precision, resolve_device, resolve_precision
+from hybrid.device import default_precision, resolve_device
 from hybrid.evaluation.harness.pieces import Piece, encode_pair, fitted
 from hybrid.evaluation.harness.scoring import Estimator, Score, errors_of
 from hybrid.evaluation.harness.writing import Wanted, Writer
@@ -43,7 +43,7 @@ class HybridLM(LM):
         batch_size: rows of a forward, of which each draw is one; no result depends on it, but for rounding.
         check_greedy: whether `is_greedy` is found by writing the continuation; if not, it is False. None: at block size
             1, where it is cheap.
-        device, precision: as the commands take them; of a model that is loaded already they are what they are.
+        device, precision, dtype: as the commands take them; of a model that is loaded already they are what they are.
 
     Raises:
         ValueError: one of these that is wrong; one line.
@@ -52,13 +52,12 @@ class HybridLM(LM):
     def __init__(
         self, checkpoint: str | LanguageModel, block_size: int | None = None, decoder: Any = None,
         draws: int | str = 32, seed: int = 0, batch_size: int | str = 64, check_greedy: bool | None = None,
-        device: str = "auto", precision: str | None = None,
+        device: str = "auto", precision: str | None = None, dtype: str | None = None,
     ):  # fmt: skip
         super().__init__()
         if not isinstance(checkpoint, LanguageModel):
             where = resolve_device(device, key="device")
-            chosen = resolve_precision(precision or default_precision(where), where)
-            checkpoint = load(checkpoint, str(where), chosen)
+            checkpoint = load(checkpoint, str(where), precision or default_precision(where, dtype), dtype)
         self.lm = checkpoint
         self._device = self.lm.device
         size = self.lm.engine(block_size=block_size).block_size

@@ -157,9 +157,11 @@ def test_the_batch_does_not_matter(run) -> None:
 
 
 def test_the_tables_say_where_they_were_measured(run) -> None:
-    out, found = run("choice", "--limit", 1, "--num-fewshot", 0)
-    environment = found["config"]["hybrid"]["environment"]
-    assert out.splitlines()[-1] == conditions(environment) and environment["dtype"] == "float32"
+    for words, dtype, precision in (((), "float32", "fp32"), (("--dtype", "bfloat16"), "bfloat16", "bf16")):
+        out, found = run("choice", "--limit", 1, "--num-fewshot", 0, *words)
+        environment = found["config"]["hybrid"]["environment"]
+        assert out.splitlines()[-1] == conditions(environment)
+        assert (environment["dtype"], environment["precision"]) == (dtype, precision)
     assert found["n-samples"]["choice"]["effective"] == 1
 
 
