@@ -120,7 +120,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True, gives: 
     """
     parser.add_argument(
         "--checkpoint", required=required, metavar="RUN",
-        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound) or a saved model" + gives,
+        help="a run, a checkpoint (RUN/checkpoints/best: that of the lowest bound), a saved model, or the folder of a "
+        "Hugging Face model" + gives,
     )  # fmt: skip
     parser.add_argument(
         "--imports", nargs="+", default=[], metavar="MODULE",

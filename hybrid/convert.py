@@ -60,9 +60,9 @@ def find(file: str) -> Path:
     if file not in PACKAGES:
         path = Path(file)
         if not path.is_file():
-            what = "is a folder; name the GGUF file in it" if path.is_dir() else "is no file"
+            what = "is a folder; name the GGUF file in it, or" if path.is_dir() else "is neither a file nor"
             near = "" if path.is_dir() else nearest(file, PACKAGES) or nearest_path(path)
-            raise ValueError(f"FILE: {file} {what}, or one of: {', '.join(PACKAGES)}{near}")
+            raise ValueError(f"FILE: {file} {what} one of: {', '.join(PACKAGES)}{near}")
         return path
     package = PACKAGES[file]
     spec = importlib.util.find_spec(package.replace("-", "_"))  # not imported: it would load what it depends on

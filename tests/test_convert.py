@@ -66,9 +66,10 @@ def test_nothing_is_written_over(trained: Path, tmp_path: Path, command: Command
 
 def test_what_is_no_file(tmp_path: Path, command: Command) -> None:
     write_gguf(tmp_path / "model.gguf")
+    near, none = tmp_path / "model.gguf", "is neither a file nor one of: smollm2"
     meant = {
-        "smollm": "is no file, or one of: smollm2 (did you mean 'smollm2'?)",
-        str(tmp_path / "modell.gguf"): f"is no file, or one of: smollm2 (did you mean '{tmp_path / 'model.gguf'}'?)",
+        "smollm": f"{none} (did you mean 'smollm2'?)",
+        str(tmp_path / "modell.gguf"): f"{none} (did you mean '{near}'?)",
         str(tmp_path): "is a folder; name the GGUF file in it, or one of: smollm2",
     }
     for word, text in meant.items():

@@ -44,7 +44,7 @@ def find_checkpoint(path: str | Path) -> Path:
         what = "is a file" if os.path.lexists(path) else "does not exist"
         name = str(path) if len(str(path)) < 300 else shown(str(path))
         given = f"checkpoint: {name} {what}{_meant(path)}"
-        raise ValueError(f"{given}; give the folder of a run, of a checkpoint or of a saved model")
+        raise ValueError(f"{given}; give the folder of a run, a checkpoint, a saved model or a Hugging Face model")
     if (path / MANIFEST).is_file() or _STEP.fullmatch(path.name):
         verify_folder(path)
         return path

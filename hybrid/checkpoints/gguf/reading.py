@@ -116,7 +116,7 @@ def _reader_class(gguf: Any) -> Any:
         def _get(self, offset: int, dtype: Any, count: int = 1, **options: Any) -> np.ndarray:
             missing = int(offset) + np.dtype(dtype).itemsize * int(count) - len(self.data)
             if missing > 0:
-                raise ValueError(f"truncated: {missing} bytes are missing")
+                raise ValueError(f"truncated: at least {missing} bytes are missing; copy or download it again")
             return super()._get(offset, dtype, count, **options)
 
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
