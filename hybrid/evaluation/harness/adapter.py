@@ -129,10 +129,14 @@ class HybridLM(LM):
                 "apply_chat_template: the task begins the answer of the assistant itself (gen_prefix), which is not "
                 "supported; leave the option out"
             )
-        ids = ChatPrompts.of(self.lm)(chat_history)
+        ids = self._prompts(chat_history)
         text = self._chat.rendered(chat_history, True, "messages")
         self._conversations[text] = ids
         return text
+
+    @cached_property
+    def _prompts(self) -> ChatPrompts:
+        return ChatPrompts.of(self.lm)
 
     @cached_property
     def _chat(self) -> Chat:
