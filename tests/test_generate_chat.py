@@ -54,17 +54,13 @@ def talker(configure: Configure, talks: list[str], tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.slow
-def test_a_run_on_conversations_is_talked_to(
-    command: Command, configure: Configure, talks: list[str], tmp_path: Path
-) -> None:
-    from hybrid.runs.run import Run
-
-    run = Run.of(configure(tmp_path, *talks, "trainer.steps=2"))
-    run.open()
-    run.train()
-    lm = hybrid.load(run.folder)
+def test_a_run_on_conversations_is_talked_to(command: Command, overrides, talks: list[str], tmp_path: Path) -> None:
+    trained = command("train.py", *overrides(tmp_path), *talks, "trainer.steps=2")
+    run = tmp_path / "tiny"
+    assert trained.code == 0 and f"talk to it: python generate.py --checkpoint {run} --chat; see" in trained.err
+    lm = hybrid.load(run)
     assert lm.tokenizer.chat_template == PLAIN and lm.origin.data is not None and lm.origin.data["turns"]["unit"] == 4
-    assert command("generate.py", "--checkpoint", run.folder, "--chat", *FEW, stdin=LINES).code == 0
+    assert command("generate.py", "--checkpoint", run, "--chat", *FEW, stdin=LINES).code == 0
 
 
 def test_a_reply_stands_behind_the_conversation(command: Command, talker: Path, tmp_path: Path) -> None:
