@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,8 @@ def test_what_a_message_spells_is_text(talker: Path) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--tasks nothing.yaml", r"--tasks: nothing\.yaml: .*"),
+        ("--tasks nothing.yaml", r"--tasks: nothing\.yaml is missing$"),
+        ("--checkpoint nowhere --tasks {documents}", r"checkpoint: nowhere does not exist"),
         ("--tasks {documents}", r"--tasks: .*: .*"),
         ("--tasks {choice} --draws many", r"--draws: 'many' must be an integer, or all"),
         ("--tasks {choice} {choice}", r"--tasks: .*: the task 'choice' is there twice"),
@@ -227,6 +229,17 @@ def test_a_mistake_is_one_line(words: str, message: str, command: Command, train
     (tasks / "documents.json").write_text("[1, 2")
     error = command("lm_eval", "--checkpoint", trained, *words.format(**named).split()).error
     assert re.search(message, error), error
+
+
+def test_outside_of_a_repository_git_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from hybrid.lm_eval import commit_here
+
+    told = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    assert commit_here() == (told.stdout.strip() or None)
+    monkeypatch.chdir(tmp_path)
+    assert commit_here() is None and capfd.readouterr().err == ""
 
 
 def test_it_is_registered_with_the_harness(trained: Path) -> None:
