@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from chat_tokenizers import talk
 from conftest import Command, Configure
 
 import hybrid
@@ -206,6 +208,27 @@ def test_what_a_message_spells_is_text(talker: Path) -> None:
     assert found == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="gen_prefix"):
         model.apply_chat_template(history, add_generation_prompt=False)
+
+
+def test_turns_that_end_with_end_of_text_are_one_document(talker: Path) -> None:
+    """For a model that hides earlier documents: its rows are those of one that hides nothing."""
+    from lm_eval.api.instance import Instance
+
+    from hybrid.evaluation.harness.adapter import HybridLM
+
+    plain = hybrid.load(talker)
+    config = dataclasses.replace(plain.config, data=dataclasses.replace(plain.config.data, document_mask=True))
+    hiding = hybrid.LanguageModel(config, plain.tokenizer, plain.model)
+    found = []
+    for lm in (hiding, plain):
+        model = HybridLM(lm, block_size=1)
+        text = model.apply_chat_template(talk("who?", "me", "sure?"))
+        assert model.lm.tokenizer.end_of_text in model._context(text)
+        ((log_p, _),) = model.loglikelihood([Instance("loglikelihood", {}, (text, "yes"), 0)])
+        settings = {"until": [], "max_gen_toks": 6, "do_sample": True}
+        found.append((log_p, model.generate_until([Instance("generate_until", {}, (text, settings), 0)])))
+    assert found[0] == found[1]
+    assert hiding.config.data.document_mask, "the model that was given is left as it was"
 
 
 @pytest.mark.parametrize(
