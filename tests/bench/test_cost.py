@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hybrid.bench import cost, generation
 from hybrid.bench.cost import count_flops
@@ -16,6 +17,14 @@ def test_flops_of_a_product_and_of_attention():
     assert count_flops(lambda: torch.randn(5, 7) @ torch.randn(7, 11)) == 2 * 5 * 7 * 11
     attention = torch.nn.functional.scaled_dot_product_attention
     assert count_flops(lambda: attention(q, k, k)) == 2 * 2 * 2 * 3 * 8 * 20 * 16
+
+
+def test_flops_of_a_sum_in_another_dtype() -> None:
+    """As the head does on a GPU: torch's own formula takes the dtype for a shape."""
+    with FakeTensorMode():
+        total = torch.empty(5, 11, device="cuda")
+        a, b = (torch.empty(size, device="cuda", dtype=torch.bfloat16) for size in ((5, 7), (7, 11)))
+        assert count_flops(lambda: torch.addmm(total, a, b, out_dtype=torch.float32)) == 2 * 5 * 7 * 11
 
 
 def test_rates_of_a_machine_are_those_of_the_best_of_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,13 @@ from hybrid.results.timing import elapsed
 AUTOREGRESSIVE = "autoregressive, cache"
 
 
-def engine_of(bench: Bench, model: Transformer, steps: int, **options: Any) -> Engine:
-    """Make an engine that writes a block in `steps` forwards."""
-    config = GenerationConfig(bench.sizes.block_size, FirstHitting(steps), stop_at_end=False, **options)
+SECONDS = 4.0
+"""After so many a variant is not called again, if it has been called twice."""
+
+
+def engine_of(bench: Bench, model: Transformer, size: int, steps: int, **options: Any) -> Engine:
+    """Make an engine that writes a block of `size` in `steps` forwards."""
+    config = GenerationConfig(size, FirstHitting(steps), stop_at_end=False, **options)
     return Engine(model, bench.sizes.new_tokens, config, precision=precision_context("auto", bench.device))
 
 
@@ -52,31 +56,40 @@ class Variant:
     run: Callable[[], int]
 
 
-def variants(bench: Bench, models: dict[str, Transformer], rows: int, **options: Any) -> list[Variant]:
-    """Return one and several tokens a step; and, without options of the engine, the autoregressive baseline."""
+def by_engine(bench: Bench, models: dict[str, Transformer], rows: int, **options: Any) -> list[Variant]:
+    """Return one and several tokens a step, and the autoregressive mode: a block size of 1."""
     size, n = bench.sizes.block_size, bench.sizes.new_tokens
 
-    def engine(steps: int) -> Variant:
-        made = engine_of(bench, models["in_place"], steps, **options)
-        return Variant(f"{size // steps} a step", lambda: made.generate([[]] * rows, n).nfe)
+    def variant(name: str, prediction: str, size: int, steps: int) -> Variant:
+        engine = engine_of(bench, models[prediction], size, steps, **options)
+        return Variant(name, lambda: engine.generate([[]] * rows, n).nfe)
 
-    found = [engine(size), engine(max(size // 4, 1))]
-    if not options:
-        with precision_context("auto", bench.device)():
-            fused = for_inference(models["next_token"], autocast_dtype(models["next_token"].embedding.weight))
+    few = max(size // 4, 1)
+    return [
+        variant("1 a step", "in_place", size, size),
+        variant(f"{size // few} a step", "in_place", size, few),
+        variant("block size 1", "next_token", 1, 1),
+    ]
 
-        def decode() -> int:
-            decode_one_by_one(fused, rows, n)
-            return n
 
-        found.insert(0, Variant(AUTOREGRESSIVE, decode))
-    return found
+def autoregressive(bench: Bench, model: Transformer, rows: int) -> Variant:
+    """Return the baseline: the shortest loop over a cache that one would write."""
+    with precision_context("auto", bench.device)():
+        fused = for_inference(model, autocast_dtype(model.embedding.weight))
+
+    def decode() -> int:
+        decode_one_by_one(fused, rows, bench.sizes.new_tokens)
+        return bench.sizes.new_tokens
+
+    return Variant(AUTOREGRESSIVE, decode)
 
 
 def measured(bench: Bench, rows: int, variant: Variant, switch: str, base: float | None) -> SpeedRow:
-    """Time a variant: the first call, and the median of several behind it."""
+    """Time a variant: the first call, and the median of those behind it."""
     forwards: list[int] = []
-    seconds = [elapsed(lambda: forwards.append(variant.run()), bench.device) for _ in range(1 + bench.sizes.repeats)]
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) <= bench.sizes.repeats and sum(seconds) < SECONDS):
+        seconds.append(elapsed(lambda: forwards.append(variant.run()), bench.device))
     median, nfe = statistics.median(seconds[1:]), forwards[-1]
     tokens = rows * bench.sizes.new_tokens
     return SpeedRow(
@@ -87,18 +100,18 @@ def measured(bench: Bench, rows: int, variant: Variant, switch: str, base: float
 class Generation(Stage):
     """Generation, with cuDNN's attention and without"""
 
-    seconds: ClassVar[float] = 60
+    seconds: ClassVar[float] = 40
 
     def run(self, bench: Bench) -> Iterator[SpeedRow]:
-        models = bench.models()
-        for rows in bench.sizes.texts:
-            base = None
-            for switch, allowed in (("cuDNN off", False), ("cuDNN on", True)):
-                for variant in variants(bench, models, rows):
+        models, base = bench.models(), {}
+        for switch, allowed in (("cuDNN off", False), ("cuDNN on", True)):
+            for rows in bench.sizes.texts:
+                *_, block_size_1 = by_engine(bench, models, rows)
+                for variant in (autoregressive(bench, models["next_token"], rows), block_size_1):
                     with cudnn_attention(allowed):
-                        row = measured(bench, rows, variant, switch, base)
-                    if base is None:  # the first one is the baseline
-                        base = row.seconds
+                        row = measured(bench, rows, variant, switch, base.get(rows))
+                    if rows not in base:  # the first one is the baseline
+                        base[rows] = row.seconds
                         row = dataclasses.replace(row, of_autoregressive=1.0)
                     yield row
 
@@ -111,12 +124,13 @@ def cudnn_attention(allowed: bool) -> AbstractContextManager[Any]:
 class Graphs(Stage):
     """Generation, with CUDA graphs and without"""
 
-    seconds: ClassVar[float] = 30
+    seconds: ClassVar[float] = 60
 
     def run(self, bench: Bench) -> Iterator[SpeedRow]:
         models = bench.models()
         for rows in bench.sizes.texts:
-            base = measured(bench, rows, variants(bench, models, rows)[0], "", None)
-            for on in (False, True):
-                for variant in variants(bench, models, rows, graphs=on):
-                    yield measured(bench, rows, variant, f"graphs {'on' if on else 'off'}", base.seconds)
+            base = measured(bench, rows, autoregressive(bench, models["next_token"], rows), "graphs off", None)
+            yield dataclasses.replace(base, of_autoregressive=1.0)
+            for switch in ("on", "off"):
+                for variant in by_engine(bench, models, rows, graphs=switch == "on"):
+                    yield measured(bench, rows, variant, f"graphs {switch}", base.seconds)

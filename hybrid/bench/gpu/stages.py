@@ -17,8 +17,8 @@ STAGES: dict[str, Stage] = {
     "waits": Waits(),
     "step": Steps(),
     "head": Heads(),
-    "generation": Generation(),
     "graphs": Graphs(),
-    "curves": Curves(),
     "profile": Profile(),
+    "curves": Curves(),
+    "generation": Generation(),
 }

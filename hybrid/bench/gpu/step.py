@@ -126,7 +126,7 @@ class HeadRow:
 class Heads(Stage):
     """Head and loss, by the size of their chunks"""
 
-    seconds: ClassVar[float] = 25
+    seconds: ClassVar[float] = 15
 
     def run(self, bench: Bench) -> Iterator[HeadRow]:
         s, device, rate = bench.sizes, bench.device, best_rate(bench)

@@ -35,7 +35,8 @@ def workloads(bench: Bench) -> dict[str, tuple[int, Callable[[], Any]]]:
     s = bench.sizes
     split, steps = random_text(s.vocab, s.seq_len), iter(range(10**6))
     step = Training(s.model, split, s.vocab, s.block_size, s.rows[0], 10**6).stepper(bench.device, "auto")
-    engine = engine_of(bench, bench.setting(1).build("in_place"), s.block_size // 4)
+    model = bench.setting(1).build("in_place")
+    engine = engine_of(bench, model, s.block_size, s.block_size // 4, graphs=bench.is_card)
     engine.generate([[]], s.new_tokens // 4)
     for _ in range(2):
         step(next(steps))
@@ -58,7 +59,7 @@ class WaitRow:
 class Waits(Stage):
     """Where the host waits for the card"""
 
-    seconds: ClassVar[float] = 15
+    seconds: ClassVar[float] = 30
 
     def missing(self, bench: Bench) -> str | None:
         return needs_card(bench)
@@ -119,7 +120,7 @@ class KernelRow:
 class Profile(Stage):
     """What a profiler sees"""
 
-    seconds: ClassVar[float] = 15
+    seconds: ClassVar[float] = 20
 
     def run(self, bench: Bench) -> Iterator[KernelRow]:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.is_card else [])]

@@ -89,15 +89,16 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 logits[:, vocab:] = -torch.inf
             if banned is not None:
                 logits[:, banned] = -torch.inf
-            lse = logits.logsumexp(-1, keepdim=True)
+            log_p = logits.log_softmax(-1)
             target = targets[rows, None]
-            losses[rows] = (lse - logits.gather(-1, target)).squeeze(-1)
+            log_p_target = log_p.gather(-1, target)
+            losses[rows] = -log_p_target.squeeze(-1)
             if grad_hidden is not None and grad_matrix is not None:
-                p = logits.sub_(lse).exp_()
-                p.scatter_add_(-1, target, p.new_full(target.shape, -1.0))
-                p = p.mul_(weights[rows, None]).to(dtype)
-                grad_hidden[rows] = torch.mm(p, w)
-                _add_product(grad_matrix, p.t(), h[rows])
+                # Weights scale the short side of both products: m x dim numbers, not m x V.
+                p = log_p.exp_().scatter_(-1, target, torch.expm1(log_p_target)).to(dtype)  # p - 1 at the target
+                scale = weights[rows, None]
+                grad_hidden[rows] = torch.mm(p, w) * scale
+                _add_product(grad_matrix, p.t(), (h[rows] * scale).to(dtype))
         ctx.save_for_backward(grad_hidden, None if grad_matrix is None else grad_matrix[:vocab])
         ctx.dtypes = hidden.dtype, matrix.dtype
         ctx.mark_non_differentiable(losses)
