@@ -152,7 +152,7 @@ def evaluate(
     from lm_eval import evaluator
 
     from hybrid.config import parse_options
-    from hybrid.evaluation.harness.mistakes import too_few_examples
+    from hybrid.evaluation.harness.mistakes import mistakes_of_tasks
 
     inner = {name for names in tasks["group_map"].values() for name in names}
     outer = [task for kind in ("groups", "tasks") for name, task in tasks[kind].items() if name not in inner]
@@ -160,7 +160,7 @@ def evaluate(
     with (
         commit,
         _children_end_on_sigterm(),
-        too_few_examples(),
+        mistakes_of_tasks(),
         contextlib.redirect_stdout(sys.stderr),
     ):  # where the harness says what it does
         results = evaluator.simple_evaluate(

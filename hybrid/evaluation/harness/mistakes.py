@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,21 +10,25 @@ from hybrid.options import bare
 
 
 def in_a_line(error: Exception) -> str:
-    """Say what a task could not be loaded for. The harness often raises a key, an index, or nothing."""
+    """Say what is wrong with a task. The harness often raises a key, an index, or nothing."""
     if isinstance(error, ValueError) and str(error):
         return bare(str(error), 300)
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return f"{bare(what, 300)}; compare its settings with the fields and splits of its data"
+    return f"{bare(what, 300)}; check its fields, splits and metrics (HYBRID_TRACEBACK=1 shows where)"
 
 
 @contextmanager
-def too_few_examples() -> Iterator[None]:
-    """Name the option where a task has fewer examples than are to stand before a question."""
+def mistakes_of_tasks() -> Iterator[None]:
+    """Turn what the harness raises while it runs tasks into a ValueError; what we raise stays as it is."""
     try:
         yield
-    except ValueError as error:
-        if "Sample larger than population" not in str(error):
+    except Exception as error:
+        if "Sample larger than population" in str(error):
+            raise ValueError(
+                "num_fewshot: more examples than a task has beside its question; take fewer (--num-fewshot K)"
+            ) from error
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = [name.partition(".")[0] for name in modules]
+        if next((owner for owner in reversed(owners) if owner in ("hybrid", "lm_eval")), None) != "lm_eval":
             raise
-        raise ValueError(
-            "num_fewshot: more examples than a task has beside its question; take fewer (--num-fewshot K)"
-        ) from None
+        raise ValueError(f"tasks: {in_a_line(error)}") from error
