@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Purposes keep draws apart that share all other keys; purpose + n FURTHER is the n-th further draw of the same kind.
-ORDER, TOKEN, DECIDE, COUNT, STRATUM = range(5)
+ORDER, TOKEN, DECIDE, COUNT, STRATUM, LATENT = range(6)
 FURTHER = 16
 
 _MASK = (1 << 64) - 1
@@ -73,6 +73,11 @@ def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
     target = uniform[..., None] * cumulative[..., -1:]  # rounding may leave the last sum below 1
     # The first id whose cumulative mass exceeds the target; an id of mass 0 never is.
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def normal(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
+    """float64 standard normals, each the quantile of its `uniform`; the least of these, 0, counts as half a step."""
+    return torch.special.ndtri(uniform(seed, purpose, *keys).clamp(min=2.0**-54))
 
 
 def row_keys(rows: Sequence[Sequence[int]]) -> list[int]:
