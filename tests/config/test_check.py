@@ -163,4 +163,5 @@ def test_settings_with_effect_are_not_warned_of() -> None:
     "path", [path for path in sorted((REPO / "configs").rglob("*.yaml")) if path.parent.name != "sweeps"], ids=str
 )
 def test_every_config_loads_and_fits(path: Path) -> None:
-    assert check(load_config(path)) == []
+    """What it trains may be no bound, which is said."""
+    assert [line for line in check(load_config(path)) if not line.startswith("objective.name = ")] == []
