@@ -140,8 +140,11 @@ class Reader:
             (M, m) ids of the tokens that were masked at the start, and their log-marginals, (m, V).
         """
         mixture = self.read(after, rng.LATENT + rng.FURTHER)
-        still = send(after.masked[start.masked].nonzero(as_tuple=True)[0], mixture.log_probs.device)
-        written = after.tokens[send(start.masked, after.tokens.device)]  # (m,), those of the teacher's step
+        still, places = (
+            send(flags.nonzero(as_tuple=True)[0], mixture.log_probs.device)
+            for flags in (after.masked[start.masked], start.masked.flatten())
+        )
+        written = after.tokens.flatten()[places]  # (m,), those of the teacher's step
         samples = written.repeat(self.latents, 1)
         _, n_draws, length = after.masked.shape
         purpose = rng.TOKEN + rng.FURTHER * length  # that of no step of the teacher
