@@ -155,3 +155,9 @@ def test_latents_of_samples_are_others_than_those_that_score():
 def test_what_cannot_be_is_refused(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"objective.name.{option}: {value} is too small; it must be at least"):
         di4c(toy_model(), **{option: value})
+
+
+def test_tokens_of_a_block_weigh_the_same():
+    config = ObjectiveConfig(name="di4c", weighting="cart", teacher="a run")
+    with pytest.raises(ValueError, match=r"di4c takes no objective\.weighting that weighs tokens of a block"):
+        build_objective(config, toy_model())

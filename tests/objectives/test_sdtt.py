@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,21 @@ def test_blocks_are_written_given_the_text_before_them():
     alone = masked.clone()
     alone[..., :4] = False
     torch.testing.assert_close(targets_of(masked)[:, 4:], targets_of(alone))
+
+
+def test_a_teacher_with_a_latent_draws_it_at_each_step():
+    """Otherwise its predictions would not be those with which it writes."""
+    model, tokens = toy_model(latent=2), random_tokens(2, 4)[:1].repeat(2, 1)
+    with torch.no_grad():
+        assert model.latent_weight is not None
+        model.latent_weight.normal_()
+    everything = torch.ones(2, 1, 4, dtype=torch.bool)
+    start = TeacherCanvas.of(
+        model, Batch(tokens, everything[:, 0]), everything, NoiseKeys.of_rows(0, torch.arange(2)), 4
+    )
+    first, *others = (canvas.predict() for canvas in (start, start, replace(start, done=1)))
+    assert torch.equal(first, others[0]) and not torch.allclose(first, others[1])
+    assert not torch.allclose(first[:4], first[4:]), "rows have their own"
 
 
 @pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
