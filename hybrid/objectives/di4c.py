@@ -41,7 +41,7 @@ from hybrid.objectives.mixture import Mixture, consistency
 from hybrid.objectives.noise import NoiseKeys, block_view, latent_noise, position_uniforms
 from hybrid.objectives.objective import Loss, MaskedObjective
 from hybrid.objectives.teacher import TeacherCanvas, log_probs_of
-from hybrid.objectives.weightings import Weighting
+from hybrid.objectives.weightings import refuse_weights_of_tokens
 from hybrid.options import at_least, option, provided
 
 if TYPE_CHECKING:
@@ -65,11 +65,7 @@ class Di4C(MaskedObjective):
         at_least("per_step", self.per_step, 1)
         at_least("small", self.small, 0)
         at_least("correlation", self.correlation, 0)
-        if type(self.weighting).of_tokens is not Weighting.of_tokens:
-            raise ValueError(
-                f"di4c takes no objective.weighting that weighs tokens of a block differently ({self.weighting!r}): "
-                "the loss is of all together; choose another, e.g. elbo"
-            )
+        refuse_weights_of_tokens("di4c", self.weighting)
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         masking = self.draw(batch, noise, block_size)
@@ -77,7 +73,7 @@ class Di4C(MaskedObjective):
         log_teacher = start.predict()
         reader = Reader(model, batch, noise, block_size, self.latents, self.teacher.banned_token_id)
         samples, log_after = reader.continuations(start, start.reveal(log_teacher, self.per_step))
-        mixture = reader.read(start, rng.LATENT)
+        mixture = reader.read(start)
         is_small, weight, of_data = (
             send(t.flatten(), model.device) for t in self._of_blocks(masking, batch.is_target, block_size)
         )
@@ -111,10 +107,11 @@ class Reader:
     latents: int
     banned: int | None = None
 
-    def read(self, canvas: TeacherCanvas, purpose: int) -> Mixture:
-        """Run M noisy streams for each of the canvas, with latents of their own."""
+    def read(self, canvas: TeacherCanvas, again: bool = False) -> Mixture:
+        """Run M noisy streams for each of the canvas, with latents of their own; others where it is read `again`."""
         masked = canvas.masked.repeat_interleave(self.latents, dim=1)  # (b, D M, N)
-        z = latent_noise(self.noise, self.model.config, masked.shape[-1], self.block_size, masked.shape[1], purpose)
+        _, streams, length = masked.shape
+        z = latent_noise(self.noise, self.model.config, length, self.block_size, streams, streams if again else 0)
         ids = canvas.ids(self.model.mask_token_id).repeat_interleave(self.latents, dim=1)
         hidden = two_stream_hidden(
             self.model, self.batch.tokens, masked, self.block_size, self.batch.documents, canvas=ids, latent=z
@@ -139,7 +136,7 @@ class Reader:
         Returns:
             (M, m) ids of the tokens that were masked at the start, and their log-marginals, (m, V).
         """
-        mixture = self.read(after, rng.LATENT + rng.FURTHER)
+        mixture = self.read(after, again=True)
         still, places = (
             send(flags.nonzero(as_tuple=True)[0], mixture.log_probs.device)
             for flags in (after.masked[start.masked], start.masked.flatten())

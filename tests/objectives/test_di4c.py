@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from toy import random_tokens, toy_model
 
-from hybrid import rng
 from hybrid.data.batches import Batch
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
@@ -85,7 +84,7 @@ def test_the_dependence_in_the_data_counts_more_where_much_is_masked():
     masking = without.draw(batch, noise, 4)
     start = TeacherCanvas.of(teacher, batch, masking.masked, noise, 4)
     data = batch.tokens[:, None].expand(masking.masked.shape)[masking.masked]
-    dependence = Reader(model, batch, noise, 4, 3).read(start, rng.LATENT).correlation(data).view(4, 2, 3)
+    dependence = Reader(model, batch, noise, 4, 3).read(start).correlation(data).view(4, 2, 3)
     n = block_view(masking.masked, 4, False).sum(-1)  # of blocks of 4, 4 and 2 tokens
     share = n / torch.tensor([4, 4, 2])
     weight = block_view(masking.weight, 4, 0.0)[..., 0] / 2
@@ -108,7 +107,7 @@ def test_ranks_draw_different_noise():
         reader = Reader(model, batch, noise, 5, 2)
         samples, _ = reader.continuations(start, after)
         counts = objective.draw(batch, noise, 5).masked
-        seen.append((counts, after.masked, after.tokens, reader.read(start, rng.LATENT).log_probs, samples))
+        seen.append((counts, after.masked, after.tokens, reader.read(start).log_probs, samples))
     for mine, theirs in zip(*seen, strict=True):
         assert not torch.equal(mine, theirs)
 
@@ -148,7 +147,7 @@ def test_latents_of_samples_are_others_than_those_that_score():
     start = TeacherCanvas.of(toy_model(), batch, torch.ones(1, 1, 4, dtype=torch.bool), noise, 4)
     reader = Reader(model, batch, noise, 4, 2)
     _, log_marginals = reader.continuations(start, start)
-    assert not torch.allclose(log_marginals, reader.read(start, rng.LATENT).log_marginals().detach())
+    assert not torch.allclose(log_marginals, reader.read(start).log_marginals().detach())
 
 
 @pytest.mark.parametrize(("option", "value"), [("latents", 0), ("per_step", 0), ("small", -1), ("correlation", -1.0)])
