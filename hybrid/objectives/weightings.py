@@ -110,7 +110,7 @@ class Cart(PlainCrossEntropy):
 
 
 def refuse_weights_of_tokens(objective: str, weighting: Weighting) -> None:
-    """Raise a ValueError for a weighting in which the masked tokens of a block differ, where they are scored together."""
+    """Raise a ValueError for a weighting in which the masked tokens of a block differ: they are scored together."""
     if type(weighting).of_tokens is not Weighting.of_tokens:
         raise ValueError(
             f"{objective} takes no objective.weighting that weighs tokens of a block differently ({weighting!r}): "
