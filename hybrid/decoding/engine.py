@@ -76,6 +76,7 @@ class Engine:
         object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
         needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
+        config.check_latent(self.model.config.latent)
         check_decoder(self.decoder, self.model.config, config)
         if config.graphs and not config.cache:
             warnings.warn(
@@ -171,8 +172,7 @@ class _Session:
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
         self.watch = watch
         B = engine.block_size
-        longest = max(map(len, prompts)) + max_new_tokens
-        width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
+        width = -(-(max(map(len, prompts)) + max_new_tokens) // B) * B  # may reach beyond what is wanted of a row
         self.end = width if engine.config.slide else min(width, engine.seq_len)  # the last block ends here
         self.rows = [
             Row(i, prompt, key, unknown_from(prompt, self.mask) // B * B, self.end if max_new_tokens else len(prompt))
