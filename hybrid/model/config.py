@@ -35,7 +35,7 @@ class ModelConfig:
     context: str = option("block_causal", "what a clean token sees of its own block", ("block_causal", "causal"))
     prediction: str = option("in_place", "where token l is read: at l, or at l-1", ("in_place", "next_token"))
     latent: int = option(0, "random numbers for each MASK, through a layer that starts at zero; 0: none")
-    latent_per: str = option("block", "where these are drawn: once a block, or at each position", ("block", "position"))
+    latent_per: str = option("position", "where these are drawn: at each, or once a block", ("position", "block"))
     attention: str = option("auto", "attention backend", ("auto", "eager", "sdpa", "flex", "xformers"))
 
     @property

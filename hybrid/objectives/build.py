@@ -16,7 +16,7 @@ from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
 from hybrid.objectives.sdtt import SelfDistillation
 from hybrid.objectives.weightings import WEIGHTINGS
-from hybrid.options import build, needs, option, shown
+from hybrid.options import build, needs, option, shown, title
 
 OBJECTIVES: dict[str, Any] = {
     "masked": MaskedCrossEntropy, "latent": Latent, "sdtt": SelfDistillation, "di4c": Di4C
@@ -108,6 +108,6 @@ def check_latent(config: ObjectiveConfig, numbers: int) -> None:
     """
     if draws_latent(config) and not numbers:
         raise ValueError(
-            f"model.latent: 0, but objective.name = {shown(config.name)} trains random numbers in MASK; give it some, "
+            f"model.latent: 0, but objective.name = {title(config.name)} trains random numbers in MASK; give it some, "
             "e.g. model.latent=4"
         )

@@ -90,7 +90,7 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
         (["optim.grad_clip=-1"], ["optim.grad_clip", "-1"]),
         (["objective.draws=0"], ["objective.draws", "0"]),
         (["objective.ar_weight=0.5"], ["objective.ar_weight: 0.5", "model.context=causal"]),
-        (["objective.name=latent"], ["model.latent: 0", "objective.name = 'latent'", "model.latent=4"]),
+        (["objective.name=latent"], ["model.latent: 0", "objective.name = latent", "model.latent=4"]),
         (["model.latent=-1"], ["model.latent: -1"]),
         (["objective.complementary=true"], ["objective.draws: 1 is odd", "complementary"]),
         (["objective.proposal={name: explicit, weights: [1, 2]}"], ["weights: 2 weights", "block size is 8"]),

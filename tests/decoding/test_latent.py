@@ -37,7 +37,8 @@ def test_texts_are_the_same_cached_and_not_alone_and_in_a_batch(mode: Any, spec:
 
 def test_all_branches_of_a_step_have_them() -> None:
     """Guidance without the prompt and a planner of other weights read the same numbers; `none` is the plain model."""
-    model, planner, plain = latent_model(n_layers=1), latent_model(n_layers=1, seed=1), toy_model(n_layers=1)
+    model, planner = (latent_model(n_layers=1, latent_per="block", seed=seed) for seed in (0, 1))
+    plain = toy_model(n_layers=1)
     seen: list[tuple[bool, Tensor | None]] = []
 
     class Seen(Network):
@@ -76,7 +77,7 @@ def test_keeping_them_breaks_the_law() -> None:
 
     A deviation of 0.06 in 2,000 texts has a probability below 1e-6.
     """
-    model = toy_model(vocab=3, latent=2, n_layers=1, dtype=torch.float32)
+    model = toy_model(vocab=3, latent=2, latent_per="block", n_layers=1, dtype=torch.float32)
     with torch.no_grad():
         assert model.head_weight is not None
         model.head_weight.copy_(torch.eye(3, 16))

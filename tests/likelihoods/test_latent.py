@@ -41,7 +41,7 @@ def law(model: Transformer, steps: int, nodes: int = 49) -> Tensor:
 
 
 def small_model(**options) -> Transformer:
-    return latent_model(vocab=V, latent=1, n_layers=1, seed=3, **options)
+    return latent_model(vocab=V, latent=1, latent_per="block", n_layers=1, seed=3, **options)
 
 
 @pytest.mark.parametrize("steps", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
@@ -93,7 +93,7 @@ def test_without_a_latent_it_is_the_bound_of_several_tokens_a_step() -> None:
     model, tokens = toy_model(), random_tokens(3, 10)
     with torch.no_grad():
         one, other = (nll_of(model, tokens, 5, {"name": "latent_bound", "steps": 1, "latents": m}).nll for m in (1, 9))
-        every = nll_of(model, tokens, 2, {"name": "latent_bound", "steps": 2, "latents": 1}, draws=200)
+        every = nll_of(model, tokens, 2, {"name": "latent_bound", "steps": 2, "latents": 1}, draws=64)
         elbo = nll_of(model, tokens, 2, draws="all").nll
         hidden = two_stream_hidden(model, tokens, torch.ones(3, 1, 10, dtype=torch.bool), 5)
         at_once = -model.head(hidden).log_softmax(-1).gather(-1, tokens.flatten()[:, None]).view(3, 10).sum(1)

@@ -76,3 +76,15 @@ def test_noise_is_standard_normal():
     z = some_noise(latent_model(latent=4, latent_per="position"), 50, 5, draws=30, rows=10).flatten()
     for moment, error in ((z.mean(), 1), (z.var() - 1, 2**0.5), ((z**4).mean() - 3, 96**0.5)):
         assert abs(moment) < 5 * error / 245
+
+
+def test_one_draw_does_not_tell_the_positions_of_an_empty_first_block_apart():
+    """Their rows are alike, as without any; a draw at each position does, and so does a block before."""
+    tokens, masked = random_tokens(1, 8), torch.ones(1, 1, 8, dtype=torch.bool)
+    spread = {}
+    for per in ("block", "position"):
+        model = latent_model(latent_per=per)
+        with torch.no_grad():
+            blocks = two_stream_hidden(model, tokens, masked, 4, latent=some_noise(model, 8, 4, rows=1)).view(2, 4, 16)
+        spread[per] = (blocks - blocks[:, :1]).abs().amax((1, 2))
+    assert spread["block"][0] < 1e-12 and spread["block"][1] > 0.01 and (spread["position"] > 0.01).all()
