@@ -50,8 +50,8 @@ def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_pat
             "data.tokenizer=byte",
             r"^trainer\.init_from: .* has another vocabulary \(char, \d+ ids, fingerprint \w{16}\) .*byte",
         ),
-        ("model.dim=32", "another architecture: of another shape"),
-        ("model.n_layers=2", r"another architecture: missing layers\.1"),
+        ("model.dim=32", r"another architecture: model.dim = 32 .there 16.; set model.dim=16"),
+        ("model.n_layers=2", r"another architecture: model.n_layers = 2 .there 1.; set model.n_layers=1$"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
