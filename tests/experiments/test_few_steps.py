@@ -11,9 +11,10 @@ import torch
 from conftest import Command
 
 from hybrid.experiments.few_steps import laws
-from hybrid.experiments.few_steps.enumerated import SOURCES
-from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Judged, Steps
+from hybrid.experiments.few_steps.enumerated import Chain1, Chain2, Enumerated
+from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps
 from hybrid.experiments.few_steps.methods import predictions
+from hybrid.experiments.few_steps.source import bisected, interpolated
 from hybrid.experiments.reverse_process.ancestral_law import (
     LENGTH,
     VOCAB,
@@ -50,22 +51,23 @@ def test_samples_follow_the_law(toy: Toy, canvases: Canvases) -> None:
     assert chi_square(counts, laws.written(canvases, proposals, 1)) < 1e-4
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_perfect_network_writes_the_source_one_by_one(name: str) -> None:
-    source = SOURCES[name]
-    canvases = source.canvases
-    proposals = canvases.product(laws.conditionals(canvases, source.law))
-    judged = Judged.of(laws.written(canvases, proposals, ONE_BY_ONE), source.law, canvases.length)
-    entropy = source.chain.entropy(canvases.length) / canvases.length
-    assert judged.variation < 1e-12 and judged.nll == pytest.approx(entropy) == pytest.approx(judged.entropy)
-    at_once = Judged.of(laws.written(canvases, proposals, 1), source.law, canvases.length)
-    # Drawn at once: the nats beyond the entropy are the total correlation, the same in both.
-    assert at_once.entropy > entropy + 0.1 and at_once.nll > at_once.entropy
+@pytest.mark.parametrize("chain", [Chain1, Chain2])
+def test_a_perfect_network_writes_the_source_one_by_one(chain: type[Enumerated]) -> None:
+    source = chain("nowhere")
+    ((_, right),) = source.references(ONE_BY_ONE).items()
+    ((_, at_once),) = source.references(1).items()
+    entropy = source.chain.entropy(source.canvases.length) / source.canvases.length
+    assert right["variation"] < 1e-12 and right["nll"] == pytest.approx(entropy) == pytest.approx(right["entropy"])
+    # Drawn at once: the entropy is that of the marginals, above it by the total correlation.
+    texts, law = source.canvases.texts, source.law
+    marginals = torch.stack([torch.stack([law[texts[:, at] == v].sum() for v in range(3)]) for at in range(5)])
+    assert at_once["entropy"] == pytest.approx(float(-(marginals * marginals.log()).sum()) / 5)
+    assert at_once["entropy"] > entropy + 0.1 and at_once["forwards"] == 1
 
 
 def test_a_joint_proposal_is_right_in_one_step() -> None:
     """With the source's own dependence between the tokens of a step there is no floor, at any number of steps."""
-    source = SOURCES["chain2"]
+    source = Chain2("nowhere")
     canvases = source.canvases
     agrees = ((canvases.tokens[:, None] == canvases.texts) | canvases.is_masked[:, None]).all(-1)
     joint = agrees * source.law
@@ -77,13 +79,14 @@ def test_a_joint_proposal_is_right_in_one_step() -> None:
 def test_the_temperature_of_an_entropy() -> None:
     probabilities = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
 
-    def law(temperature: float) -> torch.Tensor:
-        return (probabilities.log() / temperature).softmax(0)
+    def entropy(temperature: float) -> float:
+        return laws.entropy((probabilities.log() / temperature).softmax(0))
 
-    assert laws.at_entropy(law, laws.entropy(law(0.6))) == pytest.approx(0.6, abs=1e-3)
-    assert laws.at_entropy(law, 2.0) == pytest.approx(laws.TEMPERATURES[1])  # more than ln 3: the nearest
-    assert laws.nearest(law, law(0.5)) == pytest.approx(0.5, rel=0.11)
-    assert laws.nearest(law, probabilities) == 1.0
+    assert bisected(entropy, entropy(0.6), 0.02, 50) == pytest.approx(0.6, abs=1e-3)
+    assert bisected(entropy, 2.0, 0.02, 50) == pytest.approx(50)  # more than ln 3: the nearest
+    known = [(t, entropy(t)) for t in (0.4, 0.5, 0.6, 0.7)]
+    assert interpolated(known, entropy(0.56)) == pytest.approx(0.56, abs=0.01)
+    assert interpolated(known, 0.0) == 0.4 and interpolated(known, 2.0) == 0.7
 
 
 WORDS = ["--sources", "chain1", "--methods", "plain", "--forwards", 1024, "--seeds", 0, "--steps", 1, "B"]
@@ -124,7 +127,7 @@ def test_a_wrong_option_is_one_line(words: str, message: str, command: Command) 
     assert re.search(message, error), error
 
 
-def test_measures_of_a_law() -> None:
+def test_figures_of_a_law() -> None:
     law, source = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.25, 0.75]).double()
-    judged = Judged.of(law, source, length=2)
-    assert judged == Judged(0.75, pytest.approx(math.log(4) / 2), 0.0)  # type: ignore[arg-type]
+    wanted = {"variation": 0.75, "nll": math.log(4) / 2, "entropy": 0.0}
+    assert laws.judged(law, source, length=2) == pytest.approx(wanted)

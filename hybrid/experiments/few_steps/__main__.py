@@ -11,30 +11,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from hybrid import cli
 from hybrid.options import at_least, pick
 
-FORWARDS = 3_000_000
+PLOT = "What texts are judged by, against their forwards"
 
 
 def main() -> int:
     a = parse()
-    from hybrid.experiments.few_steps.comparison import compare, explanation, plot, tables
-    from hybrid.experiments.few_steps.enumerated import Training
+    from hybrid.experiments.few_steps.comparison import EXPLANATION, compare, plot, tables
+    from hybrid.experiments.few_steps.sources import SOURCES
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(a.output, plots=1)
-    results = {}
-    for source in a.sources:
-        results[source] = compare(Training(Path(a.folder), source, a.forwards), a.methods, a.steps, a.seeds)
-    parts: list[Any] = [explanation(a.methods, a.forwards)]
-    for source, outcome in results.items():
-        parts += tables(source, outcome)
-    plots = {"Total variation to the source against forwards of a text": plot(results)}
-    title = "Several tokens a forward: how right are the texts?"
+    found = {}
+    for name in a.sources:
+        source = SOURCES[name](a.folder, a.forwards)
+        found[name] = source, compare(source, a.methods, a.steps, a.seeds)
+    parts: list[Any] = [EXPLANATION]
+    for name, (source, outcomes) in found.items():
+        parts += tables(name, source, outcomes)
+    title, plots = "Several tokens a forward: how right are the texts?", {PLOT: plot(found)}
     publish(a.output, "hybrid.experiments.few_steps", title, a.seeds, parts, plots)
     return 0
 
@@ -53,19 +52,20 @@ def parse() -> argparse.Namespace:
         help="steps of a block; B: one token a step (default: 1 2 4 8 B)",
     )  # fmt: skip
     parser.add_argument(
-        "--forwards", type=int, default=FORWARDS, metavar="N",
-        help=f"of a noisy text that the training of a network may cost, its teacher's included (default: {FORWARDS:,})",
+        "--forwards", type=int, metavar="N",
+        help="of a noisy text that the training of a network may cost, its teacher's included (default: the source's)",
     )  # fmt: skip
     parser.add_argument("--folder", default="runs/few_steps", help="where networks are kept (default: runs/few_steps)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="seeds (default: 0 1 2)")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
     a = parser.parse_args()
-    at_least("--forwards", a.forwards, 1)
+    if a.forwards is not None:
+        at_least("--forwards", a.forwards, 1)
     for steps in a.steps:
         if steps != "B":
             at_least("--steps", steps, 1)
-    from hybrid.experiments.few_steps.enumerated import SOURCES
     from hybrid.experiments.few_steps.methods import METHODS, PLAIN
+    from hybrid.experiments.few_steps.sources import SOURCES
 
     a.sources = [pick("--sources", name, SOURCES) for name in dict.fromkeys(a.sources or SOURCES)]
     a.methods = [pick("--methods", name, METHODS) for name in dict.fromkeys([PLAIN, *(a.methods or METHODS)])]

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from hybrid.config import Config, flatten, load_config
 from hybrid.data.batches import PackedTokens
 from hybrid.data.corpora.markov import Chain
 from hybrid.data.packing import Counts
-from hybrid.experiments.few_steps.laws import Canvases
-from hybrid.experiments.few_steps.methods import METHODS, Method
+from hybrid.experiments.few_steps import laws
+from hybrid.experiments.few_steps.laws import Canvases, Steps
+from hybrid.experiments.few_steps.methods import METHODS, PLAIN, Method, predictions
+from hybrid.experiments.few_steps.source import BEST, SHARPENED, Caption, Figures, Source, Written, best_of, bisected
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.options import shown
@@ -35,15 +38,26 @@ NETWORK = [
     *(f"data.seq_len={LENGTH}", f"objective.block_size={LENGTH}", "trainer.precision=fp32"),
     *("optim.lr=0.003", "optim.weight_decay=0", "optim.warmup_steps=100", "optim.final_lr_ratio=0.01"),
 ]
+TEMPERATURES = (0.02, 50.0)
+"""Between which one is looked for."""
+TRIED = 40
+"""Temperatures between them, when the best is looked for."""
 DISTILLED = 0.5
 """Share of the forwards of a method with a teacher that train the student; the others have trained the teacher."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A chain of `order`; the law (x,) of its texts, and as many of them as training reads."""
+class Enumerated(Source):
+    """A chain of `order`. Its texts, of one block, are few enough to be enumerated."""
 
-    order: int
+    order: ClassVar[int]
+    captions: ClassVar[dict[str, Caption]] = {
+        "variation": Caption("total variation to the source"),
+        "nll": Caption("NLL under the source, nats per token"),
+        "entropy": Caption("entropy, nats per token"),
+        "forwards": Caption("forwards of a text, on average", 2),
+    }
+    default_forwards = 3_000_000
 
     @cached_property
     def chain(self) -> Chain:
@@ -55,33 +69,54 @@ class Source:
 
     @cached_property
     def law(self) -> Tensor:
+        """(x,)"""
         return torch.from_numpy(self.chain.log_prob(self.canvases.texts.numpy())).exp()
 
     @cached_property
     def split(self) -> PackedTokens:
+        """Draw the texts that training reads."""
         texts = self.chain.sample(np.random.default_rng([LANGUAGE, 1]), TRAINING_TEXTS, LENGTH)
         n = texts.size
         return PackedTokens(texts.astype(np.uint16).flatten(), None, Counts(len(texts), n, n, n, n), LENGTH, VOCAB - 1)
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"order": self.order, "vocab": VOCAB, "peak": PEAK, "language": LANGUAGE, "texts": TRAINING_TEXTS}
+    def written_by(self, method: str, seed: int) -> Written:
+        entry, network = METHODS[method], self.network(method, seed)
+        if method == PLAIN:
+            log_probs = predictions(network, self.canvases)
+            return self._figures(PLAIN, lambda t: self.canvases.product(laws.tempered(log_probs, t)))
+        seen = entry.look(network, self.canvases)
+        return self._figures(method, lambda temperature: seen)
 
+    def _figures(self, method: str, seen_at: Callable[[float], Any]) -> Written:
+        entry = METHODS[method]
 
-SOURCES = {"chain1": Source(1), "chain2": Source(2)}
+        @cache
+        def figures(steps: Steps, temperature: float) -> Figures:
+            law = entry.law(seen_at(temperature), self.canvases, steps)
+            return {**laws.judged(law, self.law, LENGTH), "forwards": entry.passes(steps, LENGTH)}
 
+        return figures
 
-@dataclass(frozen=True)
-class Training:
-    """Networks of one source in one folder, each trained once: `forwards` of a noisy text for each."""
+    def references(self, steps: Steps) -> dict[str, Figures]:
+        log_probs = laws.conditionals(self.canvases, self.law)
+        perfect = self._figures(PLAIN, lambda t: self.canvases.product(laws.tempered(log_probs, t)))
+        return {"plain, perfect network": perfect(steps, 1.0)}
 
-    folder: Path
-    name: str  # of the source
-    forwards: int
+    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
+        low, high = TEMPERATURES
+        grid = [low * (high / low) ** (i / (TRIED - 1)) for i in range(TRIED)]
+        same = self.same_entropy(plain, steps, laws.entropy(self.law) / LENGTH)
+        return {SHARPENED: same, BEST: best_of(self, plain, steps, [*grid, 1.0])}
 
-    @property
-    def source(self) -> Source:
-        return SOURCES[self.name]
+    def same_entropy(self, plain: Written, steps: Steps, wanted: float) -> float:
+        return bisected(lambda temperature: plain(steps, temperature)["entropy"], wanted, *TEMPERATURES)
+
+    def describe(self) -> str:
+        return (
+            f"A Markov chain of {VOCAB} symbols and order {self.order}, texts of {LENGTH} tokens, one block. All texts "
+            "and all partly written ones are enumerated: no figure has noise but that of training. K: cells of the "
+            f"linear time grid; B: one token a step, in a random order. {self.budget:,} forwards a network."
+        )
 
     def network(self, method_name: str, seed: int) -> Transformer:
         """Train the network of a method, if that is not done yet, or read it.
@@ -91,10 +126,10 @@ class Training:
         """
         method = METHODS[method_name]
         if method.learns_from is None:
-            return self._trained(method_name, method, seed, self.forwards, None)
-        learnt_from = round(self.forwards * (1 - DISTILLED))
+            return self._trained(method_name, method, seed, self.budget, None)
+        learnt_from = round(self.budget * (1 - DISTILLED))
         teacher = self._trained(method.learns_from, METHODS[method.learns_from], seed, learnt_from, None)
-        return self._trained(method_name, method, seed, self.forwards - learnt_from, teacher)
+        return self._trained(method_name, method, seed, self.budget - learnt_from, teacher)
 
     def _trained(self, name: str, method: Method, seed: int, forwards: int, teacher: Transformer | None) -> Transformer:
         from hybrid.checkpoints.tensor_files import open_tensors, save_tensors
@@ -102,20 +137,35 @@ class Training:
         from hybrid.storage.folders import new_folder
 
         config = configure(method, seed, forwards, has_teacher=teacher is not None)
-        record = {**flatten(config), **self.source.identity}
-        folder = self.folder / f"{self.name}-{name}-{forwards}-s{seed}"
+        chain = {"order": self.order, "vocab": VOCAB, "peak": PEAK, "language": LANGUAGE, "texts": TRAINING_TEXTS}
+        record = {**flatten(config), **chain}
+        folder = Path(self.folder) / f"chain{self.order}-{name}-{forwards}-s{seed}"
         model = build_model(config.model, VOCAB, VOCAB - 1, torch.device("cpu"), seed=seed)
         if folder.exists():
             check_record(folder / "record.json", record)
             with open_tensors(folder / "model.safetensors") as file:
-                model.load_state_dict({name: file.get_tensor(name) for name in model.state_dict()})
+                model.load_state_dict({key: file.get_tensor(key) for key in model.state_dict()})
         else:
             log.info("training %s: %d steps", folder.name, config.trainer.steps)
-            train(model, config, self.source, teacher)
+            train(model, config, self.split, teacher)
             with new_folder(folder) as new:
                 save_tensors(model.state_dict(), new / "model.safetensors")
                 write_json_atomic(new / "record.json", record)
         return model.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Chain1(Enumerated):
+    """Each token depends on the one before."""
+
+    order = 1
+
+
+@dataclass(frozen=True)
+class Chain2(Enumerated):
+    """Each token depends on the two before."""
+
+    order = 2
 
 
 def configure(method: Method, seed: int, forwards: int, has_teacher: bool) -> Config:
@@ -126,7 +176,7 @@ def configure(method: Method, seed: int, forwards: int, has_teacher: bool) -> Co
     return load_config(None, [*NETWORK, *method.settings, *own], checked=False)
 
 
-def train(model: Transformer, config: Config, source: Source, teacher: Transformer | None) -> None:
+def train(model: Transformer, config: Config, split: PackedTokens, teacher: Transformer | None) -> None:
     """Make all steps of a configuration; a network with a teacher starts as the teacher is."""
     from hybrid.objectives import build_objective
     from hybrid.training.optim import Optimizer
@@ -135,7 +185,7 @@ def train(model: Transformer, config: Config, source: Source, teacher: Transform
     if teacher is not None:
         model.load_state_dict(teacher.state_dict(), strict=False)
     step = Stepper(
-        model=model, optimizer=Optimizer(model, config.optim), ema=None, split=source.split,
+        model=model, optimizer=Optimizer(model, config.optim), ema=None, split=split,
         objective=build_objective(config.objective, teacher), block_sizes=[LENGTH], optim=config.optim,
         trainer=config.trainer, seed=config.run.seed, precision=contextlib.nullcontext,
     )  # fmt: skip

@@ -14,7 +14,6 @@ Shape legend: c canvases = (V + 1)^L, x texts = V^L, s = 2^L sets of masked posi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -26,8 +25,6 @@ from hybrid.experiments.reverse_process.ancestral_law import cell_widths, expect
 ONE_BY_ONE = "B"
 """The number of steps in which one token is revealed at a time, in a random order."""
 Steps = int | str
-TEMPERATURES = (0.02, 50.0)
-"""Between which one is looked for."""
 
 
 @dataclass(frozen=True)
@@ -134,46 +131,15 @@ def step(canvases: Canvases, law: Tensor, proposals: Tensor, move: Tensor) -> Te
     return torch.zeros_like(law).index_add_(0, canvases.masking.flatten(), left.flatten())
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A law of texts beside that of the source: total variation, cross-entropy and entropy in nats per token."""
-
-    variation: float
-    nll: float
-    entropy: float
-
-    @classmethod
-    def of(cls, law: Tensor, source: Tensor, length: int) -> Judged:
-        return cls(
-            total_variation(law, source), float(-(law * source.log()).sum()) / length, entropy(law) / length
-        )  # fmt: skip
+def judged(law: Tensor, source: Tensor, length: int) -> dict[str, float]:
+    """Compare a law of texts with that of the source; NLL (cross-entropy) and entropy are in nats per token."""
+    nll = float(-(law * source.log()).sum()) / length
+    return {"variation": total_variation(law, source), "nll": nll, "entropy": entropy(law) / length}
 
 
 def entropy(law: Tensor) -> float:
     """-sum p log p, in nats."""
     return float(-torch.xlogy(law, law).sum())
-
-
-def at_entropy(law_at: Callable[[float], Tensor], wanted: float, rounds: int = 24) -> float:
-    """Bisect for the temperature at which a law has an entropy, in nats of a text, which rises with it.
-
-    Where no temperature gives as many, or as few, it is the highest or the lowest.
-    """
-    low, high = map(math.log, TEMPERATURES)
-    for _ in range(rounds):
-        middle = (low + high) / 2
-        if entropy(law_at(math.exp(middle))) < wanted:
-            low = middle
-        else:
-            high = middle
-    return math.exp(high)
-
-
-def nearest(law_at: Callable[[float], Tensor], source: Tensor, tried: int = 40) -> float:
-    """Find the temperature at which a law is nearest to the source in total variation, of a grid of them."""
-    low, high = TEMPERATURES
-    grid = [low * (high / low) ** (i / (tried - 1)) for i in range(tried)]
-    return min([*grid, 1.0], key=lambda temperature: total_variation(law_at(temperature), source))
 
 
 def tempered(log_probs: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,8 @@
+"""The sources by name."""
+
+from __future__ import annotations
+
+from hybrid.experiments.few_steps.enumerated import Chain1, Chain2
+from hybrid.experiments.few_steps.source import Source
+
+SOURCES: dict[str, type[Source]] = {"chain1": Chain1, "chain2": Chain2}
