@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Purposes keep draws apart that share all other keys; purpose + n FURTHER is the n-th further draw of the same kind.
-ORDER, TOKEN, DECIDE, COUNT, STRATUM = range(5)
+ORDER, TOKEN, DECIDE, COUNT, STRATUM, LATENT = range(6)
 FURTHER = 16
 
 _MASK = (1 << 64) - 1
@@ -65,6 +65,11 @@ def uniform(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
     bits = _shift(torch.tensor(_signed(state)) if isinstance(state, int) else state, 11)
     assert isinstance(bits, Tensor)
     return bits.to(torch.float64) * 2.0**-53
+
+
+def normal(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
+    """float64 standard normals, each the quantile of its `uniform`; the least of these, 0, counts as half a step."""
+    return torch.special.ndtri(uniform(seed, purpose, *keys).clamp(min=2.0**-54))
 
 
 def row_keys(rows: Sequence[Sequence[int]]) -> list[int]:

@@ -29,6 +29,7 @@ _AT_LEAST: dict[str, float] = {
     "model.vocab_size": 1,
     "model.begin_token_id": 0,
     "model.mask_token_id": 0,
+    "model.latent": 0,
     "objective.draws": 1,
     "objective.ar_weight": 0,
     "optim.weight_decay": 0,
@@ -60,6 +61,7 @@ _AT_MOST: dict[str, float] = {
     "model.vocab_size": 2**24,
     "model.begin_token_id": 2**24 - 1,
     "model.mask_token_id": 2**24 - 1,
+    "model.latent": 2**16,
     "objective.draws": 2**16,
     "optim.warmup_steps": 10**12,
     "trainer.steps": 10**12,
@@ -261,6 +263,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     embedded = (f"data.corpus = {shown(config.data.corpus)} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
+        "model.latent_per": ("model.latent is 0", not config.model.latent),
         "model.begin_token_id": ("model.prediction is not next_token", not config.model.begin),
         "data.format": embedded,
         "data.split": embedded,

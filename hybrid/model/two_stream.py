@@ -18,7 +18,7 @@ from hybrid.model.transformer import Transformer
 
 def two_stream_hidden(
     model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
-    autoregressive: Tensor | None = None,
+    autoregressive: Tensor | None = None, *, latent: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the hidden states from which the masked tokens are predicted, in one pass.
 
@@ -30,6 +30,8 @@ def two_stream_hidden(
         masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
         documents: (b, N), the number of end-of-text tokens before each token, or None for one document.
         autoregressive: (b, N) booleans, tokens also to be predicted from those before them (`context: causal`).
+        latent: (b, D, N, model.latent) random numbers of each noisy stream, of which masked tokens have a part
+            (`latent_noise`); None: they are 0.
 
     Returns:
         (m, dim), in the order of `masked.nonzero()`, followed by the rows of `autoregressive.nonzero()`.
@@ -53,7 +55,12 @@ def two_stream_hidden(
         noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
         read = torch.cat([read, rows.read_autoregressive(autoregressive)])
     inputs = torch.cat([clean, noisy[:, : rows.n_noisy]], dim=1)
-    return model(send(inputs, device), pattern, read=send(read, device))
+    z = None
+    if latent is not None and rows.n_noisy:  # `next_token` at block size 1 reads no MASK
+        of_masks = (latent * masked[..., None]).flatten(1, 2).to(model.embedding.weight.dtype)
+        behind = inputs.shape[1] - rows.n_clean - of_masks.shape[1]  # the stream of `autoregressive`
+        z = send(F.pad(of_masks, (0, 0, rows.n_clean, behind)), device)
+    return model(send(inputs, device), pattern, read=send(read, device), latent=z)
 
 
 def with_begin(model: Transformer, tokens: Tensor) -> Tensor:

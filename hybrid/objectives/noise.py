@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid import rng
+from hybrid.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
     """View rows (..., N) as blocks (..., g, B), the last one filled up with `fill`."""
     short = -rows.shape[-1] % block_size
     return F.pad(rows, (0, short), value=fill).unflatten(-1, (-1, block_size))
+
+
+def latent_noise(noise: NoiseKeys, model: ModelConfig, length: int, block_size: int, draws: int) -> Tensor:
+    """Draw standard normals for each MASK, (b, D, N, model.latent) float64: the same through a block, or at each
+    position its own (`model.latent_per`). They are independent of what is masked."""
+    device = noise.row.device
+    size = block_size if model.latent_per == "block" else 1
+    place, draw = torch.arange(0, length, size, device=device)[:, None], torch.arange(draws, device=device)
+    number = torch.arange(model.latent, device=device)
+    row = noise.row[:, None, None, None]
+    z = rng.normal(noise.seed, rng.LATENT, row, draw[:, None, None], place, noise.step, number)
+    return z.repeat_interleave(size, dim=2)[:, :, :length]
 
 
 def ranks(values: Tensor) -> Tensor:
