@@ -65,10 +65,7 @@ class Sampling:
         """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens, by inverting the distribution."""
         if self.temperature == 0:
             return log_probs.argmax(-1)
-        cumulative = self.truncate(log_probs).softmax(-1).cumsum(-1)
-        target = uniform[..., None] * cumulative[..., -1:]  # rounding may leave the last sum below 1
-        # The first token whose cumulative mass exceeds the target; a token of mass 0 never is.
-        return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=log_probs.shape[-1] - 1)
+        return rng.categorical(self.truncate(log_probs), uniform)
 
 
 class Uniforms:

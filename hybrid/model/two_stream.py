@@ -18,7 +18,7 @@ from hybrid.model.transformer import Transformer
 
 def two_stream_hidden(
     model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
-    autoregressive: Tensor | None = None, *, latent: Tensor | None = None,
+    autoregressive: Tensor | None = None, *, canvas: Tensor | None = None, latent: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the hidden states from which the masked tokens are predicted, in one pass.
 
@@ -49,12 +49,16 @@ def two_stream_hidden(
     )
     rows = pattern.rows
     clean = with_begin(model, tokens)[:, : rows.n_clean]
-    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)
+    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]) if canvas is None else canvas
+    noisy = noisy.flatten(1)
     read = rows.read_masked(masked)
     if autoregressive is not None:
-        noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
+        noisy = torch.cat([noisy, noisy.new_full(tokens.shape, model.mask_token_id)], dim=1)
         read = torch.cat([read, rows.read_autoregressive(autoregressive)])
-    inputs = torch.cat([clean, noisy[:, : rows.n_noisy]], dim=1)
+    streams = [clean, noisy[:, : rows.n_noisy]]
+    if canvas is not None:
+        streams = [send(stream, device) for stream in streams]
+    inputs = torch.cat(streams, dim=1)
     z = None
     if latent is not None and rows.n_noisy:  # `next_token` at block size 1 reads no MASK
         of_masks = (latent * masked[..., None]).flatten(1, 2).to(model.embedding.weight.dtype)

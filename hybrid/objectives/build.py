@@ -12,10 +12,11 @@ from hybrid.objectives.cross_entropy import MaskedCrossEntropy
 from hybrid.objectives.estimators import ESTIMATORS, Estimator
 from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
+from hybrid.objectives.sdtt import SelfDistillation
 from hybrid.objectives.weightings import WEIGHTINGS
 from hybrid.options import build, needs, option, shown
 
-OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy}
+OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy, "sdtt": SelfDistillation}
 
 
 @dataclass

@@ -88,11 +88,14 @@ def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool
     return (strata[noise.first : noise.first + b] + jitter) / cells
 
 
-def position_uniforms(noise: NoiseKeys, length: int, draws: int) -> Tensor:
-    """Draw a uniform in [0, 1) for each token, (b, D, N) float64; their order decides which tokens are masked."""
+def position_uniforms(noise: NoiseKeys, length: int, draws: int, purpose: int = rng.ORDER) -> Tensor:
+    """Draw a uniform in [0, 1) for each token, (b, D, N) float64.
+
+    The order of those of purpose `rng.ORDER` decides which tokens are masked.
+    """
     device = noise.row.device
     draw, position = torch.arange(draws, device=device)[:, None], torch.arange(length, device=device)
-    return rng.uniform(noise.seed, rng.ORDER, noise.row[:, None, None], draw, position, noise.step)
+    return rng.uniform(noise.seed, purpose, noise.row[:, None, None], draw, position, noise.step)
 
 
 def target_ranks(noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int) -> Tensor:
