@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ log = logging.getLogger("hybrid.experiments.few_steps")
 VOCAB, LENGTH, PEAK = 3, 5, 2.0
 LANGUAGE = 4  # a seed whose tokens are nearly uniform one by one: what there is to know is in their dependence
 TRAINING_TEXTS = 1 << 19
+ROWS = 256  # of a batch
 NETWORK = [
     *("model.dim=32", "model.n_layers=2", "model.n_heads=4", "model.hidden_dim=64"),
     *(f"data.seq_len={LENGTH}", f"objective.block_size={LENGTH}", "trainer.precision=fp32"),
@@ -124,21 +125,32 @@ class Enumerated(Source):
         Raises:
             ValueError: the folder holds one that was trained otherwise.
         """
-        method = METHODS[method_name]
-        if method.learns_from is None:
-            return self._trained(method_name, method, seed, self.budget, None)
-        learnt_from = round(self.budget * (1 - DISTILLED))
-        teacher = self._trained(method.learns_from, METHODS[method.learns_from], seed, learnt_from, None)
-        return self._trained(method_name, method, seed, self.budget - learnt_from, teacher)
+        name = METHODS[method_name].network or method_name
+        method = METHODS[name]
+        if method.teacher is None:
+            return self._trained(name, method.settings, method, seed, self.budget, None)
+        of_teacher = round(self.budget * (1 - DISTILLED))
+        plain = METHODS[method.teacher]
+        network = self._trained(method.teacher, plain.settings, plain, seed, of_teacher, None)
+        share = (self.budget - of_teacher) // len(method.rounds)
+        for number, settings in enumerate(method.rounds, 1):
+            own = (*method.settings, *settings, f"objective.teacher={name}-{number - 1}")
+            network = self._trained(f"{name}-{number}", own, method, seed, share, network)
+        return network
 
-    def _trained(self, name: str, method: Method, seed: int, forwards: int, teacher: Transformer | None) -> Transformer:
+    def _trained(
+        self, name: str, settings: Sequence[str], method: Method, seed: int, forwards: int, teacher: Transformer | None
+    ) -> Transformer:
         from hybrid.checkpoints.tensor_files import open_tensors, save_tensors
         from hybrid.storage.atomic import write_json_atomic
         from hybrid.storage.folders import new_folder
 
-        config = configure(method, seed, forwards, has_teacher=teacher is not None)
+        rows = round(ROWS * method.batch)
+        steps = max(round(forwards / (rows * method.forwards_per_row)), 1)
+        own = [f"trainer.steps={steps}", f"trainer.batch_tokens={rows * LENGTH}", f"run.seed={seed}"]
+        config = load_config(None, [*NETWORK, *settings, *own], checked=False)
         chain = {"order": self.order, "vocab": VOCAB, "peak": PEAK, "language": LANGUAGE, "texts": TRAINING_TEXTS}
-        record = {**flatten(config), **chain}
+        record = {**flatten(config), **chain, "budget": self.budget if teacher is not None else forwards}
         folder = Path(self.folder) / f"chain{self.order}-{name}-{forwards}-s{seed}"
         model = build_model(config.model, VOCAB, VOCAB - 1, torch.device("cpu"), seed=seed)
         if folder.exists():
@@ -166,14 +178,6 @@ class Chain2(Enumerated):
     """Each token depends on the two before."""
 
     order = 2
-
-
-def configure(method: Method, seed: int, forwards: int, has_teacher: bool) -> Config:
-    """Configure the training of a network, of as many steps as there are forwards for."""
-    steps = max(round(forwards / (method.rows * method.forwards_per_row)), 1)
-    own = [f"trainer.steps={steps}", f"trainer.batch_tokens={method.rows * LENGTH}", f"run.seed={seed}"]
-    own += [f"objective.teacher={method.learns_from}"] if has_teacher else []
-    return load_config(None, [*NETWORK, *method.settings, *own], checked=False)
 
 
 def train(model: Transformer, config: Config, split: PackedTokens, teacher: Transformer | None) -> None:

@@ -1,8 +1,12 @@
-"""The methods that are compared: how the network of each is trained, and the law of what it proposes on a canvas.
+"""The methods that are compared: how the network of each is trained, and how it writes.
 
-A method is one class in one table. `settings` are those of train.py; a step trains on `rows` texts, and each of them
-costs `forwards_per_row` forwards of one noisy text, those of a teacher included. So all methods can be given the same
-number of forwards.
+A method is one class in one table. Its settings are those of train.py; `forwards_per_row` says how many forwards of a
+noisy text each row of a batch costs, those of a teacher included, so that all methods can be given equally many.
+
+On an enumerated source a method says the law of what it proposes on every canvas (`look`), and from that the law of
+what it writes. On others it is a decoder.
+
+Shape legend: c canvases, x texts, L positions, V vocabulary, z draws of a latent, k numbers of it.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ from torch import Tensor
 
 from hybrid.experiments.few_steps import laws
 from hybrid.experiments.few_steps.laws import Canvases, Steps
+from hybrid.experiments.few_steps.mixtures import kept_latent, mixture
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
+
+PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,17 @@ class Method:
     """Tokens of a step are drawn independently, from a network that is trained as the settings say.
 
     Attributes:
-        learns_from: the method whose network it starts from, and learns from.
+        rounds: settings of each training after the other; a method with a teacher learns in each from what it was.
+        batch: rows of a batch, as a share of those that a source trains plain networks on.
+        teacher: the method whose network it starts from, and learns from first.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ()
-    rows: ClassVar[int] = 256
-    forwards_per_row: ClassVar[float] = 1.0
-    learns_from: ClassVar[str | None] = None
+    settings: tuple[str, ...] = ()
+    rounds: tuple[tuple[str, ...], ...] = ((),)
+    forwards_per_row: float = 1.0
+    batch: float = 1.0
+    teacher: str | None = None
+    network: ClassVar[str | None] = None  # the method whose network it writes with, if it has none of its own
 
     def look(self, network: Transformer, canvases: Canvases) -> Any:
         """Ask the network, once, for all that the laws of every number of steps are computed from."""
@@ -46,12 +57,52 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Plain(Method):
-    """Masked diffusion, as configs/block_size/masked.yaml has it."""
+class Mixture(Method):
+    """Independent given random numbers in MASK, which are drawn anew at every step."""
+
+    def look(self, network: Transformer, canvases: Canvases) -> Any:
+        return mixture(network, canvases)
 
 
-METHODS: dict[str, Method] = {"plain": Plain()}
-PLAIN = "plain"
+@dataclass(frozen=True)
+class Kept(Method):
+    """The random numbers of a block are drawn once: what training does not promise to be right."""
+
+    network = "latent"
+
+    def look(self, network: Transformer, canvases: Canvases) -> Any:
+        return kept_latent(network, canvases)
+
+    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
+        return torch.stack([laws.written(canvases, proposals, steps) for proposals in seen]).mean(0)
+
+
+LATENTS, SHARE = 16, 0.5
+
+
+def with_latent(per: str) -> Mixture:
+    """Train on data, without a teacher, the likelihood of all masked tokens together."""
+    objective = f"objective.name={{name: latent, latents: {LATENTS}, share: {SHARE}}}"
+    settings = ("model.latent=4", f"model.latent_per={per}", objective)
+    return Mixture(settings, forwards_per_row=SHARE * LATENTS + 1 - SHARE, batch=0.25)
+
+
+def distilled(divergence: str) -> Method:
+    """SDTT in two rounds: a step of the student stands for two of the teacher, of one token and then of two."""
+    rounds = tuple((f"objective.name={{name: sdtt, divergence: {divergence}, per_step: {n}}}",) for n in (1, 2))
+    return Method((), rounds, forwards_per_row=3, teacher=PLAIN)
+
+
+METHODS: dict[str, Method] = {
+    PLAIN: Method(),
+    "sdtt_forward": distilled("kl_forward"),
+    "sdtt_reverse": distilled("kl_reverse"),
+    "sdtt_mse": distilled("mse"),
+    "sdtt_tv": distilled("tv"),
+    "latent": with_latent("block"),
+    "latent_position": with_latent("position"),
+    "latent_kept": Kept(),
+}
 
 
 @torch.no_grad()
