@@ -30,6 +30,8 @@ def two_stream_hidden(
         masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
         documents: (b, N), the number of end-of-text tokens before each token, or None for one document.
         autoregressive: (b, N) booleans, tokens also to be predicted from those before them (`context: causal`).
+        canvas: (b, D, N) ids of the noisy streams, on the host or on the device, MASK where `masked` is true; None:
+            those of `tokens`. So a noisy block may hold tokens that a model has written.
         latent: (b, D, N, model.latent) random numbers of each noisy stream, of which masked tokens have a part
             (`latent_noise`); None: they are 0.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hybrid.model import Transformer
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy
+from hybrid.objectives.di4c import Di4C
 from hybrid.objectives.estimators import ESTIMATORS, Estimator
 from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
@@ -16,7 +17,7 @@ from hybrid.objectives.sdtt import SelfDistillation
 from hybrid.objectives.weightings import WEIGHTINGS
 from hybrid.options import build, needs, option, shown
 
-OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy, "sdtt": SelfDistillation}
+OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy, "sdtt": SelfDistillation, "di4c": Di4C}
 
 
 @dataclass

@@ -42,7 +42,9 @@ def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
     return F.pad(rows, (0, short), value=fill).unflatten(-1, (-1, block_size))
 
 
-def latent_noise(noise: NoiseKeys, model: ModelConfig, length: int, block_size: int, draws: int) -> Tensor:
+def latent_noise(
+    noise: NoiseKeys, model: ModelConfig, length: int, block_size: int, draws: int, purpose: int = rng.LATENT
+) -> Tensor:
     """Draw standard normals for each MASK, (b, D, N, model.latent) float64: the same through a block, or at each
     position its own (`model.latent_per`). They are independent of what is masked."""
     device = noise.row.device
@@ -50,7 +52,7 @@ def latent_noise(noise: NoiseKeys, model: ModelConfig, length: int, block_size: 
     place, draw = torch.arange(0, length, size, device=device)[:, None], torch.arange(draws, device=device)
     number = torch.arange(model.latent, device=device)
     row = noise.row[:, None, None, None]
-    z = rng.normal(noise.seed, rng.LATENT, row, draw[:, None, None], place, noise.step, number)
+    z = rng.normal(noise.seed, purpose, row, draw[:, None, None], place, noise.step, number)
     return z.repeat_interleave(size, dim=2)[:, :, :length]
 
 

@@ -15,7 +15,7 @@ from hybrid import rng
 from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.objectives.noise import NoiseKeys, block_view, position_uniforms, ranks
+from hybrid.objectives.noise import NoiseKeys, block_view, latent_noise, position_uniforms, ranks
 
 if TYPE_CHECKING:
     from hybrid.data.batches import Batch
@@ -67,10 +67,17 @@ class TeacherCanvas:
 
     @torch.no_grad()
     def predict(self) -> Tensor:
-        """Return log-probabilities of the tokens that are masked, (s, V), in the order of `masked.nonzero()`."""
+        """Return log-probabilities of the tokens that are masked, (s, V), in the order of `masked.nonzero()`.
+
+        Those of a teacher with a latent are given a draw of it, another one at each step, as in generation.
+        """
+        z, (_, draws, length) = None, self.masked.shape
+        if self.teacher.config.latent:
+            purpose = rng.LATENT + (2 + self.done) * rng.FURTHER  # a student has the first two
+            z = latent_noise(self.noise, self.teacher.config, length, self.block_size, draws, purpose)
         hidden = two_stream_hidden(
             self.teacher, self.batch.tokens, self.masked, self.block_size, self.batch.documents,
-            canvas=self.ids(self.teacher.mask_token_id),
+            canvas=self.ids(self.teacher.mask_token_id), latent=z,
         )  # fmt: skip
         return log_probs_of(self.teacher, hidden, self.banned)
 
