@@ -58,7 +58,7 @@ class Enumerated(Source):
         "entropy": Caption("entropy, nats per token"),
         "forwards": Caption("forwards of a text, on average", 2),
     }
-    default_forwards = 3_000_000
+    default_forwards = 2_000_000
 
     @cached_property
     def chain(self) -> Chain:

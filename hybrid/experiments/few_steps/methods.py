@@ -77,14 +77,16 @@ class Kept(Method):
         return torch.stack([laws.written(canvases, proposals, steps) for proposals in seen]).mean(0)
 
 
-LATENTS, SHARE = 16, 0.5
+LATENTS = 16
+"""Draws of the random numbers over which a likelihood is averaged."""
 
 
 def with_latent(per: str) -> Mixture:
     """Train on data, without a teacher, the likelihood of all masked tokens together."""
-    objective = f"objective.name={{name: latent, latents: {LATENTS}, share: {SHARE}}}"
-    settings = ("model.latent=4", f"model.latent_per={per}", objective)
-    return Mixture(settings, forwards_per_row=SHARE * LATENTS + 1 - SHARE, batch=0.25)
+    objective = f"objective.name={{name: latent, latents: {LATENTS}, share: 1.0}}"
+    return Mixture(
+        ("model.latent=4", f"model.latent_per={per}", objective), forwards_per_row=LATENTS, batch=1 / LATENTS
+    )
 
 
 def distilled(divergence: str) -> Method:
@@ -93,14 +95,21 @@ def distilled(divergence: str) -> Method:
     return Method((), rounds, forwards_per_row=3, teacher=PLAIN)
 
 
+def di4c(latents: int = 8) -> Mixture:
+    """Learn from a step of the teacher and the student's own next one: two forwards a latent, and the teacher's."""
+    settings = ("model.latent=4", "model.latent_per=position", f"objective.name={{name: di4c, latents: {latents}}}")
+    return Mixture(settings, forwards_per_row=2 * latents + 1, batch=1 / latents, teacher=PLAIN)
+
+
 METHODS: dict[str, Method] = {
     PLAIN: Method(),
     "sdtt_forward": distilled("kl_forward"),
     "sdtt_reverse": distilled("kl_reverse"),
     "sdtt_mse": distilled("mse"),
     "sdtt_tv": distilled("tv"),
-    "latent": with_latent("block"),
-    "latent_position": with_latent("position"),
+    "di4c": di4c(),
+    "latent": with_latent("position"),
+    "latent_block": with_latent("block"),
     "latent_kept": Kept(),
 }
 
