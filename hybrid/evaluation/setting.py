@@ -9,7 +9,9 @@ from typing import Any
 
 from hybrid.config import parse_options
 from hybrid.decoding import DECODERS, GenerationConfig, Sampling
+from hybrid.decoding.decoder import suits
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
+from hybrid.model import ModelConfig
 from hybrid.options import at_least, build
 
 ALL = "all"
@@ -66,13 +68,15 @@ def check_length(length: int | None, data: str | None, least: int, seq_len: int)
         )
 
 
-def choose_decoders(words: Iterable[str], key: str) -> dict[str, Any]:
-    """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for the whole table.
+def choose_decoders(words: Iterable[str], key: str, config: ModelConfig | None = None) -> dict[str, Any]:
+    """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for those of the table
+    that suit networks of this kind (None: of any).
 
     Raises:
         ValueError: an unknown decoder, or an option that it does not take.
     """
-    return _chosen((label for word in words for label in (DECODERS if word == ALL else [word])), DECODERS, key)
+    suitable = [name for name, entry in DECODERS.items() if config is None or suits(entry, config)]
+    return _chosen((label for word in words for label in (suitable if word == ALL else [word])), DECODERS, key)
 
 
 def choose_likelihoods(words: Iterable[str], key: str) -> dict[str, LikelihoodMethod]:
