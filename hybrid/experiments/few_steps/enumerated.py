@@ -94,7 +94,7 @@ class Enumerated(Source):
         @cache
         def figures(steps: Steps, temperature: float) -> Figures:
             law = entry.law(seen_at(temperature), self.canvases, steps)
-            return {**laws.judged(law, self.law, LENGTH), "forwards": entry.passes(steps, LENGTH)}
+            return {**laws.judged(law, self.law, LENGTH), "forwards": entry.passes(steps, self.canvases)}
 
         return figures
 

@@ -14,6 +14,7 @@ Shape legend: c canvases = (V + 1)^L, x texts = V^L, s = 2^L sets of masked posi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -114,11 +115,11 @@ def forwards(steps: Steps, length: int) -> float:
     return float(length) if steps == ONE_BY_ONE else expected_forwards(cell_widths(int(steps), "linear"), length)
 
 
-def written(canvases: Canvases, proposals: Tensor, steps: Steps) -> Tensor:
-    """(x,) the law of the texts written in `steps` steps, of the law (c, x) of what is proposed on each canvas."""
+def written(canvases: Canvases, proposals: Tensor, moves: Sequence[Tensor]) -> Tensor:
+    """(x,) the law of the texts written in some moves, of the law (c, x) of what is proposed on each canvas."""
     law = proposals.new_zeros(len(canvases.tokens))
     law[canvases.empty] = 1
-    for move in moves(canvases, steps):
+    for move in moves:
         law = step(canvases, law, proposals, move)
     return law[canvases.masking[0]]
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hybrid.experiments.few_steps import laws
+from hybrid.experiments.few_steps import causal, laws
 from hybrid.experiments.few_steps.laws import Canvases, Steps
 from hybrid.experiments.few_steps.mixtures import kept_latent, mixture
 from hybrid.model import Transformer
@@ -49,11 +49,11 @@ class Method:
 
     def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
         """(x,) the law of the texts written in `steps` steps, from what `look` has seen."""
-        return laws.written(canvases, seen, steps)
+        return laws.written(canvases, seen, laws.moves(canvases, steps))
 
-    def passes(self, steps: Steps, length: int) -> float:
+    def passes(self, steps: Steps, canvases: Canvases) -> float:
         """Compute the forwards of a text of one block, on average."""
-        return laws.forwards(steps, length)
+        return laws.forwards(steps, canvases.length)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,60 @@ class Kept(Method):
         return kept_latent(network, canvases)
 
     def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
-        return torch.stack([laws.written(canvases, proposals, steps) for proposals in seen]).mean(0)
+        return torch.stack([super(Kept, self).law(proposals, canvases, steps) for proposals in seen]).mean(0)
+
+
+@dataclass(frozen=True)
+class Copula(Method):
+    """Tokens of a step drawn from the left by the causal law, corrected by what is known behind (`copula`)."""
+
+    canvas: str = "start"
+    network = "causal"
+
+    def look(self, network: Transformer, canvases: Canvases) -> Any:
+        block, by_causal = predictions(network, canvases), causal.causal_predictions(network, canvases)
+        return causal.copula_proposals(canvases, block, by_causal, self.canvas)
+
+    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
+        return laws.written(canvases, seen, causal.even_moves(canvases, steps))
+
+    def passes(self, steps: Steps, canvases: Canvases) -> float:
+        return causal.copula_forwards(canvases, steps, self.canvas)
+
+
+@dataclass(frozen=True)
+class Corrector(Method):
+    """The block is filled, and what the causal law finds least likely is written again (`arpc`)."""
+
+    network = "causal"
+
+    def look(self, network: Transformer, canvases: Canvases) -> Any:
+        own = canvases.texts[..., None]
+        scores = causal.causal_predictions(network, canvases).gather(-1, own)[..., 0]
+        return causal.Corrected(super().look(network, canvases), scores.argsort(dim=-1, descending=True, stable=True))
+
+    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
+        return causal.corrected_law(canvases, seen, steps)
+
+    def passes(self, steps: Steps, canvases: Canvases) -> float:
+        return causal.corrector_forwards(steps, canvases.length)
+
+
+@dataclass(frozen=True)
+class Autoregressive(Method):
+    """The causal law alone, token by token."""
+
+    network = "causal"
+
+    def look(self, network: Transformer, canvases: Canvases) -> Any:
+        own = canvases.texts[..., None]
+        return causal.causal_predictions(network, canvases).gather(-1, own)[..., 0].sum(1).exp()
+
+    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
+        return seen
+
+    def passes(self, steps: Steps, canvases: Canvases) -> float:
+        return float(canvases.length)
 
 
 LATENTS = 16
@@ -111,6 +164,11 @@ METHODS: dict[str, Method] = {
     "latent": with_latent("position"),
     "latent_block": with_latent("block"),
     "latent_kept": Kept(),
+    "causal": Method(("model.context=causal", "objective.ar_weight=1.0"), forwards_per_row=2),
+    "copula": Copula(),
+    "copula_drawn": Copula(canvas="drawn"),
+    "arpc": Corrector(),
+    "autoregressive": Autoregressive(),
 }
 
 
