@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,8 +23,9 @@ from hybrid.data.corpora.markov import Chain
 from hybrid.data.packing import Counts
 from hybrid.experiments.few_steps import laws
 from hybrid.experiments.few_steps.laws import Canvases, Steps
-from hybrid.experiments.few_steps.methods import METHODS, PLAIN, Method, predictions
+from hybrid.experiments.few_steps.methods import METHODS, PLAIN, predictions
 from hybrid.experiments.few_steps.source import BEST, SHARPENED, Caption, Figures, Source, Written, best_of, bisected
+from hybrid.experiments.few_steps.stages import Stage, stages
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.options import shown
@@ -43,8 +44,6 @@ TEMPERATURES = (0.02, 50.0)
 """Between which one is looked for."""
 TRIED = 40
 """Temperatures between them, when the best is looked for."""
-DISTILLED = 0.5
-"""Share of the forwards of a method with a teacher that train the student; the others have trained the teacher."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +124,23 @@ class Enumerated(Source):
         Raises:
             ValueError: the folder holds one that was trained otherwise.
         """
-        name = METHODS[method_name].network or method_name
-        method = METHODS[name]
-        if method.teacher is None:
-            return self._trained(name, method.settings, method, seed, self.budget, None)
-        of_teacher = round(self.budget * (1 - DISTILLED))
-        plain = METHODS[method.teacher]
-        network = self._trained(method.teacher, plain.settings, plain, seed, of_teacher, None)
-        share = (self.budget - of_teacher) // len(method.rounds)
-        for number, settings in enumerate(method.rounds, 1):
-            own = (*method.settings, *settings, f"objective.teacher={name}-{number - 1}")
-            network = self._trained(f"{name}-{number}", own, method, seed, share, network)
+        network = None
+        for stage in stages(method_name, self.budget):
+            network = self._trained(stage, seed, network)
+        assert network is not None
         return network
 
-    def _trained(
-        self, name: str, settings: Sequence[str], method: Method, seed: int, forwards: int, teacher: Transformer | None
-    ) -> Transformer:
+    def _trained(self, stage: Stage, seed: int, teacher: Transformer | None) -> Transformer:
         from hybrid.checkpoints.tensor_files import open_tensors, save_tensors
         from hybrid.storage.atomic import write_json_atomic
         from hybrid.storage.folders import new_folder
 
-        rows = round(ROWS * method.batch)
-        steps = max(round(forwards / (rows * method.forwards_per_row)), 1)
-        own = [f"trainer.steps={steps}", f"trainer.batch_tokens={rows * LENGTH}", f"run.seed={seed}"]
-        config = load_config(None, [*NETWORK, *settings, *own], checked=False)
+        own = [f"trainer.steps={stage.steps(ROWS)}", f"trainer.batch_tokens={stage.rows(ROWS) * LENGTH}"]
+        own += [f"run.seed={seed}"] + [f"objective.teacher={stage.teacher}"] * (stage.teacher is not None)
+        config = load_config(None, [*NETWORK, *stage.settings, *own], checked=False)
         chain = {"order": self.order, "vocab": VOCAB, "peak": PEAK, "language": LANGUAGE, "texts": TRAINING_TEXTS}
-        record = {**flatten(config), **chain, "budget": self.budget if teacher is not None else forwards}
-        folder = Path(self.folder) / f"chain{self.order}-{name}-{forwards}-s{seed}"
+        record = {**flatten(config), **chain}
+        folder = Path(self.folder) / f"chain{self.order}-{stage.name}-s{seed}"
         model = build_model(config.model, VOCAB, VOCAB - 1, torch.device("cpu"), seed=seed)
         if folder.exists():
             check_record(folder / "record.json", record)

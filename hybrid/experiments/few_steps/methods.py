@@ -24,6 +24,8 @@ from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 
 PLAIN = "plain"
+Spec = dict[str, Any]
+"""A decoder, as a configuration has it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Method:
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         """Compute the forwards of a text of one block, on average."""
         return laws.forwards(steps, canvases.length)
+
+    def decoder(self, plain: Spec, steps: int) -> Spec:
+        """Say how it writes where nothing is enumerated; `plain` is the decoder of plain texts of these steps."""
+        return plain
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,9 @@ class Copula(Method):
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         return causal.copula_forwards(canvases, steps, self.canvas)
 
+    def decoder(self, plain: Spec, steps: int) -> Spec:
+        return {"name": "copula", "steps": steps, "canvas": self.canvas}
+
 
 @dataclass(frozen=True)
 class Corrector(Method):
@@ -112,6 +121,9 @@ class Corrector(Method):
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         return causal.corrector_forwards(steps, canvases.length)
 
+    def decoder(self, plain: Spec, steps: int) -> Spec:
+        return {"name": "arpc", "steps": steps}
+
 
 @dataclass(frozen=True)
 class Autoregressive(Method):
@@ -128,6 +140,9 @@ class Autoregressive(Method):
 
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         return float(canvases.length)
+
+    def decoder(self, plain: Spec, steps: int) -> Spec:
+        return {"name": "copula", "steps": 1, "alpha": 0}
 
 
 LATENTS = 16
