@@ -255,7 +255,7 @@ def parse() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--graphs", action=argparse.BooleanOptionalAction, default=None,
-        help="on a GPU, record the forwards of a block and replay them (default: no)",
+        help="record the forwards of a block and replay them (default: on a GPU, with a cache)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true",
         help="print one JSON object: texts and statistics",

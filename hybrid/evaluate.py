@@ -10,7 +10,6 @@ python -m hybrid.evaluate --checkpoint runs/quickstart --rows 32 --decoders marg
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.data.batches import PackedTokens
-    from hybrid.data.config import DataConfig
     from hybrid.data.preparing import Data
     from hybrid.distributed import Ranks
     from hybrid.evaluation.base import EvaluationModel
@@ -54,8 +52,9 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     """Evaluate on each rank a share; the first prints and writes."""
     from hybrid.device import precision_context
     from hybrid.evaluation.machine import environment_of
+    from hybrid.evaluation.other_text import check_length
     from hybrid.evaluation.scores import Scores
-    from hybrid.evaluation.setting import ALL, check_length, choose_decoders, choose_likelihoods
+    from hybrid.evaluation.setting import ALL, choose_decoders, choose_likelihoods
     from hybrid.lm import load
     from hybrid.results.environment import conditions
 
@@ -137,8 +136,8 @@ def block_sizes(lm: LanguageModel, arguments: argparse.Namespace) -> list[int]:
 
 
 def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, PackedTokens]:
-    from hybrid.checkpoints.recorded_data import located, prepare_again
-    from hybrid.data.preparing import prepare
+    from hybrid.checkpoints.recorded_data import prepare_again
+    from hybrid.evaluation.other_text import prepare_text
 
     if arguments.data is None and lm.origin.importer is not None:
         raise ValueError(
@@ -149,15 +148,9 @@ def find_split(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Data, 
         way_out = f", or score what is there now: --data {shlex.quote(str(lm.config.data.corpus))} --split validation"
         prepared = prepare_again(lm.config.data, lm.tokenizer, lm.origin.data, way_out)
     else:
-        prepared = located(prepare(other_corpus(lm.config.data, arguments), lm.tokenizer, lm.block_sizes))
+        prepared = prepare_text(lm, arguments)
     name = arguments.split or ("validation" if arguments.data is None else "all")
     return prepared, prepared.everything() if name == "all" else getattr(prepared, name)
-
-
-def other_corpus(config: DataConfig, arguments: argparse.Namespace) -> DataConfig:
-    """Replace the corpus of a run by that of --data."""
-    length, named = arguments.length or config.seq_len, {"format": arguments.format, "revision": arguments.revision}
-    return dataclasses.replace(config, corpus=arguments.data, seq_len=length, **named)
 
 
 def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tuple[Setting, EvaluationModel | None]:

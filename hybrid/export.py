@@ -31,6 +31,7 @@ def main() -> None:
     arguments = parse()
     from hybrid.checkpoints.hugging_face.card import Card
     from hybrid.checkpoints.hugging_face.writing import write_folder
+    from hybrid.checkpoints.streamed_tensors import shown_bytes
     from hybrid.config import import_modules
     from hybrid.storage.overwriting import refuse_overwriting
 
@@ -41,7 +42,8 @@ def main() -> None:
     facts = training_of(config) if is_known(origin) else {"taken from": f"a checkpoint of {origin.importer}"}
     card = Card.of(config.run.name, facts, ours, origin.checkpoint, Path(arguments.checkpoint))
     written = write_folder(ours, folder, arguments.dtype, card.markdown)
-    log.info("wrote %s: %s, %.0f MB in %s", folder, written.family.architecture, written.n_bytes / 1e6, written.dtype)
+    size = shown_bytes(written.n_bytes)
+    log.info("wrote %s: %s, %s in %s", folder, written.family.architecture, size, written.dtype)
 
 
 def opened(path: Path) -> tuple[Config, Origin, OurModel]:

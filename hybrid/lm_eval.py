@@ -14,13 +14,15 @@ import argparse
 import contextlib
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from hybrid import cli
-from hybrid.options import bare, nearest, shown
+from hybrid.options import bare, nearest, nearest_path, shown
 
 if TYPE_CHECKING:
     from hybrid.evaluation.harness.adapter import HybridLM
@@ -45,8 +47,9 @@ def main() -> int:
         import lm_eval  # noqa: F401
     except ModuleNotFoundError as error:
         raise ValueError(MISSING if error.name == "lm_eval" else f"lm-eval: {error}") from None
-    tasks, manager = load_tasks(arguments.tasks, arguments.include_path)
-    model = model_of(arguments)
+    manager = find_tasks(arguments.tasks, arguments.include_path)
+    model = model_of(arguments)  # which may be missing, before data sets are fetched
+    tasks = load_tasks(arguments.tasks, manager)
     warn_of_greedy(model, tasks)
     results = evaluate(model, tasks, manager, arguments)
     show(results)
@@ -55,31 +58,42 @@ def main() -> int:
     return 0
 
 
-def load_tasks(words: Sequence[str], include_path: str | None) -> tuple[dict[str, Any], Any]:
-    """Load tasks and groups by their names: those of the harness, of `include_path`, and of files.
+def find_tasks(words: Sequence[str], include_path: str | None) -> Any:
+    """Return the harness's manager, of its own tasks if any is named, and of those of `include_path`.
 
     Raises:
-        ValueError: an unknown name, or what the harness cannot read as a task.
+        ValueError: a file that is not there, or an unknown name.
     """
     from lm_eval.tasks import TaskManager
 
     files = [word for word in words if is_file(word)]
+    if missing := next((word for word in files if not Path(word).is_file()), None):
+        raise ValueError(f"--tasks: {missing} is missing{nearest_path(Path(missing))}")
     manager = TaskManager(include_path=include_path, include_defaults=len(files) < len(words))
-    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for word in words:
-        names = [] if word in files else manager.match_tasks([word])
-        if word not in files and not names:
+        if word not in files and not manager.match_tasks([word]):
             known = nearest(word, manager.all_tasks)
             raise ValueError(f"--tasks: {shown(word)} is no task of lm-eval{known}, nor the file of one (.yaml, .json)")
+    return manager
+
+
+def load_tasks(words: Sequence[str], manager: Any) -> dict[str, Any]:
+    """Load the tasks and groups that `find_tasks` has found.
+
+    Raises:
+        ValueError: what the harness cannot read as a task.
+    """
+    loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for word in words:
         try:
-            found = manager.load([task_file(Path(word))] if word in files else names)
+            found = manager.load([task_file(Path(word))] if is_file(word) else manager.match_tasks([word]))
         except Exception as error:  # whatever a task's settings, its functions or its data set raise
             raise ValueError(f"--tasks: {word}: {bare(str(error) or type(error).__name__, 300)}") from error
         if twice := sorted(loaded["tasks"].keys() & found["tasks"].keys()):
             raise ValueError(f"--tasks: {word}: the task {twice[0]!r} is there twice; give each a name of its own")
         for kind, named in loaded.items():
             named.update(found[kind])
-    return loaded, manager
+    return loaded
 
 
 def is_file(word: str) -> bool:
@@ -131,14 +145,19 @@ def evaluate(
     model: HybridLM, tasks: Mapping[str, Any], manager: Any, arguments: argparse.Namespace
 ) -> dict[str, Any]:  # fmt: skip
     """Run the harness; with --log-samples each request's answer has its standard error beside it."""
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval import evaluator
 
     from hybrid.config import parse_options
 
     inner = {name for names in tasks["group_map"].values() for name in names}
     outer = [task for kind in ("groups", "tasks") for name, task in tasks[kind].items() if name not in inner]
-    with _children_end_on_sigterm(), contextlib.redirect_stdout(sys.stderr):  # where the harness says what it does
-        results = simple_evaluate(
+    commit = mock.patch.object(evaluator, "get_git_commit_hash", commit_here)
+    with (
+        commit,
+        _children_end_on_sigterm(),
+        contextlib.redirect_stdout(sys.stderr),
+    ):  # where the harness says what it does
+        results = evaluator.simple_evaluate(
             model=model, tasks=outer, task_manager=manager, num_fewshot=arguments.num_fewshot, limit=arguments.limit,
             gen_kwargs=parse_options(arguments.gen_kwargs, "--gen-kwargs") or None, batch_size=model.batch_size,
             log_samples=arguments.log_samples, apply_chat_template=arguments.apply_chat_template,
@@ -151,6 +170,15 @@ def evaluate(
             for sample in samples:
                 sample["stderr"] = [model.scores[name][request].stderr for request in sample["arguments"]]
     return found
+
+
+def commit_here() -> str | None:
+    """Return the commit of the working directory as the harness does, but in silence where there is no repository."""
+    try:
+        told = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told.stdout.strip()
 
 
 @contextlib.contextmanager

@@ -9,11 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from threading import Timer
 from typing import Any, TextIO, TypeVar
 
 Chunk = TypeVar("Chunk", bound=Sized)
 
-DELAY = 1.0  # seconds before a bar appears
+DELAY = 1.0  # seconds before a bar appears, or it is said what is being done
 INTERVAL = 10.0  # seconds between two lines
 LEAST_STEPS = 10  # from which the time left is estimated
 MARKS = 30  # of the last reports, over which it is
@@ -36,6 +38,19 @@ def progress(chunks: Iterable[Chunk], total: int, what: str, noun: str = "docume
         if time.monotonic() - said > INTERVAL:
             said = time.monotonic()
             print(f"{what}: {done} of {total} {noun}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def announced(what: str, is_said: bool = True) -> Iterator[None]:
+    """Print what is being done, once it has taken `DELAY`; quick work passes in silence."""
+    timer = Timer(DELAY, lambda: print(what, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if is_said:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class TrainingProgress:

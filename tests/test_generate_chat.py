@@ -54,17 +54,13 @@ def talker(configure: Configure, talks: list[str], tmp_path_factory: pytest.Temp
 
 
 @pytest.mark.slow
-def test_a_run_on_conversations_is_talked_to(
-    command: Command, configure: Configure, talks: list[str], tmp_path: Path
-) -> None:
-    from hybrid.runs.run import Run
-
-    run = Run.of(configure(tmp_path, *talks, "trainer.steps=2"))
-    run.open()
-    run.train()
-    lm = hybrid.load(run.folder)
+def test_a_run_on_conversations_is_talked_to(command: Command, overrides, talks: list[str], tmp_path: Path) -> None:
+    trained = command("train.py", *overrides(tmp_path), *talks, "trainer.steps=2")
+    run = tmp_path / "tiny"
+    assert trained.code == 0 and f"talk to it: python generate.py --checkpoint {run} --chat; see" in trained.err
+    lm = hybrid.load(run)
     assert lm.tokenizer.chat_template == PLAIN and lm.origin.data is not None and lm.origin.data["turns"]["unit"] == 4
-    assert command("generate.py", "--checkpoint", run.folder, "--chat", *FEW, stdin=LINES).code == 0
+    assert command("generate.py", "--checkpoint", run, "--chat", *FEW, stdin=LINES).code == 0
 
 
 def test_a_reply_stands_behind_the_conversation(command: Command, talker: Path, tmp_path: Path) -> None:
@@ -76,7 +72,8 @@ def test_a_reply_stands_behind_the_conversation(command: Command, talker: Path, 
     assert ChatPrompts.of(lm)(QUESTION) == ids
     new = lm.generate([ids], 5, decoder="left_to_right", stop_at_end=False)
     assert plain == lm.tokenizer.decode(new.tokens[0]) + "\n"
-    told = text_of(command, talker, "--messages", "-", *FEW, "--json", "--num-samples", 2, stdin=path.read_bytes())
+    same = json.dumps({"messages": QUESTION}).encode()  # as a row of a corpus has them
+    told = text_of(command, talker, "--messages", "-", *FEW, "--json", "--num-samples", 2, stdin=same)
     told = json.loads(told)
     assert told["messages"] == QUESTION and told["texts"][0] + "\n" == plain and len(told["texts"]) == 2
     with_system = text_of(command, talker, "--messages", path, "--system", "be brief", *FEW, "--json")
@@ -141,7 +138,12 @@ def test_options_that_do_not_go_together(command: Command, talker: Path, words: 
     "text, message",
     [
         ("[", "--messages: standard input is not JSON"),
-        ('{"role": "user"}', "--messages: standard input: {'role': 'user'} is no conversation"),
+        ('{"role": "user"}', "--messages: standard input: is an object with role; it must be a list of"),
+        ('{"messages": [], "id": 1}', "is an object with messages, id; it must be a list of"),
+        (
+            '{"conversations": [{"from": "human", "value": "a"}]}',
+            "rename conversations to messages, from to role, value to content, human to user",
+        ),
         (
             '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]',
             "ends with a message of the",

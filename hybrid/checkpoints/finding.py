@@ -17,8 +17,12 @@ from hybrid.storage.json_files import read_json, read_object
 
 RUNS = "runs"
 """Where runs are, unless run.folder says otherwise."""
+MODELS = "models"
+"""Where models of others are, by the commands of the pages."""
 MOST_SHOWN = 5
 """Runs of a folder that an error names."""
+_SIGNS = ("checkpoints", MANIFEST, "model.safetensors", "config.json")
+"""What a run, a checkpoint, a saved model or one of others has in its folder, one of them."""
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d+)(?:\.replaced)?")
 
@@ -52,25 +56,28 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     checkpoints = list_checkpoints(folder)
-    if not checkpoints and (runs := _runs_in(path)):
-        more = f", and {len(runs) - MOST_SHOWN} more" if len(runs) > MOST_SHOWN else ""
-        names = ", ".join(bare(run.name) for run in runs[:MOST_SHOWN])
-        raise ValueError(f"checkpoint: {path} is no run, but holds some ({names}{more}); name one, e.g. {runs[0]}")
+    if not checkpoints and (inner := _models_in(path)):
+        more = f", and {len(inner) - MOST_SHOWN} more" if len(inner) > MOST_SHOWN else ""
+        names = ", ".join(bare(model.name) for model in inner[:MOST_SHOWN])
+        what = "run" if all((model / "checkpoints").is_dir() for model in inner) else "model"
+        raise ValueError(f"checkpoint: {path} is no {what}, but holds some ({names}{more}); name one, e.g. {inner[0]}")
     if not checkpoints:
         raise ValueError(f"checkpoint: {path} holds no checkpoint; was the run stopped before its first save?")
     return _latest_undamaged(folder, checkpoints)
 
 
 def _meant(path: Path) -> str:
-    """Say what there is instead of a path: a run of this name where runs are, or what is called almost like it."""
+    """Say what there is instead of a path: one of this name where runs and models are, or one called almost like it."""
     if os.path.lexists(path):
         return ""
-    run = Path(RUNS) / path
-    return f" (did you mean {str(run)!r}?)" if os.path.isdir(run) else nearest_path(path)
+    found = next((home for home in map(Path, (RUNS, MODELS)) if os.path.isdir(home / path)), None)
+    return nearest_path(path) if found is None else f" (did you mean {str(found / path)!r}?)"
 
 
-def _runs_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if (path / "checkpoints").is_dir())
+def _models_in(folder: Path) -> list[Path]:
+    """Return the folders in a folder in which a model may lie, by their names; hidden ones are not finished."""
+    inner = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in inner if any((path / sign).exists() for sign in _SIGNS))
 
 
 def _latest_undamaged(folder: Path, checkpoints: list[Path]) -> Path:

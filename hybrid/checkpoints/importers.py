@@ -7,6 +7,7 @@ model then takes such a folder: `hybrid.load`, `--checkpoint` (beside `--imports
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints, readin
 from hybrid.checkpoints.hugging_face import FAMILIES, refuse_unknown
 from hybrid.checkpoints.identity import foreign_identity, identity_of, is_foreign
 from hybrid.checkpoints.recorded_data import recorded_data
-from hybrid.checkpoints.stored_model import Importer, StoredModel
+from hybrid.checkpoints.stored_model import Importer, ReadsSettings, StoredModel
 from hybrid.checkpoints.tensor_files import has_group, load_group
 from hybrid.data.tokenizers import load_tokenizer
 from hybrid.storage.folders import MANIFEST
@@ -68,6 +69,24 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
     with reading(found):
         tensors = load_group(found, "ema" if has_group(found, "ema") else "model")
     return StoredModel(home / "config.yaml", tokenizer, tensors), Origin(identity_of(found), recorded_data(home), found)
+
+
+def imported_settings(folder: Path) -> Mapping[str, Any] | None:
+    """Return the settings, by our keys, of a folder in another format; None: no importer recognises it.
+
+    Raises:
+        ValueError: it cannot be read; one line that names it.
+    """
+    name = importer_of(folder)
+    if name is None:
+        return None
+    importer = IMPORTERS[name]()
+    with reading(folder):
+        if isinstance(importer, ReadsSettings):
+            return importer.read_settings(folder)
+        settings = importer.read(folder).settings
+    assert isinstance(settings, Mapping)
+    return settings
 
 
 def importer_of(folder: Path) -> str | None:

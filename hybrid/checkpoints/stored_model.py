@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -39,4 +39,13 @@ class Importer(Protocol):
 
     def read(self, folder: Path) -> StoredModel:
         """Return what the folder holds. Raises ValueError, in one line, for what it cannot mean."""
+        ...
+
+
+@runtime_checkable
+class ReadsSettings(Protocol):
+    """An importer that also has the settings alone, for which neither tokenizer nor weights are opened."""
+
+    def read_settings(self, folder: Path) -> Mapping[str, Any]:
+        """Return the `settings` of what `read` returns; errors are the same."""
         ...

@@ -19,6 +19,11 @@ NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 SHARD_BYTES = 5 * 10**9
 
 
+def shown_bytes(n: int) -> str:
+    """Say a size for a message: in MB, of a tiny model in KB."""
+    return f"{n / 1e6:,.0f} MB" if n >= 1e6 else f"{n / 1e3:,.0f} KB"
+
+
 @dataclass(frozen=True)
 class StreamedTensor:
     """A tensor to be written.

@@ -56,7 +56,10 @@ def open_tensors(file: Path) -> Any:
     except FileNotFoundError:
         raise ValueError(f"{file}: is missing") from None
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: is truncated or not a safetensors file: {' '.join(str(error).split())}") from None
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{file}: is truncated or not a safetensors file: {why}; copy or download the file again"
+        ) from None
 
 
 def has_group(checkpoint: Path, group: str) -> bool:

@@ -32,7 +32,7 @@ from hybrid.config.schema import (
     use_new_names,
     value_of,
 )  # fmt: skip
-from hybrid.config.start import network_of
+from hybrid.config.start import network_of, refuse_other_sizes
 from hybrid.options import OWN, bare, convert, nearest, path_of, pick, shown, type_name
 
 MOST_BASES = 30
@@ -56,10 +56,11 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = (), *
     config.run.name = config.run.name or (Path(path).stem if path is not None else "default")
     config.run.imports = import_modules(config.run.imports, "run.imports")
     if checked and (network := network_of(config.trainer.init_from)):
-        config.model = _merged([_checked(network, f"{config.trainer.init_from}: "), *layers]).model
+        theirs = _checked(network, f"{config.trainer.init_from}: ")
+        config.model = _merged([theirs, *layers]).model
+        refuse_other_sizes(config.model, _merged([theirs]).model, config.trainer.init_from, is_taken=True)
     for key in known_keys().values():
-        allowed, value = choices(key), value_of(config, key.name)
-        if allowed is not None and value is not None:
+        if (allowed := choices(key)) is not None and (value := value_of(config, key.name)) is not None:
             pick(key.name, value, allowed, OWN if key.name == "model.attention" else "")
     if not checked:
         use_new_names(config)

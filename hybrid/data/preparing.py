@@ -36,6 +36,14 @@ from hybrid.storage.temporaries import remove_leftovers
 LEAST_OF_TRAINING = 0.75  # of the share of the tokens that training should have: a warning if there is less
 
 
+class ShortSplit(ValueError):
+    """A split holds less than one row; rows of `most` tokens would fit into each."""
+
+    def __init__(self, message: str, most: int) -> None:
+        super().__init__(message)
+        self.most = most
+
+
 @dataclass(frozen=True)
 class Data:
     """What training needs.
@@ -107,13 +115,15 @@ def prepare(config: DataConfig, tokenizer: Tokenizer | None = None, block_sizes:
     assert packed is not None, f"{folders} do not hold what was just built"
     _check_turns(packed, config)
     _warn_of_losses(packed, config.tokenizer)
-    _warn_of_little_training(packed, config.validation_fraction)
+    if tokenizer is None:  # else the model is trained
+        _warn_of_little_training(packed, config.validation_fraction)
     splits = {name: _rows(split, packed, config) for name, split in packed.splits.items()}
     for name, split in splits.items():
         if split.n_rows == 0:
-            raise ValueError(
+            raise ShortSplit(
                 f"data.seq_len: {config.seq_len} is more than the {split.n_tokens} tokens of the {name} split of "
-                f"{shown(config.corpus)}; lower data.seq_len, change data.validation_fraction or use a larger corpus"
+                f"{shown(config.corpus)}; lower data.seq_len, change data.validation_fraction or use a larger corpus",
+                most=min(split.n_tokens for split in splits.values()),
             )
     return Data(
         packed.tokenizer, splits["train"], splits["validation"], _describe(config, packed, fingerprint, splits, source)

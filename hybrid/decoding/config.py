@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, TypeVar
 
+import torch
+
 from hybrid.arguments import SEEDS, flag, integer, number
 from hybrid.decoding.sampling import Sampling
 from hybrid.options import option, shown
@@ -50,18 +52,25 @@ class GenerationConfig(Sampling):
         "a text may grow beyond the context; a block then sees the last tokens that fit into it",
     )
 
-    graphs: bool = option(
-        False,
-        "on a GPU, forwards are recorded and replayed (CUDA graphs); on a CPU the same forwards are computed, slowly",
+    graphs: bool | None = option(
+        None,
+        "forwards are recorded and replayed (CUDA graphs); without a GPU the same forwards are computed, slowly; None: "
+        "on a GPU, over a cache",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "seed", integer("seed", self.seed, *SEEDS))  # one of numpy or torch becomes Python's
-        for name in ("cache", "stop_at_end", "slide", "graphs"):
+        for name in ("cache", "stop_at_end", "slide"):
             flag(name, getattr(self, name))
+        if self.graphs is not None:
+            flag("graphs", self.graphs)
         allowed = f"a finite number of at least 0 (no guidance) and at most {MAX_GUIDANCE}"
         number("guidance", self.guidance, lambda w: 0 <= w <= MAX_GUIDANCE, allowed)
+
+    def records(self, device: torch.device) -> bool:
+        """Return whether the forwards on `device` are recorded."""
+        return self.cache and device.type == "cuda" if self.graphs is None else self.graphs
 
     @classmethod
     def of(cls, config: GenerationConfig | None, *values: Any, **options: Any) -> GenerationConfig:

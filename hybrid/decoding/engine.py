@@ -205,7 +205,7 @@ class _Session:
         engine = self.engine
         n_slots = model.config.begin + self.end
         n = len(self.active)
-        replays = Replays.take(model, n, n_slots) if engine.config.graphs else None
+        replays = Replays.take(model, n, n_slots) if engine.config.records(model.device) else None
         cache = model.new_cache(n, n_slots) if replays is None else replays.rows(n)
         documents = document_of_slots(self.rows, model, n_slots + 1) if engine.document_mask else None
         window = engine.seq_len if engine.config.slide else None

@@ -55,19 +55,6 @@ def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, *, sam
     return Setting(samples, new_tokens, prompt_tokens, GenerationConfig(**options))
 
 
-def check_length(length: int | None, data: str | None, least: int, seq_len: int) -> None:
-    """Raise a ValueError unless rows of `length` tokens, of another text, hold `least` and fit into a context."""
-    if length is None:
-        return
-    if data is None:
-        raise ValueError(f"--length: {length} has no effect without --data; rows of a run have data.seq_len")
-    if not least <= length <= seq_len:
-        raise ValueError(
-            f"--length: {length} must be at least {least}, the longest block or prompt, and at most {seq_len}, the "
-            "context (data.seq_len)"
-        )
-
-
 def choose_decoders(words: Iterable[str], key: str, config: ModelConfig | None = None) -> dict[str, Any]:
     """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for those of the table
     that suit networks of this kind (None: of any).

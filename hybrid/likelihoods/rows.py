@@ -115,10 +115,14 @@ def perplexity(nats: float) -> float:
 def bound(
     model: Transformer, split: PackedTokens, block_size: int, *, rows: int = 0, draws: int = 4, batch_rows: int = 32,
     seed: int = NOISE_SEED, precision: Callable[[], AbstractContextManager], ranks: Ranks = ALONE,
+    heed: Callable[[], None] | None = None,
 ) -> SplitLikelihood:  # fmt: skip
     """Evaluate the bound of the first `rows` rows of a split (0: all), by Monte Carlo, with its curve by count.
 
     The result depends neither on `batch_rows` nor on the number of ranks.
+
+    Args:
+        heed: called before each batch, and may raise what ends it.
 
     Raises:
         ValueError: the rows hold no target token.
@@ -127,6 +131,8 @@ def bound(
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # nats, variance, targets
     by_count = torch.zeros(2, block_size + 1, dtype=torch.float64, device=device)
     for _, _, some in _batches(split, device, rows, batch_rows, ranks):
+        if heed is not None:
+            heed()
         with precision():
             values, loss = monte_carlo(model, some, block_size, draws, seed)
         mean, error = mean_and_error(values)

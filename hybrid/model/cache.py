@@ -34,8 +34,8 @@ class LayerCache(NamedTuple):
         if isinstance(slots, slice):
             self.keys[:, slots], self.values[:, slots] = k, v
         else:
-            rows = torch.arange(slots.shape[0], device=slots.device)[:, None]
-            self.keys[rows, slots], self.values[rows, slots] = k, v
+            for memory, new in ((self.keys, k), (self.values, v)):
+                memory.flatten(0, 1).index_copy_(0, pattern.flat_slots, new.flatten(0, 1))
         return self.keys[:, pattern.span], self.values[:, pattern.span]
 
 

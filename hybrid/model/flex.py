@@ -41,7 +41,8 @@ class Flex:
         if isinstance(pattern, Cached) or pattern.is_causal or pattern.is_full:
             return SDPA(self.device, self.training)(q, k, v, pattern)
         kernel, mask = flex_kernel(q.device.type), self.block_mask(pattern)
-        return kernel(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        options = TILES if q.device.type == "cuda" else None
+        return kernel(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1], kernel_options=options)
 
     def block_mask(self, pattern: TwoStream):
         """Return torch's BlockMask; made once per (length, block size, ...) where documents do not enter."""
@@ -77,6 +78,10 @@ def _at(c: Coordinates, row: Tensor, index: Tensor) -> Coordinates:
     document = None if c.document is None else c.document[row, index]
     return Coordinates(c.position[index], c.start[index], c.draw[index], document)
 
+
+TILES = {"BLOCK_M": 64, "BLOCK_N": 64}
+"""Rows and keys of a tile of the forward kernel. On an H200, at head dim 64, a forward takes 0.36 ms with these and
+0.85 ms with those that torch chooses; the backward, whose tiles go by other names, takes the same."""
 
 KERNELS = 64
 """Most kernels of FlexAttention that torch compiles. Its own limit of 8 is less than a run over several block sizes

@@ -25,21 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybrid.distributed import full
-from hybrid.model.kernels.elementwise import rotate
+from hybrid.model.kernels.elementwise import normalised, rotate
 from hybrid.model.layers import Angles, Layer, LayerNorm, RMSNorm
 from hybrid.model.masks import Pattern
 from hybrid.model.transformer import Transformer
 
 Norm = RMSNorm | LayerNorm
-
-
-def normalised(x: Tensor, kind: str, eps: float) -> Tensor:
-    """x / sqrt(sum(x^2) + eps d), the RMS norm without the factor sqrt(d) that is in `_scale`; or (x - mean) / std."""
-    if kind == "layer":
-        return F.layer_norm(x, x.shape[-1:], eps=eps)
-    wide = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return x / norm.square_().add_(eps * x.shape[-1]).sqrt_().to(x.dtype)
 
 
 def _scale(norm: Norm) -> Tensor:

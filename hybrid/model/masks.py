@@ -139,12 +139,8 @@ class TwoStreamRows:
         return Coordinates(position[None], start[None], draw[None], document)
 
     def read_masked(self, masked: Tensor) -> Tensor:
-        """Find the rows that predict the tokens that are True in `masked` (b, D, N).
-
-        Returns:
-            flat indices into the rows that are read, `[clean_read ; noisy]` of all texts, in the order of
-            `masked.nonzero()`.
-        """
+        """Find the rows that predict the tokens that are True in `masked` (b, D, N): flat indices into those that are
+        read, `[clean_read ; noisy]` of all texts, in the order of `masked.nonzero()`."""
         row, draw, position = masked.nonzero(as_tuple=True)
         n_read = self.n_clean_read + self.n_noisy
         if not self.begin:
@@ -247,11 +243,10 @@ class TwoStream:
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """Pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
+    """Pattern of a generation forward, of rows `[pending clean ; live noisy]`.
 
-    Finished blocks, the blocks being committed and the live block stand in slot order, so what a row may see is a
-    range of the slots, up to its own block's end (`block_causal` and live rows) or itself (`causal` clean rows). It
-    begins with the first slot, or where a window begins that slides along with the text.
+    Finished blocks, those being committed and the live block stand in slot order, so a row sees a range of slots, up to
+    its own block's end (`block_causal`, live rows) or itself (`causal` clean rows), from the first or a window's first.
     """
 
     slots: slice | Tensor  # where the rows' keys and values go, (b, r) or the same slice for all; slots are positions
@@ -267,12 +262,18 @@ class Cached:
 
     @property
     def positions(self) -> slice | Tensor:
-        """Rotary positions, below `n_positions`."""
         return self.slots
 
     @property
     def n_positions(self) -> int:
         return self.n_slots
+
+    @cached_property
+    def flat_slots(self) -> Tensor:
+        """(b * r,): where the rows' keys and values go in the memory of all texts, `slots` being a tensor."""
+        assert isinstance(self.slots, Tensor)
+        first = torch.arange(0, self.slots.shape[0] * self.n_slots, self.n_slots, device=self.slots.device)
+        return (self.slots + first[:, None]).flatten()
 
     def reading(self) -> Cached:
         return replace(self, only_read=True) if self.first_query else self

@@ -71,6 +71,22 @@ def over_cache(device: torch.device) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+def mask_of(pattern: Cached, q: Tensor) -> Tensor:
+    """Return the mask (1 or b, 1, q, span) of a forward over a cache, in the form that the device's kernel takes.
+
+    On a GPU that is what is added to the scores, into which torch would turn booleans anew in every layer.
+    """
+    if q.device.type != "cuda":
+        return pattern.dense()[:, None]
+    if (mask := _ADDED.get(pattern)) is None or mask.dtype != q.dtype:
+        allowed = pattern.dense()[:, None]
+        mask = _ADDED[pattern] = torch.zeros_like(allowed, dtype=q.dtype).masked_fill_(~allowed, -torch.inf)
+    return mask
+
+
+_ADDED: WeakKeyDictionary[Cached, Tensor] = WeakKeyDictionary()
+"""Masks of the patterns that live: a pattern is that of all layers of a forward."""
+
 KEPT = 64
 """Patterns without documents whose masks are kept; training with validation has a few."""
 
@@ -111,7 +127,7 @@ class SDPA:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
         if isinstance(pattern, Cached):
-            mask = None if pattern.unmasked else pattern.dense()[:, None]
+            mask = None if pattern.unmasked else mask_of(pattern, q)
             with over_cache(q.device):
                 return over_groups(q, k, v, mask)
         if q.device.type == "cpu":  # its chunks take no groups, and one sum over them is one rounding for all patterns

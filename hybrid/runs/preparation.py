@@ -18,7 +18,8 @@ from hybrid.checkpoints import finding
 from hybrid.checkpoints.importers import open_model
 from hybrid.checkpoints.module_state import load_state
 from hybrid.checkpoints.recorded_data import located
-from hybrid.config import Config, data_block_sizes
+from hybrid.config import Config, data_block_sizes, load_config
+from hybrid.config.start import refuse_other_sizes
 from hybrid.data.preparing import Data, prepare
 from hybrid.data.tokenizers import SUBWORD_FILE, Tokenizer
 from hybrid.device import keep_freed_memory, precision_context, resolve_device, resolve_precision
@@ -116,8 +117,13 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
         )
     if isinstance(stored.settings, Mapping):
         _warn_of_another_network(config.model, stored.settings, path)
-    with finding.reading(cast(Path, origin.folder)):
-        load_state(model, _with_latent(model, stored.tensors, path))
+    try:
+        with finding.reading(cast(Path, origin.folder)):
+            load_state(model, _with_latent(model, stored.tensors, path))
+    except ValueError:
+        if isinstance(stored.settings, Path):  # the keys say more than the names of weights
+            refuse_other_sizes(config.model, load_config(stored.settings, checked=False).model, path, is_taken=False)
+        raise
     log.info("weights of %s", path)
     return origin.checkpoint
 

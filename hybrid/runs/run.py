@@ -27,6 +27,7 @@ from hybrid.runs.run_folder import open_folder
 from hybrid.runs.teacher import load_teacher
 from hybrid.training.optim import EMA, Optimizer
 from hybrid.training.parallel import data_parallel
+from hybrid.training.signals import StopSignal
 from hybrid.training.step import Stepper
 from hybrid.training.tracking import Tracker, Untracked
 from hybrid.training.trainer import Trainer
@@ -109,14 +110,15 @@ class Run:
 
     def trainer(self, tracker: Tracker) -> Trainer:
         """Make the loop of this run, before its first step."""
-        validate, sample = self._validator(), self._sample_writer()
+        stop = StopSignal(self.ranks)
+        validate, sample = self._validator(stop), self._sample_writer()
 
         def log_end() -> None:
             charts.log_end(tracker, self.config, self.data.tokenizer, validate, trainer.validation)
             if sample is not None and sample.engine.block_size > 1:
                 charts.log_unmasking_orders(tracker, self.config.decoder, sample, trainer.step)
 
-        trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample, log_end)
+        trainer = Trainer(self.stepper(), tracker, self.folder, validate, sample, log_end, stop)
         return trainer
 
     def stepper(self) -> Stepper:
@@ -143,9 +145,9 @@ class Run:
             return self.block_sizes
         return resolve_block_sizes(c.eval.block_sizes, c.data.seq_len, "eval.block_sizes")
 
-    def _validator(self) -> Validator:
+    def _validator(self, stop: StopSignal) -> Validator:
         sizes, split = self._evaluated_sizes(), self.data.validation
-        return Validator(self.model, split, sizes, self.config.eval, self.machine.autocast, self.ranks)
+        return Validator(self.model, split, sizes, self.config.eval, self.machine.autocast, self.ranks, stop.heed)
 
     def _sample_writer(self) -> SampleWriter | None:
         """Make what writes samples; None if none are wanted."""

@@ -168,7 +168,7 @@ def _text_of(folder: Path, arguments: argparse.Namespace) -> str | None:
     """Hash the text that hybrid.evaluate would read now."""
     from hybrid.data.preparing import prepare
     from hybrid.data.tokenizers import load_tokenizer
-    from hybrid.evaluate import other_corpus
+    from hybrid.evaluation.other_text import other_corpus
 
     if arguments.data is None:  # it reads no other than that of the training
         return (recorded_data(folder) or {}).get("corpus_sha256")

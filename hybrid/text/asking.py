@@ -16,7 +16,8 @@ def add_asking(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--chat", action="store_true", help="talk to the model, by its chat template")
     source.add_argument(
         "--messages", metavar="FILE",
-        help='answer a conversation, a JSON list of {"role": ..., "content": ...}; - reads standard input',
+        help='answer a conversation, a JSON list of {"role": ..., "content": ...} (or {"messages": LIST}); - reads '
+        "standard input",
     )  # fmt: skip
     parser.add_argument("--system", metavar="TEXT", help="what a conversation begins with (--chat, --messages)")
 
@@ -61,14 +62,22 @@ def _read(source: str, key: str, key_of_stdin: str) -> str:
 
 
 def _messages(text: str, source: str, system: str | None) -> str:
-    from hybrid.data.messages import checked_messages, system_message
+    from hybrid.data.messages import checked_messages, renaming, system_message
+    from hybrid.options import bare
 
     where = f"--messages: {'standard input' if source == '-' else source}"
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({str(error)[:200]}); fix it") from None
-    messages = checked_messages(value, where)
+    if isinstance(value, dict) and set(value) != {"messages"}:
+        lists = [inner for inner in value.values() if isinstance(inner, list)]
+        renamed = renaming(value, lists[0] if lists else ()) or "give the list alone"
+        raise ValueError(
+            f"{where}: is an object with {', '.join(map(bare, value)) or 'nothing'}; it must be a list of "
+            f'{{"role": ..., "content": ...}}, or an object with the one key messages; {renamed}'
+        )
+    messages = checked_messages(value["messages"] if isinstance(value, dict) else value, where)
     if messages[-1]["role"] == "assistant":
         raise ValueError(f"{where} ends with a message of the assistant; let it end with what is to be answered")
     if system is not None and messages[0]["role"] == "system":

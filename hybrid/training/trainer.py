@@ -11,16 +11,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints import finding
-from hybrid.progress import TrainingProgress
+from hybrid.progress import TrainingProgress, announced
 from hybrid.storage.atomic import write_text_atomic
 from hybrid.training import snapshot
 from hybrid.training.optim import averaged
-from hybrid.training.signals import StopSignal
+from hybrid.training.signals import Stopped, StopSignal
 from hybrid.training.step import Stepper
 from hybrid.training.step_results import BadSteps, Window
 from hybrid.training.tracking import Tracker
@@ -35,9 +35,10 @@ class Trainer:
     stepper: Stepper
     tracker: Tracker
     folder: Path
-    validate: Callable[[], dict[str, Any]]  # -> metrics, among them val/nelbo
+    validate: Callable[[], dict[str, Any]]  # -> metrics, among them val/nelbo; it may raise Stopped
     sample: Callable[[], tuple[str, dict[str, float]]] | None = None  # -> text, metrics
     log_end: Callable[[], None] | None = None  # logs what is logged once, at the end, with the averaged weights
+    stop: StopSignal = field(default_factory=StopSignal)
 
     def __post_init__(self) -> None:
         self.config = self.stepper.trainer
@@ -47,7 +48,6 @@ class Trainer:
         self.validation: dict[str, Any] = {}  # the last one, and the step it is of
         self._saved: Path | None = None  # the checkpoint of this moment
         self._sampled: int | None = None  # the step of the last samples
-        self._stop = StopSignal()
 
     def restore(self, path: Path, validation: Mapping[str, Any] | None = None) -> None:
         """Continue from a checkpoint of this run: weights, optimizer, averages, step.
@@ -102,25 +102,24 @@ class Trainer:
         """
         config = self.config
         deadline = math.inf if config.minutes is None else time.monotonic() + 60 * config.minutes
-        with self._stop:
+        with self.stop:
             unseen = None if self.stepper.ranks.is_main else io.StringIO()
             with TrainingProgress(config.steps, self.step, stream=unseen) as progress:
                 self._loop(progress, deadline)
-            stopped = self._is_stopped()
+            stopped = self.stop.is_seen()
             path = self._saved or self.save()  # before anything else can go wrong or be interrupted
-            if stopped:
-                name = self._stop.name or "another rank"
-                log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
-                return False
-            if self.step < config.steps:
+            if not stopped and self.step < config.steps:
                 text = "trainer.minutes: stopped at step %d of %d; the learning rate had not finished its schedule"
                 log.warning(text, self.step, config.steps)
-            self._evaluate_last(path)
+            if stopped or not self._evaluate_last(path):
+                name = self.stop.name or "another rank"
+                log.warning("stopped by %s at step %d, saved; go on with trainer.resume=auto", name, self.step)
+                return False
         return True
 
     def _loop(self, progress: TrainingProgress, deadline: float) -> None:
         config, window = self.config, Window()
-        while self.step < config.steps and not self._is_stopped(time.monotonic() >= deadline):
+        while self.step < config.steps and not self.stop.is_seen(time.monotonic() >= deadline):
             result = self.stepper(self.step)
             self.bad.add(result)
             window.results.append(result)
@@ -145,26 +144,32 @@ class Trainer:
             if validates or samples or saves:  # none of it counts as training time
                 window = Window()
 
-    def _is_stopped(self, is_late: bool = False) -> bool:
-        """Return whether any rank was told to stop or finds it late: all must do the same."""
-        return self.stepper.ranks.any(is_late or self._stop.name is not None)
-
-    def _evaluate_last(self, path: Path) -> None:
-        """Evaluate at the end, but nothing twice."""
+    def _evaluate_last(self, path: Path) -> bool:
+        """Evaluate at the end, but nothing twice; return whether a signal did not cut it short."""
         validates = self.validation.get("step") != self.step
         samples = self.sample is not None and self._sampled != self.step
+        is_whole = True
         if validates or samples:
-            self.evaluate(validates, samples, is_last=True)
+            is_whole = self.evaluate(validates, samples, is_last=True)
         else:
             log.info("the run had ended at step %d already; nothing is left to do", self.step)
         self._tidy(path)
+        return is_whole
 
-    def evaluate(self, validates: bool = True, samples: bool = False, is_last: bool = False) -> None:
-        """Validate and sample with the averaged weights, where there are any, and log what they give."""
+    def evaluate(self, validates: bool = True, samples: bool = False, is_last: bool = False) -> bool:
+        """Validate and sample with the averaged weights, where there are any, and log what they give.
+
+        Return whether all of it was done: a validation that a signal cuts short is not logged, nor is what is due
+        behind it.
+        """
         with averaged(self.stepper.model, self.stepper.ema):
             metrics: dict[str, Any] = {}
             if validates:
-                metrics = self.validate()
+                try:
+                    with announced(f"step {self.step}: validating ...", self.stepper.ranks.is_main):
+                        metrics = self.validate()
+                except Stopped:
+                    return False
                 self.validation = {**metrics, "step": self.step}
                 log.info("step %d: val/nelbo %.4f nats per token", self.step, metrics["val/nelbo"])
             if samples and self.sample is not None:
@@ -179,6 +184,7 @@ class Trainer:
                 self.log_end()
         if metrics:
             self.tracker.log(self.step, metrics, is_last=is_last)
+        return True
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -35,7 +35,10 @@ class EvalConfig:
 
 @dataclass
 class Validator:
-    """Evaluates the bound at several block sizes -> metrics; `latest` holds the bounds of the last call."""
+    """Evaluates the bound at several block sizes -> metrics; `latest` holds the bounds of the last call.
+
+    `heed` is called before each batch: what it raises ends the call.
+    """
 
     model: Transformer
     split: PackedTokens
@@ -43,6 +46,7 @@ class Validator:
     config: EvalConfig
     precision: Callable[[], AbstractContextManager]
     ranks: Ranks = ALONE
+    heed: Callable[[], None] | None = None
     latest: list[SplitLikelihood] = field(default_factory=list)
 
     def __call__(self) -> dict[str, Any]:
@@ -50,6 +54,7 @@ class Validator:
             bound(
                 self.model, self.split, size, rows=self.config.rows, draws=self.config.draws,
                 batch_rows=self.config.batch_rows, precision=self.precision, ranks=self.ranks,
+                heed=self.heed,
             )
             for size in self.block_sizes
         ]  # fmt: skip

@@ -23,6 +23,7 @@ from hybrid.checkpoints.identity import identity_at
 from hybrid.checkpoints.module_state import module_tensors
 from hybrid.checkpoints.saved_model import weights_as_trained
 from hybrid.checkpoints.tensor_files import load_group
+from hybrid.config import load_config
 from hybrid.data.tokenizers import load_tokenizer
 from hybrid.lm import LanguageModel
 from hybrid.runs.run import Run
@@ -81,6 +82,7 @@ def test_a_model_of_another_format_is_loaded_saved_and_generates(
     imported = hybrid.load(foreign)
     assert_same(imported, lm)
     assert (imported.origin.importer, imported.config.run.name) == ("toy", "foreign")
+    assert load_config(None, [f"trainer.init_from={foreign}"]).model.dim == lm.config.model.dim
     assert_same(hybrid.load(imported.save(tmp_path / "ours")), lm)  # it has generated, so the weights are read again
     texts = command("generate.py", "--checkpoint", foreign, "--prompt", "The ", "--max-new-tokens", 8)
     assert texts.code == 0 and texts.out == command(

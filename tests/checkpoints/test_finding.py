@@ -56,11 +56,29 @@ def test_a_folder_of_runs_names_them(tmp_path):
         find_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("typed", ["mine", "runs/mien"])
-def test_a_near_run_is_named(tmp_path, monkeypatch, typed):
-    (tmp_path / "runs" / "mine").mkdir(parents=True)
+def test_a_folder_of_models_names_them(tmp_path):
+    for name, sign in (
+        ("theirs", "config.json"),
+        ("saved", "model.safetensors"),
+        ("notes", "a.txt"),
+        (".x", "config.json"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / sign).touch()
+    with pytest.raises(
+        ValueError, match=rf"is no model, but holds some \(saved, theirs\); name one, e.g. {tmp_path}/saved"
+    ):
+        find_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "typed, meant", [("mine", "runs/mine"), ("runs/mien", "runs/mine"), ("smollm2", "models/smollm2")]
+)
+def test_a_near_run_is_named(tmp_path, monkeypatch, typed, meant):
+    for name in ("runs/mine", "models/smollm2"):
+        (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=rf"{typed} does not exist \(did you mean 'runs/mine'\?\); give the folder"):
+    with pytest.raises(ValueError, match=rf"{typed} does not exist \(did you mean '{meant}'\?\); give the folder"):
         find_checkpoint(typed)
 
 

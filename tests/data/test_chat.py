@@ -160,8 +160,16 @@ def test_where_a_template_is_found(tmp_path) -> None:
         ("hi", "'hi' is no conversation; it must be a list of"),
         ([], r"\[\] is no conversation"),
         (["hi"], "message 1: 'hi'; it must be an object with role and content"),
-        ([{"from": "human", "value": "a"}], r"has from, value; .*from and value must be called role and content"),
-        ([{"role": "human", "content": "a"}], "role 'human' is not one of system, developer, user, assistant, tool"),
+        (
+            [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+            r"message 1: has from, value; it must be an "
+            "object with role and content; rename from to role, value to content, human to user, gpt to assistant$",
+        ),
+        (
+            [{"role": "human", "content": "a"}],
+            "role 'human' is not one of system, developer, user, assistant, tool; rename human to user$",
+        ),
+        ([{"role": "judge", "content": "a"}], "role 'judge' is not one of system, developer, user, assistant, tool$"),
         ([*talk("a"), {"role": "user", "content": 3}], "message 2: content is 3; it must be a string"),
         ([{"role": "user", "content": None}], "content is None"),
         ([{"role": "user", "content": "\ud800"}], "lone surrogate"),

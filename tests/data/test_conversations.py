@@ -107,6 +107,17 @@ def test_messages_come_last_and_a_column_of_that_name_may_be_text(tmp_path) -> N
         prepared(tmp_path, corpus=plain)
 
 
+def test_a_conversation_in_the_form_of_others_is_told_in_a_line(tmp_path) -> None:
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    corpus = write_jsonl(tmp_path / "a.jsonl", [{"id": str(i), "conversations": turns} for i in range(3)])
+    names = "conversations to messages, from to role, value to content, human to user, gpt to assistant"
+    with pytest.raises(ValueError, match=rf"it has id, conversations; rename {names}$"):
+        prepared(tmp_path, corpus=corpus)
+    texts = write_jsonl(tmp_path / "b.jsonl", [{"conversations": "a"}])
+    with pytest.raises(ValueError, match=r"it has conversations; set data.column to one of them"):
+        prepared(tmp_path, corpus=texts)
+
+
 @pytest.mark.parametrize(
     "row, message",
     [

@@ -174,6 +174,18 @@ def test_another_corpus_and_the_training_split(command: Command, copy_of_trained
     assert cut["settings"]["length"] == 8
 
 
+def test_a_text_shorter_than_the_context(command: Command, copy_of_trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").mkdir()
+    for word in ("value", "list"):  # each is a split
+        (tmp_path / "short" / f"{word}.txt").write_text(f"the {word} of a {word}")
+    words = ["--checkpoint", copy_of_trained, "--block-size", 1, "--data", tmp_path / "short"]
+    refused = command("evaluate", *words)
+    length = re.search(r"--data: .* rows? of 32 tokens .*; add --length (\d+), or name more text$", refused.error)
+    assert refused.code == 2 and length is not None
+    scored = command("evaluate", *words, "--length", length[1])
+    assert scored.code == 0 and "validation_fraction" not in scored.err  # which is for training
+
+
 def test_where_eval_json_goes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for path in (run, run / "checkpoints", run / "checkpoints" / "step-00000004"):

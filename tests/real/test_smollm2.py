@@ -47,7 +47,8 @@ def real(smollm2: Path) -> LanguageModel:
 
 
 def test_logits_and_likelihoods_are_those_of_transformers(smollm2: Path, real: LanguageModel) -> None:
-    """Each by itself is 3e-5 from a network in float64 in the median, and up to 2e-4 at single tokens."""
+    """Of size 41, at 256 tokens, and 8e-5 apart at most (9e-5 without vector units). Each by itself is 3e-5 from a
+    network in float64 in the median; the first 256 tokens of the text have one that is 2e-4 apart."""
     from transformers import AutoModelForCausalLM
 
     tokens = torch.tensor([real.tokenizer.encode(LICENSE.read_text(encoding="utf-8"))[1000:1256]])
@@ -56,8 +57,7 @@ def test_logits_and_likelihoods_are_those_of_transformers(smollm2: Path, real: L
         theirs = model(F.pad(tokens[:, :-1], (1, 0), value=real.config.model.begin_token_id)).logits
     ours = real.logits(tokens, 1)
     assert theirs.abs().max() > 35
-    distance = (ours - theirs).abs().amax(-1).flatten()
-    assert distance.quantile(0.99) < 1e-4 and distance.max() < 3e-4
+    assert (ours - theirs).abs().max() < 1e-4
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
     nll = F.cross_entropy(theirs[0].double(), tokens[0])
     assert float(real.nll(tokens, method="exact").nll / 256) == pytest.approx(float(nll), abs=1e-5)

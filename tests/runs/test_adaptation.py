@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -86,14 +87,27 @@ def test_what_is_given_is_kept_and_what_is_not_is_theirs(folder: Path, corpus: P
     assert load_config(file, checked=False).model.dim == 256
 
 
+def test_a_configuration_opens_neither_tokenizer_nor_weights(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "m", "llama")
+    for name in ("tokenizer.json", "model.safetensors"):
+        (folder / name).unlink()
+    assert load_config(None, [f"trainer.init_from={folder}"]).model.dim == 32
+
+
 def test_a_network_that_is_given_otherwise_is_told_or_refused(
     folder: Path, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="hybrid")
     Run.of(config_of(corpus, tmp_path, folder, "model.norm_eps=1e-5"))
     assert "model.norm_eps = 1e-05 is 0.001 in trainer.init_from" in caplog.text and "model.context" not in caplog.text
-    with pytest.raises(ValueError, match=rf"^{folder}: checkpoint is of another architecture: of another shape"):
-        Run.of(config_of(corpus, tmp_path, folder, "model.hidden_dim=64"))
+    there = hybrid.load(folder).config.model.hidden_dim
+    contradicting = (
+        f"trainer.init_from: {folder} has weights of another architecture: model.hidden_dim = 64 (there {there}), "
+        f"model.qk_norm = True (there False); leave out what is given here, or set model.hidden_dim={there} "
+        "model.qk_norm=false"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(contradicting)}$"):
+        config_of(corpus, tmp_path, folder, "model.hidden_dim=64", "model.qk_norm=true")
     with pytest.raises(ValueError, match=rf"has another vocabulary .* set data.tokenizer={folder}$"):
         Run.of(config_of(corpus, tmp_path, folder, f"data.tokenizer={folder}/tokenizer.json"))
     (folder / "config.json").write_text((folder / "config.json").read_text().replace('"silu"', '"relu"'))

@@ -60,8 +60,8 @@ def test_a_layer_of_a_latent_that_the_start_lacks_begins_at_zero(
             "data.tokenizer=byte",
             r"^trainer\.init_from: .* has another vocabulary \(char, \d+ ids, fingerprint \w{16}\) .*byte",
         ),
-        ("model.dim=32", "another architecture: of another shape"),
-        ("model.n_layers=2", r"another architecture: missing layers\.1"),
+        ("model.dim=32", r"another architecture: model.dim = 32 .there 16.; set model.dim=16"),
+        ("model.n_layers=2", r"another architecture: model.n_layers = 2 .there 1.; set model.n_layers=1$"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(

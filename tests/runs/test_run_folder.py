@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from hybrid.runs import run_folder
 from hybrid.runs.run import Run
 from hybrid.runs.run_folder import open_folder
 from hybrid.training.metrics import read_metrics
+from hybrid.training.signals import StopSignal
 from hybrid.training.tracking import Tracker
 from hybrid.training.validation import Validator
 
@@ -159,9 +161,8 @@ def test_going_back_to_an_earlier_checkpoint_as_the_end_saves_it_as_the_latest(
 def test_a_run_that_a_time_cap_ends_where_it_was_just_evaluated_is_not_evaluated_again(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "hybrid.training.trainer.Trainer._is_stopped", lambda self, is_late=False: self.step == 4 and is_late
-    )
+    steps = itertools.count()
+    monkeypatch.setattr(StopSignal, "is_seen", lambda self, is_late=False: is_late and next(steps) == 4)
     folder = train(configure(tmp_path, "trainer.minutes=1e-9"))
     records = read_metrics(folder)
     assert [r["step"] for r in records if "val/nelbo" in r] == [4]

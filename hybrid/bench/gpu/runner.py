@@ -91,10 +91,10 @@ class Runner:
     def _run(self, name: str, stage: Stage) -> str:
         """Run a stage, and return how it ended."""
         try:
-            child = None if self._lacks_time(stage) else self.child or self._start()
-            lacks = self._lacks_time(stage)  # once more: a child takes its time to start
-            if child is None or lacks:
-                return f"skipped: {lacks}"
+            left = self.end - time.monotonic()
+            if stage.seconds > left:
+                return f"skipped: it may take {stage.seconds:g} s, and {max(left, 0):.0f} s are left"
+            child = self.child or self._start()
             child.send(name)
             end = min(time.monotonic() + 2 * stage.seconds, self.end)
             while not isinstance(message := child.receive(end), End):
@@ -106,11 +106,6 @@ class Runner:
         if not message.usable:
             self._drop()
         return message.outcome
-
-    def _lacks_time(self, stage: Stage) -> str | None:
-        """Say that a stage may take longer than there is time, if it may."""
-        left = self.end - time.monotonic()
-        return f"it may take {stage.seconds:g} s, and {max(left, 0):.0f} s are left" if stage.seconds > left else None
 
     def _start(self) -> Child:
         self.child = Child(self.stages, self.bench)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hybrid.checkpoints.hugging_face.names import LLAMA_NAMES, Names
-from hybrid.checkpoints.hugging_face.reading import model_type_of, read_folder
+from hybrid.checkpoints.hugging_face.reading import model_type_of, read_folder, read_settings
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
 from hybrid.checkpoints.stored_model import StoredModel
 from hybrid.model.config import ModelConfig
@@ -49,6 +49,9 @@ class Family(ABC):
 
     def read(self, folder: Path) -> StoredModel:
         return read_folder(folder, lambda theirs: self.settings(theirs, folder), self.names)
+
+    def read_settings(self, folder: Path) -> Mapping[str, Any]:
+        return read_settings(TheirConfig.of(folder), folder, lambda theirs: self.settings(theirs, folder))
 
     def lacks(self, model: ModelConfig, block_sizes: Sequence[int]) -> list[str]:
         """Return what of a model the family cannot express; nothing if it can be written as one of it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybrid.checkpoints.hugging_face.family import Family
+from hybrid.checkpoints.hugging_face.qwen2 import QWEN_DEFAULTS
 from hybrid.checkpoints.hugging_face.settings import autoregressive, block_settings
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
 from hybrid.model.config import ModelConfig
@@ -17,7 +18,7 @@ QWEN3_BLOCK = {"qk_norm": True, "qkv_bias": False, "mlp_bias": False}
 def qwen3_settings(theirs: TheirConfig) -> dict[str, Any]:
     """Return sizes, norms and positions, by our keys."""
     theirs.refuse("attention_bias", (False,), "no bias on what the attention writes")
-    return block_settings(theirs) | {"model.head_dim": theirs.size("head_dim", 128)}
+    return block_settings(theirs, **QWEN_DEFAULTS) | {"model.head_dim": theirs.size("head_dim", 128)}
 
 
 @dataclass(frozen=True)

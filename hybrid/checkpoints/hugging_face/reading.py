@@ -38,10 +38,8 @@ def read_folder(folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any
     Raises:
         ValueError: what is there is not covered, damaged, or does not fit together; one line.
     """
-    theirs = TheirConfig.of(folder)
-    refuse_foreign_parts(theirs)
-    is_ours = (folder / RECORD).is_file()
-    settings = recorded_settings(folder) if is_ours else settings_of(theirs)
+    theirs, is_ours = TheirConfig.of(folder), _has_record(folder)
+    settings = read_settings(theirs, folder, settings_of)
     model, rows = model_of(settings), theirs.size("vocab_size")
     check_ids(model, rows)
     tokenizer = load_tokenizer(folder) if is_ours else _their_tokenizer(folder)
@@ -54,6 +52,19 @@ def read_folder(folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any
             f"{rows}; are both of the same model?"
         )
     return StoredModel(settings, tokenizer, TheirWeights(stored_tensors(folder), names, model, rows, n_ids))
+
+
+def read_settings(
+    theirs: TheirConfig, folder: Path, settings_of: Callable[[TheirConfig], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the values of our keys; those of a record of ours, where there is one. Errors are those of `read_folder`
+    that files of JSON alone can cause."""
+    refuse_foreign_parts(theirs)
+    return recorded_settings(folder) if _has_record(folder) else settings_of(theirs)
+
+
+def _has_record(folder: Path) -> bool:
+    return (folder / RECORD).is_file()
 
 
 def model_of(settings: Mapping[str, Any]) -> ModelConfig:

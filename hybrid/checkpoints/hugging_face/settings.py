@@ -38,23 +38,34 @@ def refuse_foreign_parts(theirs: TheirConfig) -> None:
     theirs.refuse("partial_rotary_factor", (1,), "the whole of a head is rotated")
 
 
-def block_settings(theirs: TheirConfig) -> dict[str, Any]:
-    """Return sizes, norms and positions, by our keys."""
+def block_settings(theirs: TheirConfig, kv_heads: int | None = None, seq_len: int = 2048) -> dict[str, Any]:
+    """Return sizes, norms and positions, by our keys.
+
+    Args:
+        kv_heads: what transformers takes where num_key_value_heads is left out; None: as many as there are heads.
+        seq_len: the same of max_position_embeddings.
+    """
     heads, layers = theirs.size("num_attention_heads"), theirs.size("num_hidden_layers")
     at_most(f"{theirs.where}: num_hidden_layers", layers, MOST_LAYERS)
     return {
         "model.dim": theirs.size("hidden_size"),
         "model.n_layers": layers,
         "model.n_heads": heads,
-        "model.n_kv_heads": theirs.size("num_key_value_heads", heads),
+        "model.n_kv_heads": _kv_heads(theirs, heads, kv_heads),
         "model.head_dim": theirs.get("head_dim", int),
         "model.hidden_dim": theirs.size("intermediate_size"),
         "model.norm_eps": theirs.get("rms_norm_eps", float, 1e-6),
         "model.tied_embeddings": theirs.get("tie_word_embeddings", bool, False),
         "model.vocab_size": theirs.size("vocab_size"),
-        "data.seq_len": theirs.size("max_position_embeddings", 2048),
+        "data.seq_len": theirs.size("max_position_embeddings", seq_len),
         **rope_settings(theirs),
     }
+
+
+def _kv_heads(theirs: TheirConfig, heads: int, left_out: int | None) -> int:
+    key = "num_key_value_heads"
+    default = heads if left_out is None or key in theirs.values else left_out  # null is as many as there are heads
+    return theirs.size(key, None if heads % default else default)
 
 
 def end_ids(folder: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from hybrid.data.corpora.arrow_tables import BATCH_ROWS, schema_of
 from hybrid.data.corpora.reading import SNIFFED, file_start, not_utf8, opened, what_is
+from hybrid.data.messages import OFTEN_CALLED, renaming
 from hybrid.options import bare, shown
 
 PAIR = ("prompt", "completion")
@@ -26,15 +27,21 @@ Row = tuple[str, int, dict[str, Any]]  # file, line number from 1, object
 def text_columns(names: Iterable[str], column: str, where: str) -> tuple[str, ...]:
     """Return the columns that count: `column`, else prompt and completion, else messages.
 
+    Args:
+        names: of the columns, perhaps with an example of what each holds.
+
     Raises:
         ValueError: there is none of them.
     """
-    names = list(names)
+    examples, names = names if isinstance(names, Mapping) else {}, list(names)
     chosen = next((found for found in _candidates(column) if set(found) <= set(names)), None)
     if chosen is None:
+        way_out = "set data.column to one of them (or give it columns prompt and completion, or messages)"
+        talk = next((name for name in OFTEN_CALLED[MESSAGES] if name in names), None)
+        if talk is not None and isinstance(examples.get(talk, []), list):
+            way_out = renaming([talk], examples.get(talk))
         raise ValueError(
-            f"data.column: {shown(column)} is not a column of {where}; it has {shown_names(names)}; set data.column to "
-            "one of them (or give it columns prompt and completion, or messages)"
+            f"data.column: {shown(column)} is not a column of {where}; it has {shown_names(names)}; {way_out}"
         )
     twice = [name for name in chosen if names.count(name) > 1]
     if twice:
@@ -66,7 +73,7 @@ def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
 
     Each of the others is an error of its own, which names its line.
     """
-    seen: dict[str, None] = {}
+    seen: dict[str, Any] = {}
     where = ""
     votes: list[tuple[str, ...]] = []
     for path, _, row in json_rows(paths):
@@ -75,7 +82,7 @@ def jsonl_columns(paths: Sequence[Path], column: str) -> tuple[str, ...]:
             votes.append(text_columns(row, column, path))
             if len(votes) == LOOKED_AT:
                 break
-        seen.update(dict.fromkeys(row))
+        seen |= row
     if votes:
         return max(_candidates(column), key=votes.count)
     if not where:

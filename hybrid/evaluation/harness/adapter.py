@@ -7,6 +7,7 @@ simple_evaluate(model="hybrid", model_args="checkpoint=runs/quickstart,block_siz
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -129,10 +130,21 @@ class HybridLM(LM):
                 "apply_chat_template: the task begins the answer of the assistant itself (gen_prefix), which is not "
                 "supported; leave the option out"
             )
+        self._take_rows_as_one_document()
         ids = self._prompts(chat_history)
         text = self._chat.rendered(chat_history, True, "messages")
         self._conversations[text] = ids
         return text
+
+    def _take_rows_as_one_document(self) -> None:
+        """Let no end of text between the turns of a conversation hide what stands before it (`data.document_mask`), as
+        `generate.py --messages` does. The harness renders all conversations before it asks anything."""
+        config = self.lm.config
+        if config.data.document_mask:
+            one_document = dataclasses.replace(config, data=dataclasses.replace(config.data, document_mask=False))
+            self.lm = dataclasses.replace(self.lm, config=one_document)
+            self.estimator = dataclasses.replace(self.estimator, lm=self.lm)
+            self.writer = dataclasses.replace(self.writer, lm=self.lm)
 
     @cached_property
     def _prompts(self) -> ChatPrompts:

@@ -125,14 +125,21 @@ def test_both_versions_of_a_config_say_the_same(four: dict[str, Any], five: dict
 
 
 def test_what_is_left_out_has_the_defaults_of_transformers(tmp_path: Path) -> None:
-    sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-                                         "intermediate_size")}  # fmt: skip
+    """Those of 5.24."""
+    sizes = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+    sizes |= {"num_attention_heads": 64, "block_size": 4, "mask_token_id": 7}
     for name, family in FAMILIES.items():
-        theirs = TheirConfig(sizes | {"block_size": 4, "mask_token_id": 7})
-        got = family().settings(theirs, tmp_path)
+        is_qwen = name != "llama"
+        got = family().settings(TheirConfig(sizes), tmp_path)
         assert (got["model.norm_eps"], got["model.rope_theta"], got["model.rope_scaling"]) == (1e-6, 10000.0, None)
-        assert (got["model.tied_embeddings"], got["model.n_kv_heads"]) == (False, SIZES["num_attention_heads"])
+        assert (got["model.tied_embeddings"], got["model.n_kv_heads"]) == (False, 32 if is_qwen else 64)
         assert got["model.head_dim"] == (128 if name in ("qwen3", "sdar") else None)
+        assert got["data.seq_len"] == (32768 if is_qwen else 2048)
+        null = TheirConfig({**sizes, "num_key_value_heads": None})
+        assert family().settings(null, tmp_path)["model.n_kv_heads"] == 64
+        if is_qwen:  # 32 would not divide them
+            with pytest.raises(ValueError, match=r"config.json: num_key_value_heads is missing; add it"):
+                family().settings(TheirConfig({**sizes, "num_attention_heads": 14}), tmp_path)
 
 
 def test_shards_are_read_as_one_file_is(folder: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chat_tokenizers import talk
 from conftest import Command, Configure
 
 import hybrid
@@ -207,10 +210,32 @@ def test_what_a_message_spells_is_text(talker: Path) -> None:
         model.apply_chat_template(history, add_generation_prompt=False)
 
 
+def test_turns_that_end_with_end_of_text_are_one_document(talker: Path) -> None:
+    """For a model that hides earlier documents: its rows are those of one that hides nothing."""
+    from lm_eval.api.instance import Instance
+
+    from hybrid.evaluation.harness.adapter import HybridLM
+
+    plain = hybrid.load(talker)
+    config = dataclasses.replace(plain.config, data=dataclasses.replace(plain.config.data, document_mask=True))
+    hiding = hybrid.LanguageModel(config, plain.tokenizer, plain.model)
+    found = []
+    for lm in (hiding, plain):
+        model = HybridLM(lm, block_size=1)
+        text = model.apply_chat_template(talk("who?", "me", "sure?"))
+        assert model.lm.tokenizer.end_of_text in model._context(text)
+        ((log_p, _),) = model.loglikelihood([Instance("loglikelihood", {}, (text, "yes"), 0)])
+        settings = {"until": [], "max_gen_toks": 6, "do_sample": True}
+        found.append((log_p, model.generate_until([Instance("generate_until", {}, (text, settings), 0)])))
+    assert found[0] == found[1]
+    assert hiding.config.data.document_mask, "the model that was given is left as it was"
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--tasks nothing.yaml", r"--tasks: nothing\.yaml: .*"),
+        ("--tasks nothing.yaml", r"--tasks: nothing\.yaml is missing$"),
+        ("--checkpoint nowhere --tasks {documents}", r"checkpoint: nowhere does not exist"),
         ("--tasks {documents}", r"--tasks: .*: .*"),
         ("--tasks {choice} --draws many", r"--draws: 'many' must be an integer, or all"),
         ("--tasks {choice} {choice}", r"--tasks: .*: the task 'choice' is there twice"),
@@ -227,6 +252,17 @@ def test_a_mistake_is_one_line(words: str, message: str, command: Command, train
     (tasks / "documents.json").write_text("[1, 2")
     error = command("lm_eval", "--checkpoint", trained, *words.format(**named).split()).error
     assert re.search(message, error), error
+
+
+def test_outside_of_a_repository_git_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from hybrid.lm_eval import commit_here
+
+    told = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=False)
+    assert commit_here() == (told.stdout.strip() or None)
+    monkeypatch.chdir(tmp_path)
+    assert commit_here() is None and capfd.readouterr().err == ""
 
 
 def test_it_is_registered_with_the_harness(trained: Path) -> None:
