@@ -77,6 +77,7 @@ class Engine:
         needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
         check_decoder(self.decoder, self.model.config, config)
+        config.check_latent(self.model.config.latent)
         if config.graphs and not config.cache:
             warnings.warn(
                 "graphs: without a cache forwards grow; those of more than two blocks run as usual", stacklevel=3
@@ -171,8 +172,7 @@ class _Session:
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
         self.watch = watch
         B = engine.block_size
-        longest = max(map(len, prompts)) + max_new_tokens
-        width = -(-longest // B) * B  # the last block of a row may reach beyond what is wanted of it
+        width = -(-(max(map(len, prompts)) + max_new_tokens) // B) * B  # may reach beyond what is wanted of a row
         self.end = width if engine.config.slide else min(width, engine.seq_len)  # the last block ends here
         self.rows = [
             Row(i, prompt, key, unknown_from(prompt, self.mask) // B * B, self.end if max_new_tokens else len(prompt))

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.arguments import integer, number
 from hybrid.device import send
+from hybrid.model import ModelConfig
 from hybrid.options import option
 
 TEMPERATURES = (1e-6, 1e6)
@@ -95,6 +96,14 @@ class Uniforms:
             table = rng.uniform(self.seed, purpose, row_key, position, steps)  # (r, S, blocks * B)
             self.tables[purpose] = rows, first_step, table
         return table[:, step - first_step, offset : offset + B].contiguous()
+
+    def normals(self, model: ModelConfig, rows: list[tuple[int, int]], step: int, device: torch.device) -> Tensor:
+        """(r, B, model.latent) float64, of rows as `at` has them: the random numbers of MASK at a step."""
+        row_key, place = send(torch.tensor(rows), device)[:, :, None, None].unbind(1)  # (r, 1, 1) each
+        if model.latent_per == "position":
+            place = place + torch.arange(self.block_size, device=device)[:, None]
+        number = torch.arange(model.latent, device=device)
+        return rng.normal(self.seed, rng.LATENT, row_key, place, step, number).expand(-1, self.block_size, -1)
 
     def _offset(self, rows: list[tuple[int, int]], of: list[tuple[int, int]]) -> int | None:
         """Find where the live blocks stand in a table made for the rows `of`.

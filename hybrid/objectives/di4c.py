@@ -114,7 +114,9 @@ class Reader:
     def read(self, canvas: TeacherCanvas, purpose: int) -> Mixture:
         """Run M noisy streams for each of the canvas, with latents of their own."""
         masked = canvas.masked.repeat_interleave(self.latents, dim=1)  # (b, D M, N)
-        z = latent_noise(self.noise, self.model.config, masked.shape[-1], self.block_size, masked.shape[1], purpose)
+        z = latent_noise(
+            self.noise, self.model.config, masked.shape[-1], self.block_size, masked.shape[1], purpose=purpose
+        )
         ids = canvas.ids(self.model.mask_token_id).repeat_interleave(self.latents, dim=1)
         hidden = two_stream_hidden(
             self.model, self.batch.tokens, masked, self.block_size, self.batch.documents, canvas=ids, latent=z

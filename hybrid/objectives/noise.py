@@ -43,16 +43,21 @@ def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
 
 
 def latent_noise(
-    noise: NoiseKeys, model: ModelConfig, length: int, block_size: int, draws: int, purpose: int = rng.LATENT
+    noise: NoiseKeys,
+    model: ModelConfig,
+    length: int,
+    block_size: int,
+    draws: int,
+    first: int = 0,
+    purpose: int = rng.LATENT,
 ) -> Tensor:
     """Draw standard normals for each MASK, (b, D, N, model.latent) float64: the same through a block, or at each
-    position its own (`model.latent_per`). They are independent of what is masked."""
+    position its own (`model.latent_per`), whatever is masked. The draws are numbers `first`, `first` + 1, ..."""
     device = noise.row.device
     size = block_size if model.latent_per == "block" else 1
-    place, draw = torch.arange(0, length, size, device=device)[:, None], torch.arange(draws, device=device)
-    number = torch.arange(model.latent, device=device)
-    row = noise.row[:, None, None, None]
-    z = rng.normal(noise.seed, purpose, row, draw[:, None, None], place, noise.step, number)
+    row, draw = noise.row[:, None, None, None], torch.arange(first, first + draws, device=device)[:, None, None]
+    place, number = torch.arange(0, length, size, device=device)[:, None], torch.arange(model.latent, device=device)
+    z = rng.normal(noise.seed, purpose, row, draw, place, noise.step, number)
     return z.repeat_interleave(size, dim=2)[:, :, :length]
 
 

@@ -74,7 +74,7 @@ class TeacherCanvas:
         z, (_, draws, length) = None, self.masked.shape
         if self.teacher.config.latent:
             purpose = rng.LATENT + (2 + self.done) * rng.FURTHER  # a student has the first two
-            z = latent_noise(self.noise, self.teacher.config, length, self.block_size, draws, purpose)
+            z = latent_noise(self.noise, self.teacher.config, length, self.block_size, draws, purpose=purpose)
         hidden = two_stream_hidden(
             self.teacher, self.batch.tokens, self.masked, self.block_size, self.batch.documents,
             canvas=self.ids(self.teacher.mask_token_id), latent=z,

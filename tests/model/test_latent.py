@@ -5,21 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cached_pass import cached_hidden
-from toy import MODES, random_tokens, toy_model
+from toy import MODES, latent_model, random_tokens, toy_model
 
 from hybrid.model.build import n_parameters
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.noise import NoiseKeys, latent_noise
-
-
-def latent_model(*mode, scale: float = 1.0, latent: int = 3, **options):
-    """A toy model whose layer of the latent is not zero any more."""
-    model = toy_model(*mode, latent=latent, **options)
-    assert model.latent_weight is not None
-    weight = torch.randn(16, latent, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    with torch.no_grad():
-        model.latent_weight.copy_(scale * weight)
-    return model
 
 
 def some_noise(model, length: int, block_size: int, draws: int = 1, rows: int = 2, seed: int = 0):

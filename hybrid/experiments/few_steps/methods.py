@@ -11,7 +11,9 @@ Shape legend: c canvases, x texts, L positions, V vocabulary, z draws of a laten
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +46,7 @@ class Method:
     batch: float = 1.0
     teacher: str | None = None
     network: ClassVar[str | None] = None  # the method whose network it writes with, if it has none of its own
+    generation: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # further options of a generation
 
     def look(self, network: Transformer, canvases: Canvases) -> Any:
         """Ask the network, once, for all that the laws of every number of steps are computed from."""
@@ -75,6 +78,7 @@ class Kept(Method):
     """The random numbers of a block are drawn once: what training does not promise to be right."""
 
     network = "latent"
+    generation = MappingProxyType({"latent": "keep"})
 
     def look(self, network: Transformer, canvases: Canvases) -> Any:
         return kept_latent(network, canvases)

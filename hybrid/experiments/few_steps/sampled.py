@@ -77,7 +77,8 @@ class Sampled(Source):
         @cache
         def figures(steps: Steps, temperature: float) -> Figures:
             n = self.block_size if steps == ONE_BY_ONE else int(steps)
-            return self.judge(lm, entry.decoder(self.plain(n), n), temperature, seed)
+            options = {"decoder": entry.decoder(self.plain(n), n), "temperature": temperature, "seed": seed}
+            return self.judge(lm, {**options, **entry.generation})
 
         return figures
 
@@ -86,8 +87,8 @@ class Sampled(Source):
         """Say how plain texts are written."""
 
     @abstractmethod
-    def judge(self, lm: LanguageModel, decoder: Spec, temperature: float, seed: int) -> Figures:
-        """Write, and say how good it is."""
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        """Write with the options of a generation, and say how good it is."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class Words(Sampled):
     def plain(self, steps: int) -> Spec:
         return {"name": "first_hitting", "steps": steps}
 
-    def judge(self, lm: LanguageModel, decoder: Spec, temperature: float, seed: int) -> Figures:
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
         n, length, size = self.texts, self.corpus.length, self.block_size
-        engine = lm.engine(size, decoder, temperature=temperature, seed=seed, stop_at_end=False)
+        engine = lm.engine(size, stop_at_end=False, **options)
         result = generate_shared(engine, [[]] * n, length)
         texts = [[lm.tokenizer.decode([token]) for token in row] for row in result.tokens]
         blocks = ["".join(text[i : i + size]) for text in texts for i in range(0, length, size)]
@@ -177,8 +178,8 @@ class Answered(Sampled):
     def plain(self, steps: int) -> Spec:
         return {"name": "margin", "steps": steps}
 
-    def judge(self, lm: LanguageModel, decoder: Spec, temperature: float, seed: int) -> Figures:
-        engine = lm.engine(self.block_size, decoder, temperature=temperature, seed=seed)
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        engine = lm.engine(self.block_size, **options)
         found = score(engine, validation_of(lm), self.answers, batch_rows=self.answers)
         return {"solved": found.solved, "forwards": float(found.nfe)}
 
