@@ -18,7 +18,9 @@ from hybrid.experiments.few_steps import causal, laws, mixtures
 from hybrid.experiments.few_steps.enumerated import Chain1, Chain2, Enumerated
 from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps
 from hybrid.experiments.few_steps.methods import METHODS, predictions
-from hybrid.experiments.few_steps.source import bisected, interpolated
+from hybrid.experiments.few_steps.sampled import Sums, Words
+from hybrid.experiments.few_steps.source import best_of, bisected, interpolated
+from hybrid.experiments.few_steps.stages import stages
 from hybrid.experiments.reverse_process.ancestral_law import (
     LENGTH,
     VOCAB,
@@ -186,6 +188,36 @@ def test_the_temperature_of_an_entropy() -> None:
     known = [(t, entropy(t)) for t in (0.4, 0.5, 0.6, 0.7)]
     assert interpolated(known, entropy(0.56)) == pytest.approx(0.56, abs=0.01)
     assert interpolated(known, 0.0) == 0.4 and interpolated(known, 2.0) == 0.7
+
+
+def test_stages_cost_what_was_asked_for() -> None:
+    """A teacher has half, and rounds share the rest; each learns from the one before."""
+    for name in METHODS:
+        found = stages(name, 1200)
+        assert sum(stage.forwards for stage in found) == 1200
+        assert [stage.teacher for stage in found] == [None, *(stage.name for stage in found[:-1])]
+    plain, first, second = stages("sdtt_reverse", 1200)
+    assert (plain.forwards, first.forwards, second.forwards) == (600, 300, 300)
+    assert plain.name == stages("plain", 600)[0].name  # one teacher for all
+    assert first.steps(10) == 300 / 3 / 10 and (first.settings, second.settings) == METHODS["sdtt_reverse"].rounds
+    assert stages("copula", 1200) == stages("causal", 1200)
+
+
+def test_the_law_of_blocks_that_are_counted() -> None:
+    source = Words("nowhere")
+    law = dict(zip(source.corpus.spelling, source.corpus.chain.stationary, strict=True))
+    (one, p), (two, q), *_ = law.items()
+    found = source.law_of([one, one, two, "nonsense"])
+    assert found["words"] == 0.75 and found["entropy"] == pytest.approx(1.5 * math.log(2) / 8)
+    assert found["variation"] == pytest.approx(1 - min(0.5, p) - min(0.25, q))
+
+
+def test_a_source_is_judged_better_high_or_low() -> None:
+    def plain(steps: Steps, temperature: float) -> dict[str, float]:
+        return {"solved": temperature, "variation": temperature}
+
+    tried = (0.5, 0.1, 0.9)
+    assert best_of(Sums("nowhere"), plain, 1, tried) == 0.9 and best_of(Chain1("nowhere"), plain, 1, tried) == 0.1
 
 
 WORDS = ["--sources", "chain1", "--methods", "plain", "--forwards", 1024, "--seeds", 0, "--steps", 1]
