@@ -248,6 +248,7 @@ BAD = [
     ("--methods plian", "--methods: 'plian' is not one of .*did you mean 'plain'"),
     ("--steps 0", "--steps: 0 is too small; it must be at least 1"),
     ("--steps two", "--steps: .*two"),
+    ("--sources pydocs", "--judge: pydocs needs a run that reads its texts; give one, or leave pydocs out"),
     ("--forwards 0", "--forwards: 0 is too small; it must be at least 1"),
 ]
 

@@ -16,6 +16,7 @@ from typing import Any
 from hybrid import cli
 from hybrid.options import at_least, pick
 
+DEFAULT = ("chain1", "chain2")
 PLOT = "What texts are judged by, against their forwards"
 
 
@@ -28,7 +29,7 @@ def main() -> int:
     refuse_foreign(a.output, plots=1)
     found = {}
     for name in a.sources:
-        source = SOURCES[name](a.folder, a.forwards)
+        source = SOURCES[name](a.folder, a.forwards, a.judge)
         found[name] = source, compare(source, a.methods, a.steps, a.seeds)
     parts: list[Any] = [EXPLANATION]
     for name, (source, outcomes) in found.items():
@@ -45,7 +46,12 @@ def steps_of(text: str) -> int | str:
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m hybrid.experiments.few_steps", description=__doc__)
-    parser.add_argument("--sources", nargs="+", metavar="NAME", help="chain1, chain2 (default: all)")
+    parser.add_argument(
+        "--sources",
+        nargs="+",
+        metavar="NAME",
+        help="chain1, chain2, block_markov, sums, sudoku4, pydocs (default: chain1 chain2)",
+    )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all; plain is always among them")
     parser.add_argument(
         "--steps", nargs="+", type=steps_of, default=[1, 2, 4, 8, "B"], metavar="K",
@@ -55,6 +61,7 @@ def parse() -> argparse.Namespace:
         "--forwards", type=int, metavar="N",
         help="of a noisy text that the training of a network may cost, its teacher's included (default: the source's)",
     )  # fmt: skip
+    parser.add_argument("--judge", metavar="RUN", help="a run that reads the texts of pydocs")
     parser.add_argument("--folder", default="runs/few_steps", help="where networks are kept (default: runs/few_steps)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="seeds (default: 0 1 2)")
     parser.add_argument("--output", metavar="FILE", help="write Markdown there and plots beside it")
@@ -67,8 +74,11 @@ def parse() -> argparse.Namespace:
     from hybrid.experiments.few_steps.methods import METHODS, PLAIN
     from hybrid.experiments.few_steps.sources import SOURCES
 
-    a.sources = [pick("--sources", name, SOURCES) for name in dict.fromkeys(a.sources or SOURCES)]
+    a.sources = [pick("--sources", name, SOURCES) for name in dict.fromkeys(a.sources or DEFAULT)]
     a.methods = [pick("--methods", name, METHODS) for name in dict.fromkeys([PLAIN, *(a.methods or METHODS)])]
+    for name in a.sources:
+        if SOURCES[name].needs_judge and a.judge is None:
+            raise ValueError(f"--judge: {name} needs a run that reads its texts; give one, or leave {name} out")
     a.seeds, a.steps = list(dict.fromkeys(a.seeds)), list(dict.fromkeys(a.steps))
     return a
 

@@ -181,7 +181,7 @@ class Answered(Sampled):
     def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
         engine = lm.engine(self.block_size, **options)
         found = score(engine, validation_of(lm), self.answers, batch_rows=self.answers)
-        return {"solved": found.solved, "forwards": float(found.nfe)}
+        return {"solved": found.solved, "forwards": found.nfe / n_batches(found.n)}
 
     def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
         return {BEST: best_of(self, plain, steps, self.tried)}

@@ -33,14 +33,17 @@ class Source(ABC):
     Attributes:
         captions: the figures, by name; the first is the one that a method is judged by, and `forwards` is the last.
         temperature: at which texts are written, where nothing else is said.
+        judge_run: a run that reads the texts, of a source that `needs_judge`.
         is_better_high: whether a high value of the first figure is a good one.
     """
 
     folder: str
     forwards: int | None = None
+    judge_run: str | None = None
     captions: ClassVar[dict[str, Caption]]
     temperature: ClassVar[float] = 1.0
     is_better_high: ClassVar[bool] = False
+    needs_judge: ClassVar[bool] = False
     default_forwards: ClassVar[int]
 
     @property
