@@ -4,7 +4,8 @@
     python -m hybrid.experiments.few_steps --output docs/few_steps.md
 
 Every network has the same number of training forwards, those of its teacher included. Networks that are there already
-are not trained again, so an experiment can be interrupted, and extended.
+are not trained again, so an experiment can be interrupted, and extended. The two chains, with all methods and three
+seeds, take about 80 minutes of one core (AMD EPYC).
 """
 
 from __future__ import annotations

@@ -115,7 +115,10 @@ class Enumerated(Source):
         return (
             f"A Markov chain of {VOCAB} symbols and order {self.order}, texts of {LENGTH} tokens, one block. All texts "
             "and all partly written ones are enumerated: no figure has noise but that of training. K: cells of the "
-            f"linear time grid; B: one token a step, in a random order. {self.budget:,} forwards a network."
+            "linear time grid; B: one token a step, in a random order. `copula` and `arpc` divide a block evenly, "
+            "and need one more forward once a text, for its first token. Nothing stands before the text, and all MASKs "
+            "that see nothing else are alike: only random numbers of their own (`latent`, not `latent_block`) tell "
+            f"positions apart in one step. {self.budget:,} forwards a network."
         )
 
     def network(self, method_name: str, seed: int) -> Transformer:
