@@ -26,6 +26,8 @@ WAITS = {
     ("likelihoods/enumerated.py", "mask_table"): "likewise, a group of masks at a time",
     ("likelihoods/orders.py", "_of_random_orders"): "likewise, a step of all orders at a time",
     ("likelihoods/orders.py", "_Walk.follow"): "how much a step reveals, and whether it takes something back",
+    ("likelihoods/latent.py", "LatentBound.nll"): "how many steps the rows take",
+    ("likelihoods/latent.py", "_log_products"): "how many tokens are revealed",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the decoder takes",
 }
 """Where the host may wait: (file, function), and for what."""
@@ -33,6 +35,7 @@ WAITS = {
 METHODS: dict[str, Any] = {name: name for name in LIKELIHOODS} | {
     "policy": {"name": "policy", "decoder": ["margin", {"name": "entropy", "threshold": -0.5}]},
     "left_to_right": {"name": "policy", "decoder": "left_to_right"},
+    "latent_bound": {"name": "latent_bound", "steps": 2, "latents": 2},
 }
 
 
