@@ -30,7 +30,7 @@ from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.graphs import Replays
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
-from hybrid.decoding.sampling import Sampling, Uniforms
+from hybrid.decoding.sampling import LAW, Sampling, Uniforms
 from hybrid.decoding.step import Networks, Step
 from hybrid.device import autocast_dtype, send
 from hybrid.distributed import ALONE, Ranks
@@ -81,8 +81,8 @@ class Engine:
                 "graphs: without a cache forwards grow; those of more than two blocks run as usual", stacklevel=3
             )
         if getattr(self.decoder, "ignores_sampling", False):
-            for option, default in vars(Sampling()).items():
-                if (value := getattr(config, option)) != default:
+            for option in LAW:
+                if (value := getattr(config, option)) != getattr(Sampling(), option):
                     raise ValueError(
                         f"{option}: {value} has no effect on {self.decoder!r}, which draws its tokens by a law of its "
                         "own; leave it out, or choose another decoder"
