@@ -64,7 +64,7 @@ def evaluate(arguments: argparse.Namespace, device: torch.device, ranks: Ranks) 
     sizes = block_sizes(lm, arguments)
     check_length(arguments.length, arguments.data, max(*sizes, arguments.prompt_tokens), lm.config.data.seq_len)
     orders = choose_decoders([*arguments.orders, *([CONFIDENT] if ALL in arguments.orders else [])], "--orders")
-    decoders = choose_decoders(arguments.decoders, "--decoders")
+    decoders = choose_decoders(arguments.decoders, "--decoders", lm.config.model)
     likelihoods = choose_likelihoods(arguments.likelihoods, "--likelihoods")
     generation = prepare_generation(lm, arguments) if decoders else None
     with ranks.first_on_each_machine():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybrid.decoding import GenerationConfig
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.decoder import Prediction, View
 from hybrid.decoding.engine import Engine
 from hybrid.likelihoods import Rows
@@ -20,6 +20,12 @@ from hybrid.likelihoods.enumerated import mask_table
 def engine(model, block_size: int, decoder: Any = "first_hitting", seq_len: int = 14, **options) -> Engine:
     own = {name: options.pop(name) for name in ("document_mask", "precision", "network") if name in options}
     return Engine(model, seq_len, GenerationConfig(block_size, decoder, **options), **own)
+
+
+def context_of(decoder: Any) -> str:
+    """The context of a network that any decoder can read, by a name or a mapping: some read its clean rows."""
+    entry = DECODERS[decoder if isinstance(decoder, str) else decoder["name"]]
+    return "causal" if getattr(entry, "reads_causally", False) else "block_causal"
 
 
 def as_name(spec: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding_toy import engine
+from decoding_toy import context_of, engine
 
 from hybrid.decoding import DECODERS, LeftToRight
 from hybrid.decoding.decoder import View
@@ -40,7 +40,7 @@ def few_steps(name: str) -> dict[str, Any]:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{name: {"decoder": few_steps(name)} for name in DECODERS},
+    **{name: {"decoder": few_steps(name)} for name in DECODERS if context_of(name) != "causal"},
     "threshold": {"decoder": {"name": "confidence", "threshold": 0.5}},
     "many_a_step": {"decoder": {"name": "margin", "steps": 2, "plan": "cosine"}},
     "confident_remdm": {"decoder": {"name": "remdm", "steps": 4, "sigma": "confidence", "eta": 0.9}},

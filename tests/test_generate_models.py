@@ -12,6 +12,8 @@ from terminals import text_of
 
 import hybrid
 from hybrid.decoding import DECODERS
+from hybrid.decoding.decoder import suits
+from hybrid.model import ModelConfig
 
 
 def test_without_the_cache_the_text_is_the_same(command: Command, trained: Path) -> None:
@@ -20,7 +22,7 @@ def test_without_the_cache_the_text_is_the_same(command: Command, trained: Path)
         assert text_of(command, trained, *words) == text_of(command, trained, *words, "--no-cache")
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
+@pytest.mark.parametrize("name", sorted(name for name in DECODERS if suits(DECODERS[name], ModelConfig())))
 def test_every_decoder_and_its_options(name: str, command: Command, trained: Path) -> None:
     words = ["--prompt", "The", "--max-new-tokens", "9", "--ignore-end-of-text", "--json", "--decoder", name]
     at_once = {"entropy_bounded": "gamma=1000"}.get(name, "steps=1")

@@ -9,9 +9,10 @@ from typing import Any
 
 from hybrid.decoding.confidence import Confidence, Entropy, EntropyBounded, Margin
 from hybrid.decoding.config import GenerationConfig
+from hybrid.decoding.copula import Copula
 from hybrid.decoding.decoder import Decoder, View
 from hybrid.decoding.fixed_order import Ancestral, FirstHitting, LeftToRight, Random
-from hybrid.decoding.remasking import MaskPredict, PathPlanning, ReMDM
+from hybrid.decoding.remasking import CausalCorrector, MaskPredict, PathPlanning, ReMDM
 from hybrid.decoding.sampling import Sampling
 
 DECODERS: dict[str, Any] = {
@@ -25,7 +26,9 @@ DECODERS: dict[str, Any] = {
     "entropy_bounded": EntropyBounded,
     "mask_predict": MaskPredict,
     "p2": PathPlanning,
+    "arpc": CausalCorrector,
     "remdm": ReMDM,
+    "copula": Copula,
 }
 
 __all__ = ["DECODERS", "Decoder", "GenerationConfig", "Sampling", "View"]

@@ -13,6 +13,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from hybrid.decoding.sampling import LAW, Sampling
+from hybrid.model import ModelConfig
+from hybrid.model.two_stream import check_reads_causally, reads_causally
+
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token, or steps of a block that re-mask beyond those that the decoder has by its
 options, after which it is taken to be stuck."""
@@ -68,8 +72,8 @@ class View:
         read(canvas, places, causal=False) -> log_probs
             Runs the network on any canvas (r, B) of ids, `mask_token_id` where unknown. Returns (m, V) at temperature
             1, guidance included, at the m positions where `places` (r, B) is True. Counted as a forward.
-            With `causal` each position is predicted from those before it alone, as at block size 1, by the clean pass
-            of a `next_token` network.
+            With `causal` each position is predicted from those before it alone, off the clean row before it: by any
+            `next_token` network, and by `in_place` ones of `context: causal` (trained so by `objective.ar_weight`).
         sample(log_probs, places, number=0) -> tokens
             Draws (m,) tokens with the sampling settings. The draw is keyed by row, position, step and `number`: a
             position drawn again in the same step needs another number, or it gets the same uniform.
@@ -153,6 +157,7 @@ class Decoder(Protocol):
             stuck.
         ignores_sampling: True for a decoder whose tokens follow a law of its own; temperature, top_k and top_p are then
             refused.
+        reads_causally: True for a decoder that reads with `causal`; networks that cannot be read so are then refused.
         step_sizes: a method `(view, state) -> (S,)` of a decoder that never re-masks, and knows when a block starts how
             many positions of all rows together each of its first S steps reveals; or None. A GPU's host then waits once
             for a block, not at every step. It is read where it stands in the class that `select` stands in: of one
@@ -173,6 +178,25 @@ class Decoder(Protocol):
         With `tokens` positions of `reveal` take these instead, known ones too: all that are free.
         """
         ...
+
+
+def suits(decoder: Any, config: ModelConfig) -> bool:
+    """Return whether networks of this kind say all that a decoder, or an entry of DECODERS, reads."""
+    return not getattr(decoder, "reads_causally", False) or reads_causally(config)
+
+
+def check_decoder(decoder: Decoder, config: ModelConfig, sampling: Sampling) -> None:
+    """Raise a ValueError if the network cannot be read as the decoder reads it, or if it ignores what is asked for."""
+    if not suits(decoder, config):
+        check_reads_causally(config, f"decoder: {decoder!r}")
+    if not getattr(decoder, "ignores_sampling", False):
+        return
+    for name in LAW:
+        if (value := getattr(sampling, name)) != getattr(Sampling(), name):
+            raise ValueError(
+                f"{name}: {value} has no effect on {decoder!r}, which draws its tokens by a law of its own; leave it "
+                "out, or choose another decoder"
+            )
 
 
 Choice = tuple[Tensor, Tensor | None, Tensor | None]

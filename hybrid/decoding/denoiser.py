@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden, rows_hidden
 from hybrid.model.cache import KVCache
+from hybrid.model.masks import TwoStream
+from hybrid.model.two_stream import check_reads_causally
 
 MAX_SCORES = 1 << 24
 """Attention scores of a head in one forward, about; long prompts are read in pieces, which bounds the memory."""
@@ -114,20 +117,22 @@ class Network:
         return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
 
     def read_causally(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
-        """Return hidden states (r, B, dim) that predict `tokens` (r, B), each from those before it, as at block size 1.
+        """Return hidden states (r, B, dim) that predict `tokens` (r, B), each off the clean row before it.
 
-        One forward, and one more if something before the live blocks is not read yet.
+        Of a `next_token` network one forward, and one more if something before the live blocks is not read yet. Of an
+        `in_place` one, one forward, and one more of each generation in which a block begins a text.
 
         Raises:
-            ValueError: a network of `prediction=in_place`, which does not predict from the token before.
+            ValueError: a network whose clean rows do not predict the token behind them.
         """
-        if not self.model.config.begin:
-            raise ValueError("read: a causal reading needs a network of prediction=next_token, not in_place")
+        check_reads_causally(self.model.config, "read: a causal reading")
         if not self.cached:
             self.cache.reset()
         if not self.sees_prompts:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
         pending = self._all_but_the_last(text, live, tokens)
+        if not self.model.config.begin:
+            return self._read_clean(text, live, tokens)
         if any(map(len, pending)):
             self.nfe += 1
             self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid).without_live(), live)
@@ -141,6 +146,45 @@ class Network:
                 others = self._hidden(self.model, self.cache, rows, replace(self._sight(live), block_size=1))
         behind = tokens.shape[1] - 1 - others.shape[1]  # the end of a short last block
         return torch.cat([first, F.pad(others, (0, 0, 0, behind))], dim=1)
+
+    def _read_clean(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
+        """Do as `read_causally` of an `in_place` network; commits what stands before the live blocks.
+
+        The token before a live block is read again if it was committed, since no hidden state of it was kept.
+        """
+        starts = [row.start for row in live.rows]
+        lengths = [min(n, max(start - 1, 0)) for n, start in zip(self.cache.lengths, starts, strict=True)]
+        before = [self._unread(text, live, row, n) for row, n in zip(live.rows, lengths, strict=True)]
+        clean = [torch.cat([b, row[: n - 1]]) for b, row, n in zip(before, tokens, live.n_valid, strict=True)]
+        rows = BlockRows(lengths, clean, tokens, live.n_valid).without_live()
+        sight = replace(self._sight(live), reads_clean=True)
+        # The row that predicts live token j is the j-th of the last n_valid.
+        last = send(torch.tensor(rows.counts) - torch.tensor(live.n_valid), tokens.device)
+        index = last[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (r, B)
+        is_first, has_first = index < 0, not all(starts)
+        if sight.documents is not None:
+            position = live.position.clamp(max=sight.documents.shape[1] - 1)
+            here, previous = (sight.documents.gather(1, (position - i).clamp(min=0)) for i in (0, 1))
+            is_first, has_first = is_first | (here != previous), True
+        hidden = self.alone.expand(*tokens.shape, -1) if has_first else None
+        if rows.n_pending:
+            self.nfe += 1
+            with torch.no_grad():
+                found = self._hidden(self.model, self.cache, rows, sight)
+            self.cache.lengths = starts
+            index = index.clamp(0, rows.n_pending - 1)[..., None].expand(-1, -1, found.shape[-1])
+            found = found.gather(1, index)
+            hidden = found if hidden is None else torch.where(is_first[..., None], hidden, found)
+        assert hidden is not None, "a text without a first token has a row before it"
+        return hidden
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """(dim,) the hidden state of a MASK that sees nothing: an `in_place` network predicts first tokens off it."""
+        self.nfe += 1
+        mask = torch.full((1, 1), self.model.mask_token_id, device=self.model.device)
+        with torch.no_grad():
+            return self.model(mask, TwoStream.of(1, 1, device=mask.device))[0, 0]
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Run the active texts through the network once."""

@@ -25,12 +25,12 @@ from hybrid import rng
 from hybrid.arguments import SEEDS, flag, integer, prompt_ids
 from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig
-from hybrid.decoding.decoder import Decoder, Patience, choose, step_sizes
+from hybrid.decoding.decoder import Decoder, Patience, check_decoder, choose, step_sizes
 from hybrid.decoding.denoiser import LiveBlocks, Network, Row, document_of_slots
 from hybrid.decoding.graphs import Replays
 from hybrid.decoding.prompts import check_prompts, unknown_from
 from hybrid.decoding.results import Change, Generation, GenerationState
-from hybrid.decoding.sampling import LAW, Sampling, Uniforms
+from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.step import Networks, Step
 from hybrid.device import autocast_dtype, send
 from hybrid.distributed import ALONE, Ranks
@@ -76,17 +76,11 @@ class Engine:
         object.__setattr__(self, "decoder", build(DECODERS, config.decoder, "decoder"))
         needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
+        check_decoder(self.decoder, self.model.config, config)
         if config.graphs and not config.cache:
             warnings.warn(
                 "graphs: without a cache forwards grow; those of more than two blocks run as usual", stacklevel=3
             )
-        if getattr(self.decoder, "ignores_sampling", False):
-            for option in LAW:
-                if (value := getattr(config, option)) != getattr(Sampling(), option):
-                    raise ValueError(
-                        f"{option}: {value} has no effect on {self.decoder!r}, which draws its tokens by a law of its "
-                        "own; leave it out, or choose another decoder"
-                    )
         if planner is not None:
             if not isinstance(planner, Transformer):
                 raise ValueError(f"planner: {planner!r} is no network; `LanguageModel.engine` takes a model or a path")

@@ -44,7 +44,7 @@ class Shape(NamedTuple):
 
     rows: int  # R
     width: int  # n
-    n_pending: int
+    first_query: int
     start: int  # first slot of the keys
     stop: int  # behind the last
     has_window: bool
@@ -97,7 +97,7 @@ class Static:
         pattern = Cached(
             self.slots, self.cache.n_slots, self.end, slice(shape.start, shape.stop), visible_start=self.begin,
             query_document=self.document, slot_document=self.slot_document,
-            first_query=0 if model.config.begin else shape.n_pending,
+            first_query=shape.first_query,
         )  # fmt: skip
         with torch.no_grad():
             return model(self.tokens, pattern, self.cache)
@@ -217,8 +217,8 @@ class Replays:
         stop = -(-rows.end // SPAN) * SPAN
         n_rows = min(1 << (len(rows.live) - 1).bit_length(), self.cache.keys.shape[1])
         shape = Shape(
-            n_rows, rows.n_pending + rows.live.shape[1], rows.n_pending, start, stop, sight.window is not None,
-            sight.documents is not None,
+            n_rows, rows.n_pending + rows.live.shape[1], sight.first_query(rows, model.config), start, stop,
+            sight.window is not None, sight.documents is not None,
         )  # fmt: skip
         static = self.statics.pop(shape, None)
         if static is None:

@@ -6,7 +6,7 @@ Shape legend: r rows of the batch, B positions of the live block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +80,41 @@ class PathPlanning:
         # Divided by eta where it is large, so that rounding is not multiplied by it.
         weight = torch.where(masked, 1 / max(1.0, self.eta), min(1.0, self.eta))
         shown = surest_first(view.planned * weight, free) < n - n_masked
+        return masked & shown, free & ~masked & ~shown
+
+
+@dataclass(frozen=True)
+class CausalCorrector:
+    """Fill the block, score it by the causal law, and put the tokens of highest NLL back to MASK (BlockGen's ARPC).
+
+    After step i of T the floor(n (1 - kappa(i/T))) least probable of the n positions that are not prompt are MASK, each
+    scored by log p(token | those before it) in the block as it is filled. 1 - kappa is the masked fraction of `kappa`
+    as time runs from 1 to 0. The last step is not scored.
+    """
+
+    reads_causally: ClassVar[bool] = True
+    steps: int = option(4, "steps T per block, each one forward, and but for the last a causal one")
+    kappa: Any = option("linear", "an entry of SCHEDULES; how many are masked after each step")
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        build(SCHEDULES, self.kappa, "kappa")
+
+    def start(self, view: View) -> list[float]:
+        """Masked fraction after each step."""
+        return time_grid(self.kappa, self.steps)[1:]
+
+    def select(self, view: View, state: list[float]) -> tuple[Tensor, Tensor | None]:
+        free, masked = view.is_free, view.is_masked
+        n = free.sum(-1, keepdim=True)
+        n_masked = (n * state[min(view.step, self.steps - 1)] + 1e-9).floor().long()
+        if not bool(n_masked.any()):
+            return masked, None
+        filled = view.candidates
+        log_probs = view.read(filled.masked_fill(~view.is_valid, view.mask_token_id), free, causal=True)
+        scores = log_probs.gather(-1, filled[free][:, None]).squeeze(-1)
+        scores = scores.new_zeros(free.shape).masked_scatter(free, scores)
+        shown = surest_first(scores, free) < n - n_masked
         return masked & shown, free & ~masked & ~shown
 
 

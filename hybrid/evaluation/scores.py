@@ -91,6 +91,8 @@ class Scores:
             elif entry is Enumerate and enumerated:
                 yield self._line(size, name, self._by_row(size, entry(), name))
             elif entry is not Bound and every and size <= (entry.max_block_size or size):
+                if not entry.is_of(self.lm.config.model):
+                    continue
                 try:
                     method = build(LIKELIHOODS, name, "method")
                 except ValueError as error:  # an entry whose options have no defaults

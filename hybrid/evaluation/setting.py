@@ -9,8 +9,10 @@ from typing import Any
 
 from hybrid.config import parse_options
 from hybrid.decoding import DECODERS, GenerationConfig
+from hybrid.decoding.decoder import suits
 from hybrid.decoding.sampling import LAW
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
+from hybrid.model import ModelConfig
 from hybrid.options import at_least, build
 
 ALL = "all"
@@ -54,13 +56,15 @@ def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, *, sam
     return Setting(samples, new_tokens, prompt_tokens, GenerationConfig(**options))
 
 
-def choose_decoders(words: Iterable[str], key: str) -> dict[str, Any]:
-    """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for the whole table.
+def choose_decoders(words: Iterable[str], key: str, config: ModelConfig | None = None) -> dict[str, Any]:
+    """Build the decoders that are typed as `NAME` or `NAME:key=value,key=value`; `all` stands for those of the table
+    that suit networks of this kind (None: of any).
 
     Raises:
         ValueError: an unknown decoder, or an option that it does not take.
     """
-    return _chosen((label for word in words for label in (DECODERS if word == ALL else [word])), DECODERS, key)
+    suitable = [name for name, entry in DECODERS.items() if config is None or suits(entry, config)]
+    return _chosen((label for word in words for label in (suitable if word == ALL else [word])), DECODERS, key)
 
 
 def choose_likelihoods(words: Iterable[str], key: str) -> dict[str, LikelihoodMethod]:

@@ -7,12 +7,13 @@ A new likelihood is a frozen dataclass with `nll` (see `base.LikelihoodMethod`) 
 from hybrid.likelihoods.base import Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.elbo import Bound
 from hybrid.likelihoods.enumerated import BestOrder, Enumerate
-from hybrid.likelihoods.exact import Exact
+from hybrid.likelihoods.exact import Causal, Exact
 from hybrid.likelihoods.orders import Importance, Policy
 
 LIKELIHOODS: dict[str, type[LikelihoodMethod]] = {
     "bound": Bound,
     "exact": Exact,
+    "causal": Causal,
     "enumerate": Enumerate,
     "importance": Importance,
     "policy": Policy,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.model import Transformer
+from hybrid.model import ModelConfig, Transformer
 from hybrid.objectives.noise import NoiseKeys
 
 EQUAL, BOUND, NO_PROCEDURE = "=", "<=", "~"
@@ -96,6 +96,11 @@ class LikelihoodMethod(ABC):
 
     takes_all_draws: ClassVar[bool] = False
     """Whether `draws` may be "all": every mask, once."""
+
+    @classmethod
+    def is_of(cls, config: ModelConfig) -> bool:
+        """Return whether networks of this kind have it."""
+        return True
 
     @abstractmethod
     def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:

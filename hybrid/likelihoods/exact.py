@@ -1,4 +1,10 @@
-"""The autoregressive likelihood: block size 1, the product of the conditionals."""
+"""The autoregressive likelihoods: products of the conditionals p(x_l | x_<l), read in two ways.
+
+`exact`   at block size 1, as training at block size 1 trains them: an `in_place` model reads token l off a MASK at l.
+`causal`  each token off the clean row before it (`context: causal`), as `objective.ar_weight` trains them.
+
+Of a `next_token` model they are the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,9 @@ import torch
 from torch import Tensor
 
 from hybrid.likelihoods.base import Likelihood, LikelihoodMethod, Rows
-from hybrid.model import Transformer
+from hybrid.model import ModelConfig, Transformer
+from hybrid.model.kernels.cross_entropy import cross_entropies
+from hybrid.model.two_stream import check_reads_causally, reads_causally, two_stream_hidden
 from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Masking
 
@@ -29,6 +37,25 @@ class Exact(LikelihoodMethod):
                 "ask for block_size=1, or use 'bound' or 'enumerate'"
             )
         return Likelihood.without_noise(exact_nll(model, rows), rows, "exact")
+
+
+@dataclass(frozen=True)
+class Causal(LikelihoodMethod):
+    """-sum_l log p(x_l | x_<l), each token off the clean row before it, whatever the block size."""
+
+    takes_all_draws: ClassVar[bool] = True
+
+    @classmethod
+    def is_of(cls, config: ModelConfig) -> bool:
+        return reads_causally(config)
+
+    def nll(self, model: Transformer, rows: Rows, block_size: int, draws: int | str = 1, seed: int = 0) -> Likelihood:
+        check_reads_causally(model.config, "method: 'causal'")
+        nobody = rows.is_target[:, None][:, :0]  # no noisy stream
+        hidden = two_stream_hidden(model, rows.tokens, nobody, 1, rows.documents, rows.is_target)
+        targets = rows.tokens[rows.is_target]
+        losses = cross_entropies(hidden, model.head_matrix(), targets, model.banned_token_id)
+        return Likelihood.without_noise(per_row(losses, rows.is_target[:, None])[:, 0], rows, "causal")
 
 
 def exact_nll(model: Transformer, rows: Rows) -> Tensor:

@@ -189,7 +189,7 @@ class _Walk:
             log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             return _KnownText(log_probs, decoder)
 
-        def read(*_: Any) -> Tensor:
+        def read(*_: Any, **__: Any) -> Tensor:
             raise ValueError(
                 f"decoder: {decoder!r} draws tokens itself, so its texts have no exact policy likelihood; use another"
             )

@@ -104,11 +104,17 @@ class Sight:
     Args:
         documents: (b, slots) document of each slot; None: they are one document.
         window: a block and what it sees are at most so many slots; None: all slots before it.
+        reads_clean: hidden states of pending rows are wanted of `in_place` models too.
     """
 
     block_size: int
     documents: Tensor | None = None
     window: int | None = None
+    reads_clean: bool = False
+
+    def first_query(self, rows: BlockRows, config: ModelConfig) -> int:
+        """Return how many rows only serve keys and values in the last layer."""
+        return 0 if config.begin or self.reads_clean else rows.n_pending
 
     def first_slot(self, rows: BlockRows, config: ModelConfig) -> int:
         """Return the first slot that anybody sees."""
@@ -134,7 +140,7 @@ class Sight:
         reach = self.block_size - (self.window or 0)  # from the start of a row's block to the first slot that it sees
         first = self.first_slot(rows, config)
         span, n_pending = slice(first, rows.end), rows.n_pending
-        first_query = 0 if config.begin else n_pending
+        first_query = self.first_query(rows, config)
         n_rows = n_pending + rows.live.shape[1]
         if alike and not with_slots and (n_pending == 0 or n_rows == 1):  # one block that sees all of itself
             end = torch.full((1, n_rows), rows.end, device=rows.live.device)
@@ -173,7 +179,8 @@ class Sight:
 
 
 def rows_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
-    """Compute the hidden states (b, q, dim) of the rows of a forward; `in_place` has none of pending rows."""
+    """Compute the hidden states (b, q, dim) of the rows of a forward; `in_place` has none of pending rows, unless
+    `sight.reads_clean`."""
     tokens = rows.tokens(padding=model.mask_token_id)
     assert tokens.shape[1], "a forward of no rows"
     return model(tokens, sight.pattern(rows, model.config, cache), cache)

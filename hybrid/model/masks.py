@@ -72,8 +72,9 @@ class TwoStreamRows:
     Streams hold what somebody reads and no more: nobody reads the clean last block, so the clean stream ends before it
     (`in_place` at B = N has none), and `next_token` at B = 1 reads only clean rows, so it has no noisy stream.
 
-    `autoregressive` adds what predicts every token from those before it alone: of `next_token` all clean rows are read,
-    `in_place` gets one more noisy stream, at block size 1. It needs `context: causal`.
+    `autoregressive` reads all clean rows, each of which predicts the token behind it from those up to itself
+    (`context: causal`). A first token has no row before it: `next_token` has its begin token, `in_place` gets one more
+    row, a MASK that stands alone. Since that sees nothing it is the same row for every document.
     """
 
     length: int  # N
@@ -93,20 +94,19 @@ class TwoStreamRows:
         return self.begin + (self.length - 1 if self.autoregressive else (n_blocks - 1) * self.block_size)
 
     @property
-    def noisy_block_sizes(self) -> list[int]:
-        """The block size of each noisy stream."""
-        if self.prediction == "next_token":
-            return [] if self.block_size == 1 else [self.block_size] * self.draws
-        return [self.block_size] * self.draws + [1] * self.autoregressive
+    def noisy_streams(self) -> list[tuple[int, int]]:
+        """(length, block size) of each noisy stream."""
+        streams = [] if self.begin and self.block_size == 1 else [(self.length, self.block_size)] * self.draws
+        return [*streams, (1, 1)] if self.autoregressive and not self.begin else streams
 
     @property
     def n_noisy(self) -> int:
-        return len(self.noisy_block_sizes) * self.length
+        return sum(length for length, _ in self.noisy_streams)
 
     @property
     def clean_read(self) -> slice:
         """The clean rows that are read: `next_token` reads the first token of each block off the row before it."""
-        if self.begin and self.autoregressive:
+        if self.autoregressive:
             return slice(0, self.n_clean)
         return slice(0, self.n_clean, self.block_size) if self.begin else slice(0, 0)
 
@@ -118,7 +118,7 @@ class TwoStreamRows:
         """(1, n_clean + n_noisy): rotary positions."""
         text = torch.arange(self.begin, self.begin + self.length, device=device)
         clean = torch.arange(self.n_clean, device=device)
-        return torch.cat([clean, text.repeat(len(self.noisy_block_sizes))])[None]
+        return torch.cat([clean, *(text[:length] for length, _ in self.noisy_streams)])[None]
 
     def coordinates(self, device: torch.device | str = "cpu", documents: Tensor | None = None) -> Coordinates:
         """Return the coordinates of all rows, (1, n_clean + n_noisy) each.
@@ -126,17 +126,16 @@ class TwoStreamRows:
         Args:
             documents: (b, begin + N), the document of each token of the text, seen as input.
         """
-        sizes = self.noisy_block_sizes
         clean = torch.arange(self.n_clean, device=device) - self.begin
-        text = torch.arange(self.length, device=device)
-        position = torch.cat([clean, *(text for _ in sizes)])
-        start = torch.cat([clean // self.block_size * self.block_size, *(text // size * size for size in sizes)])
+        noisy = [(torch.arange(length, device=device), size) for length, size in self.noisy_streams]
+        position = torch.cat([clean, *(text for text, _ in noisy)])
+        start = torch.cat([clean // self.block_size * self.block_size, *(text // size * size for text, size in noisy)])
         start = torch.where(position < 0, position, start)
-        draw = torch.cat([torch.full_like(clean, -1), *(torch.full_like(text, i) for i in range(len(sizes)))])
+        draw = torch.cat([torch.full_like(clean, -1), *(torch.full_like(text, i) for i, (text, _) in enumerate(noisy))])
         document = None
         if documents is not None:
-            noisy = documents[:, self.begin :].repeat(1, len(sizes))
-            document = torch.cat([documents[:, : self.n_clean], noisy], dim=1)
+            texts = [documents[:, self.begin :][:, :length] for length, _ in self.noisy_streams]
+            document = torch.cat([documents[:, : self.n_clean], *texts], dim=1)
         return Coordinates(position[None], start[None], draw[None], document)
 
     def read_masked(self, masked: Tensor) -> Tensor:
@@ -145,17 +144,20 @@ class TwoStreamRows:
         row, draw, position = masked.nonzero(as_tuple=True)
         n_read = self.n_clean_read + self.n_noisy
         if not self.begin:
-            return row * n_read + draw * self.length + position
+            return row * n_read + self.n_clean_read + draw * self.length + position
         block, offset = position // self.block_size, position % self.block_size
         clean = position if self.autoregressive else block
         noisy = self.n_clean_read + draw * self.length + position - 1
         return row * n_read + torch.where(offset == 0, clean, noisy)
 
-    def read_autoregressive(self, is_target: Tensor) -> Tensor:
-        """Find the rows that predict the tokens that are True in `is_target` (b, N), each from those before it."""
+    def read_autoregressive(self, is_target: Tensor, is_first: Tensor) -> Tensor:
+        """Find the rows that predict the tokens that are True in `is_target` (b, N), each from those before it; there
+        are none before those that `is_first` (b, N)."""
         row, position = is_target.nonzero(as_tuple=True)
-        first = 0 if self.begin else self.n_clean_read + self.draws * self.length
-        return row * (self.n_clean_read + self.n_noisy) + first + position
+        n_read = self.n_clean_read + self.n_noisy
+        if self.begin:
+            return row * n_read + position
+        return row * n_read + torch.where(is_first[is_target], n_read - 1, position - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +202,7 @@ class TwoStream:
     def is_full(self) -> bool:
         """Whether every row sees every row: one block, one draw, nothing before it."""
         rows = self.rows
-        return rows.n_clean == 0 and rows.noisy_block_sizes == [rows.block_size] and self.documents is None
+        return rows.n_clean == 0 and rows.noisy_streams == [(rows.length, rows.block_size)] and self.documents is None
 
     def reading(self) -> TwoStream:
         """Return the same pattern with queries of only those rows that predictions are read from."""
@@ -211,7 +213,7 @@ class TwoStream:
         if not self.only_read:
             return rows
         noisy = rows[:, self.rows.n_clean :]
-        return torch.cat([rows[:, self.clean_queries], noisy], dim=1) if self.rows.begin else noisy
+        return torch.cat([rows[:, self.clean_queries], noisy], dim=1) if self.n_clean_queries else noisy
 
     @cached_property
     def positions(self) -> Tensor:

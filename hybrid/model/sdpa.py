@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -169,7 +169,7 @@ def _row_chunks(pattern: TwoStream) -> Iterator[slice]:
     """Cut the query rows: the clean ones, and each noisy stream by itself, at multiples of whole blocks."""
     rows, n_clean = pattern.rows, pattern.n_clean_queries
     size = max(max(CHUNK, rows.length // CHUNKS) // rows.block_size, 1) * rows.block_size
-    starts = [0, n_clean, *(n_clean + (i + 1) * rows.length for i in range(len(rows.noisy_block_sizes)))]
+    starts = list(accumulate([0, n_clean, *(length for length, _ in rows.noisy_streams)]))
     for start, stop in pairwise(starts):
         for first in range(start, stop, size):
             yield slice(first, min(first + size, stop))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.device import send
+from hybrid.model.config import ModelConfig
 from hybrid.model.masks import TwoStream
 from hybrid.model.transformer import Transformer
 
@@ -50,8 +51,9 @@ def two_stream_hidden(
     noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)
     read = rows.read_masked(masked)
     if autoregressive is not None:
-        noisy = torch.cat([noisy, torch.full_like(tokens, model.mask_token_id)], dim=1)
-        read = torch.cat([read, rows.read_autoregressive(autoregressive)])
+        noisy = torch.cat([noisy, torch.full_like(tokens[:, :1], model.mask_token_id)], dim=1)
+        is_first = first_tokens(tokens, None if documents is None else documents[:, rows.begin :])
+        read = torch.cat([read, rows.read_autoregressive(autoregressive, is_first)])
     inputs = torch.cat([clean, noisy[:, : rows.n_noisy]], dim=1)
     return model(send(inputs, device), pattern, read=send(read, device))
 
@@ -73,3 +75,29 @@ def input_documents(model: Transformer, tokens: Tensor, documents: Tensor | None
         return documents
     opening = documents + (tokens == model.end_of_text).to(documents.dtype)
     return torch.cat([documents[:, :1], opening], dim=1)
+
+
+def first_tokens(tokens: Tensor, documents: Tensor | None) -> Tensor:
+    """Find the tokens (b, N) before which there is nothing: the first of a text, and of each of its documents."""
+    is_first = torch.zeros_like(tokens, dtype=torch.bool)
+    is_first[:, 0] = True
+    if documents is not None:
+        is_first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return is_first
+
+
+def reads_causally(config: ModelConfig) -> bool:
+    """Return whether a clean row can predict the token behind it from those up to itself.
+
+    Rows of a `next_token` model can, read as at block size 1, whatever its context.
+    """
+    return bool(config.begin) or config.context == "causal"
+
+
+def check_reads_causally(config: ModelConfig, who: str) -> None:
+    """Raise a ValueError if no clean row can predict the token behind it from those up to itself."""
+    if not reads_causally(config):
+        raise ValueError(
+            f"{who} needs a network of prediction=next_token, or an in_place one of context=causal; the clean rows of "
+            f"this one ({config.context}) see the tokens that they would predict"
+        )

@@ -99,8 +99,9 @@ class MaskedCrossEntropy(MaskedObjective):
         return isinstance(self.weighting, Elbo) and not hasattr(self.estimator, "bias")
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> MaskedLoss:
-        # At block size 1 the loss is the autoregressive one already.
-        autoregressive = batch.is_target if self.ar_weight and block_size > 1 else None
+        # At block size 1 the loss of a `next_token` model is the autoregressive one already.
+        is_other = block_size > 1 or not model.config.begin
+        autoregressive = batch.is_target if self.ar_weight and is_other else None
         masking = self.draw(batch, noise, block_size)
         loss = masked_loss(model, batch.tokens, masking, block_size, batch.documents, autoregressive)
         logged = {"nelbo" if self.is_elbo else "loss": loss.total.detach()}  # only an estimate of the ELBO is called so

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from decoding_toy import Spy, as_name, engine
+from decoding_toy import Spy, as_name, context_of, engine
 from toy import MODES, random_tokens, toy_model
 
 from hybrid import rng
@@ -18,6 +18,7 @@ NEVER_BACK = {"name": "p2", "eta": 0.0, "steps": 4}
 REMASKING = [
     "mask_predict",
     "p2",
+    "arpc",
     "remdm",
     {"name": "mask_predict", "steps": 3},
     NEVER_BACK,
@@ -45,8 +46,9 @@ SPECS = [
 
 
 def modes_of(spec):
-    """Every entry of the table is tried in all modes, its variants in two that cover each choice."""
-    return MODES if isinstance(spec, str) else [MODES[0], MODES[3]]
+    """Every entry of the table is tried in all modes that suit it, its variants in two that cover each choice."""
+    modes = MODES if isinstance(spec, str) else [MODES[0], MODES[3]]
+    return [mode for mode in modes if context_of(spec) in (mode[0], "block_causal")]
 
 
 @pytest.mark.thin(24)
@@ -62,13 +64,14 @@ def test_rows_are_the_same_alone_and_in_a_batch_cached_and_not(spec, mode):
         uncached = engine(model, block_size, spec, seed=3, cache=False).generate(prompts, 8)
         alone = [engine(model, block_size, spec, seed=3).generate([p], 8).tokens[0] for p in prompts]
         assert batch.tokens == uncached.tokens == alone
-        assert batch.nfe == uncached.nfe
+        # A causal reading of next_token costs a forward more where nothing before the block is read yet.
+        assert batch.nfe == uncached.nfe or (context_of(spec), mode[1]) == ("causal", "next_token")
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=as_name)
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if spec != "copula"], ids=as_name)
 def test_revealed_tokens_change_only_where_they_are_remasked(spec):
     """Within the live block; the prompt and finished blocks never change."""
-    model = toy_model(vocab=9)
+    model = toy_model(context_of(spec), vocab=9)
     spy = Spy(build(DECODERS, spec, "decoder"))
     run = engine(model, 5, spy)
     seen: dict[tuple[int, int], int] = {}
@@ -99,6 +102,8 @@ def test_a_certain_model_is_reproduced(spec, mode, monkeypatch):
     """An oracle that knows the text puts all mass on it; every decoder must then write it, whatever its order."""
     model = toy_model(*mode, vocab=9)
     text = random_tokens(1, 14, vocab=8, seed=4)[0]  # without end of text
+    if context_of(spec) == "causal" and mode[1] == "in_place":
+        pytest.skip("a clean row says two things, as what is read of it")
 
     def know(network, tokens, pattern, cache):  # the state of a row is the token that it predicts
         slots = pattern.slots

@@ -21,7 +21,7 @@ POLICIES = [
     {"name": "entropy", "threshold": -0.9},
 ]
 
-RANDOM_OR_REVISED = ("first_hitting", "ancestral", "confidence", "mask_predict", "p2", "remdm")
+RANDOM_OR_REVISED = ("first_hitting", "ancestral", "confidence", "mask_predict", "p2", "remdm", "copula", "arpc")
 
 
 def every_text(vocab: int, length: int) -> torch.Tensor:

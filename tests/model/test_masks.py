@@ -76,7 +76,9 @@ def test_the_predicate_is_the_table(pattern):
 @settings(max_examples=80, deadline=None)
 @given(patterns())
 def test_read_rows_point_at_the_rows_that_predict(pattern):
-    """in_place reads token l at the noisy l; next_token at the row before it, clean where that ends a block."""
+    """in_place reads token l at the noisy l; next_token at the row before it, clean where that ends a block.
+
+    Autoregressive, both read it off the clean row before it; the first of a document of in_place off a MASK alone."""
     reading = pattern.reading()
     positions, draws = reading.queries.position[0], reading.queries.draw[0]
     masked = torch.ones(1, pattern.rows.draws, pattern.rows.length, dtype=torch.bool)
@@ -86,9 +88,12 @@ def test_read_rows_point_at_the_rows_that_predict(pattern):
         assert positions[row] == position - pattern.rows.begin
         assert draws[row] == (-1 if pattern.rows.begin and first else draw)
     if pattern.rows.autoregressive:
-        rows = pattern.rows.read_autoregressive(masked[:, 0])
-        assert positions[rows].tolist() == [p - pattern.rows.begin for p in range(pattern.rows.length)]
-        assert (draws[rows] == (-1 if pattern.rows.begin else pattern.rows.draws)).all()
+        is_first = (torch.arange(pattern.rows.length) % 5 == 0)[None]
+        rows = pattern.rows.read_autoregressive(masked[:, 0], is_first)
+        for position, row in enumerate(rows.tolist()):
+            alone = not pattern.rows.begin and position % 5 == 0
+            assert positions[row] == (0 if alone else position - 1)
+            assert draws[row] == (pattern.rows.draws if alone else -1)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -13,6 +13,7 @@ from toy import MODES, nll_of, random_tokens, toy_model
 from hybrid.data.batches import Batch
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
+from hybrid.model.masks import TwoStream
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy, MaskedLoss, masked_loss
 from hybrid.objectives.estimators import Count, Masking
@@ -50,11 +51,12 @@ def _next_hidden(model, tokens, position):
 
 @pytest.mark.parametrize("prediction", ["in_place", "next_token"])
 def test_the_autoregressive_loss_shares_the_clean_pass(prediction):
-    """Its value is the exact NLL, the ELBO part is as without it, and both gradients add up; documents included."""
+    """Its value is the NLL of the causal rows, the ELBO part is as without it, and both gradients add up; documents
+    included."""
     model = toy_model("causal", prediction)
     tokens = random_tokens(3, 10)
     is_target = torch.rand(3, 10, generator=torch.Generator().manual_seed(1)) < 0.8
-    documents = (torch.arange(10) >= 6).long().expand(3, -1)
+    documents = torch.tensor([[0] * 6 + [1] * 4, [0] * 10, [0, 1, 2, 2, 2, 2, 2, 3, 3, 3]])
     batch = Batch(tokens, is_target, documents)
 
     def gradient(total):
@@ -63,13 +65,41 @@ def test_the_autoregressive_loss_shares_the_clean_pass(prediction):
 
     alone = MaskedCrossEntropy(Count(), draws=2).loss(model, batch, noise_of(3), 4)
     both = MaskedCrossEntropy(Count(), draws=2, ar_weight=0.5).loss(model, batch, noise_of(3), 4)
-    exact = MaskedCrossEntropy(Count()).loss(model, batch, noise_of(3), 1)
+    if prediction == "in_place":
+        by_hand = _nll_of_causal_rows(model, batch)
+    else:
+        by_hand = MaskedCrossEntropy(Count()).loss(model, batch, noise_of(3), 1).total
     torch.testing.assert_close(both.logged["nelbo"], alone.total.detach())
     assert both.logged["ar_nll"] == both.autoregressive and set(alone.logged) == {"nelbo"}
-    torch.testing.assert_close(both.autoregressive, exact.total)
-    torch.testing.assert_close(both.total, alone.total + 0.5 * exact.total)
-    torch.testing.assert_close(gradient(both.total), gradient(alone.total) + 0.5 * gradient(exact.total))
-    assert MaskedCrossEntropy(Count(), ar_weight=0.5).loss(model, batch, noise_of(3), 1).autoregressive is None
+    torch.testing.assert_close(both.autoregressive, by_hand)
+    torch.testing.assert_close(nll_of(model, tokens, 4, "causal", 1, 0, documents, is_target).nll.sum(), by_hand)
+    torch.testing.assert_close(both.total, alone.total + 0.5 * by_hand)
+    torch.testing.assert_close(gradient(both.total), gradient(alone.total) + 0.5 * gradient(by_hand))
+
+
+def test_what_the_autoregressive_loss_is_at_block_size_1():
+    """Of next_token it is the loss already; of in_place, which reads MASKs there, it is another one."""
+    batch = Batch(random_tokens(3, 10), torch.ones(3, 10, dtype=torch.bool), None)
+    objective = MaskedCrossEntropy(Count(), ar_weight=0.5)
+    assert objective.loss(toy_model("causal", "next_token"), batch, noise_of(3), 1).autoregressive is None
+    model = toy_model("causal")
+    got = objective.loss(model, batch, noise_of(3), 1)
+    torch.testing.assert_close(got.autoregressive, _nll_of_causal_rows(model, batch))
+    assert got.logged["nelbo"] != got.logged["ar_nll"]
+
+
+def _nll_of_causal_rows(model, batch):
+    """Each document by itself through a plain causal pass, its first token off a MASK that sees nothing."""
+    alone = model(torch.tensor([[model.mask_token_id]]), TwoStream.of(1, 1))
+    total = torch.zeros((), dtype=torch.float64)
+    for row, tokens in enumerate(batch.tokens):
+        document = torch.zeros_like(tokens) if batch.documents is None else batch.documents[row]
+        for number in document.unique().tolist():
+            text, counts = tokens[document == number], batch.is_target[row][document == number]
+            causal = model(text[None], TwoStream.of(len(text), 1, "causal", "next_token"))[:, :-1]
+            logits = model.head(torch.cat([alone, causal], dim=1))[0]
+            total = total + F.cross_entropy(logits, text, reduction="none")[counts].sum()
+    return total
 
 
 def test_a_prompt_is_given_and_its_answer_scored():

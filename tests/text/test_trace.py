@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from decoding_toy import Conditionals, as_name, engine
+from decoding_toy import Conditionals, as_name, context_of, engine
 from foreign_tokenizers import foreign
 from toy import random_tokens, toy_model
 
@@ -56,7 +56,7 @@ def replay(text: TracedText, width: int) -> list[int]:
 @pytest.mark.parametrize("spec", SPECS, ids=as_name)
 def test_the_steps_lead_to_the_text_and_watching_changes_nothing(spec: Any) -> None:
     for options in ({}, {"cache": False}, {"stop_at_end": False, "guidance": 1.0}):
-        run = engine(toy_model(), 4, spec, **options)
+        run = engine(toy_model(context_of(spec)), 4, spec, **options)
         plain = run.generate(PROMPTS, 7)
         trace = Trace(run)
         *_, last = trace.stream(PROMPTS, 7)

@@ -133,7 +133,7 @@ def test_data_noise_and_block_sizes_are_those_of_the_seed(seed: int, monkeypatch
 def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | None) -> None:
     """That of block size 1, where nothing is random, against `Exact`; the autoregressive part is weighted."""
     split = packed()
-    model = toy_model("causal")
+    model = toy_model("causal", "next_token")
     index = batch_rows(40, ROWS, 0, 3)
     batch = split.rows(index)
     with torch.no_grad():
@@ -144,9 +144,9 @@ def test_losses_of_a_step_are_nats_per_target_token_of_the_batch(micro: int | No
     one.block_sizes = [1]
     assert float(one.accumulate(3).losses[0]) == pytest.approx(exact)
     one.block_sizes = [4]
-    plain = stepper(split, model=toy_model("causal"), objective=MaskedCrossEntropy(Count()), micro=micro)
+    plain = stepper(split, model=toy_model("causal", "next_token"), objective=MaskedCrossEntropy(Count()), micro=micro)
     plain.block_sizes = [4]
-    alone = stepper(split, model=toy_model("causal"), objective=MaskedCrossEntropy(Count()), micro=micro)
+    alone = stepper(split, model=toy_model("causal", "next_token"), objective=MaskedCrossEntropy(Count()), micro=micro)
     alone.block_sizes = [1]
     whole, elbo, left_to_right = (gradient(one)[0], gradient(plain)[0], gradient(alone)[0])
     assert one.accumulate(3).losses[1] == pytest.approx(exact)
