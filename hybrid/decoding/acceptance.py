@@ -1,0 +1,84 @@
+"""Rules of speculation: how a draft is drawn from q, and how much of it is kept where the law is p.
+
+    match      draft ~ q                    kept while the draw from p is the same        sum p q
+    argmax     draft = argmax q             kept while the draw from p is the same        p(argmax q)
+    shared     draft ~ q by the check's     kept while the draw from p is the same        q and p drawn by one noise
+               own random number
+    rejection  draft ~ q                    kept with min(1, p / q), else ~ (p - q)+      sum min(p, q)
+
+The first three write what the check draws, which is the text of plain decoding whatever the draft is. The last one is
+another text of the same law (Leviathan et al. 2211.17192). p and q are those of the tokens as they are drawn: after
+temperature, top-k and top-p.
+
+Shape legend: r rows, n places that are checked, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hybrid.decoding.sampling import Sampling, inverted
+
+RULES = ("match", "argmax", "shared", "rejection")
+
+
+class Noise(NamedTuple):
+    """float64 uniforms (r, n)."""
+
+    check: Tensor  # of plain decoding
+    draft: Tensor
+    accept: Tensor
+
+
+def draw(sampling: Sampling, log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """(r, n, V), (r, n) -> (r, n) tokens"""
+    return sampling.draw(log_probs.flatten(0, 1), uniform.flatten()).view(uniform.shape)
+
+
+def drafted(rule: str, sampling: Sampling, q: Tensor, noise: Noise) -> Tensor:
+    """(r, n, V) log-probabilities -> (r, n) tokens of a draft."""
+    if rule == "argmax":
+        return q.argmax(-1)
+    if rule == "shared":
+        return draw(sampling, q, noise.check)
+    if rule == "match":
+        return draw(sampling, q, noise.draft)
+    return _invert(probabilities(sampling, q), noise.draft)
+
+
+def checked(
+    rule: str, sampling: Sampling, p: Tensor, q: Tensor, draft: Tensor, is_draft: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Return tokens (r, n), and how many of each row (r,) stand: a place stands if all drafts before it were kept.
+
+    Args:
+        p, q: (r, n, V) log-probabilities of the check and of the draft.
+        is_draft: (r, n) places that have a draft; at the others a token is drawn from p.
+    """
+    if rule != "rejection":
+        tokens = draw(sampling, p, noise.check)
+        kept = (tokens == draft) & is_draft
+    else:
+        p, q = probabilities(sampling, p), probabilities(sampling, q) * is_draft[..., None]
+        of_p, of_q = (law.gather(-1, draft[..., None]).squeeze(-1) for law in (p, q))
+        kept = (noise.accept * of_q < of_p) & is_draft
+        left = (p - q).clamp(min=0)
+        left = torch.where(left.sum(-1, keepdim=True) > 0, left, p)  # p = q, and rounding has refused
+        tokens = torch.where(kept, draft, _invert(left, noise.check))
+    return tokens, 1 + kept[:, :-1].cumprod(-1).sum(-1)
+
+
+def probabilities(sampling: Sampling, log_probs: Tensor) -> Tensor:
+    """(r, n, V) -> (r, n, V) float64, as tokens are drawn."""
+    if sampling.temperature == 0:
+        best = log_probs.argmax(-1, keepdim=True)
+        return torch.zeros_like(log_probs, dtype=torch.float64).scatter_(-1, best, 1.0)
+    return sampling.truncate(log_probs.flatten(0, 1)).softmax(-1).view(log_probs.shape)
+
+
+def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
+    """(r, n, V), (r, n) -> (r, n)"""
+    return inverted(weights.flatten(0, 1), uniform.flatten()).view(uniform.shape)
