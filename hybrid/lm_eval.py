@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from hybrid import cli
-from hybrid.options import bare, nearest, nearest_path, shown
+from hybrid.options import nearest, nearest_path, shown
 
 if TYPE_CHECKING:
     from hybrid.evaluation.harness.adapter import HybridLM
@@ -62,10 +62,12 @@ def find_tasks(words: Sequence[str], include_path: str | None) -> Any:
     """Return the harness's manager, of its own tasks if any is named, and of those of `include_path`.
 
     Raises:
-        ValueError: a file that is not there, or an unknown name.
+        ValueError: a file that is not there, an unknown name, or several in a word.
     """
     from lm_eval.tasks import TaskManager
 
+    if joined := next((word for word in words if "," in word and not Path(word).exists()), None):
+        raise ValueError(f"--tasks: {shown(joined)}: several are given with blanks between: {joined.replace(',', ' ')}")
     files = [word for word in words if is_file(word)]
     if missing := next((word for word in files if not Path(word).is_file()), None):
         raise ValueError(f"--tasks: {missing} is missing{nearest_path(Path(missing))}")
@@ -83,12 +85,14 @@ def load_tasks(words: Sequence[str], manager: Any) -> dict[str, Any]:
     Raises:
         ValueError: what the harness cannot read as a task.
     """
+    from hybrid.evaluation.harness.mistakes import in_a_line
+
     loaded: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for word in words:
         try:
             found = manager.load([task_file(Path(word))] if is_file(word) else manager.match_tasks([word]))
         except Exception as error:  # whatever a task's settings, its functions or its data set raise
-            raise ValueError(f"--tasks: {word}: {bare(str(error) or type(error).__name__, 300)}") from error
+            raise ValueError(f"--tasks: {word}: {in_a_line(error)}") from error
         if twice := sorted(loaded["tasks"].keys() & found["tasks"].keys()):
             raise ValueError(f"--tasks: {word}: the task {twice[0]!r} is there twice; give each a name of its own")
         for kind, named in loaded.items():
@@ -148,6 +152,7 @@ def evaluate(
     from lm_eval import evaluator
 
     from hybrid.config import parse_options
+    from hybrid.evaluation.harness.mistakes import mistakes_of_tasks
 
     inner = {name for names in tasks["group_map"].values() for name in names}
     outer = [task for kind in ("groups", "tasks") for name, task in tasks[kind].items() if name not in inner]
@@ -155,6 +160,7 @@ def evaluate(
     with (
         commit,
         _children_end_on_sigterm(),
+        mistakes_of_tasks(),
         contextlib.redirect_stdout(sys.stderr),
     ):  # where the harness says what it does
         results = evaluator.simple_evaluate(

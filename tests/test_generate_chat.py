@@ -138,6 +138,8 @@ def test_options_that_do_not_go_together(command: Command, talker: Path, words: 
     "text, message",
     [
         ("[", "--messages: standard input is not JSON"),
+        ("[1]\n[2]\n", "; give one conversation: a list of messages"),
+        ('[{"role": "User", "content": "a"}]', "assistant, tool (did you mean 'user'?)"),
         ('{"role": "user"}', "--messages: standard input: is an object with role; it must be a list of"),
         ('{"messages": [], "id": 1}', "is an object with messages, id; it must be a list of"),
         (

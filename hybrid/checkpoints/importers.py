@@ -15,6 +15,7 @@ from typing import Any
 from hybrid.checkpoints.finding import find_checkpoint, list_checkpoints, reading
 from hybrid.checkpoints.hugging_face import FAMILIES, refuse_unknown
 from hybrid.checkpoints.identity import foreign_identity, identity_of, is_foreign
+from hybrid.checkpoints.lookalikes import lookalike
 from hybrid.checkpoints.recorded_data import recorded_data
 from hybrid.checkpoints.stored_model import Importer, ReadsSettings, StoredModel
 from hybrid.checkpoints.tensor_files import has_group, load_group
@@ -55,15 +56,23 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
         folder = path.absolute()
         with reading(folder):
             return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), recorded_data(folder), folder, name)
-    if is_foreign(path) and not _is_ours(path):
-        with reading(path):
-            refuse_unknown(path)
+    if not _is_ours(path):
+        if what := lookalike(path):
+            raise ValueError(f"checkpoint: {path} {what}")
+        if is_foreign(path):
+            with reading(path):
+                refuse_unknown(path)
     found = find_checkpoint(path).absolute()
     home = next((folder for folder in (found, found.parent.parent) if (folder / "config.yaml").is_file()), None)
     if home is None:
+        lacks = (
+            "config.json has no model_type; add the one that the model was published with"
+            if is_foreign(found)
+            else "has no config.yaml beside it; give the run folder that it belongs to"
+        )
         raise ValueError(
-            f"checkpoint: {found} has no config.yaml beside it; give the run folder that it belongs to. No importer "
-            f"recognises it (there are: {', '.join(IMPORTERS) or 'none'}; --imports registers those of a module)"
+            f"checkpoint: {found}: {lacks}. No importer recognises it (there are: {', '.join(IMPORTERS) or 'none'}; "
+            "--imports registers those of a module)"
         )
     tokenizer = load_tokenizer(home / "tokenizer")
     with reading(found):

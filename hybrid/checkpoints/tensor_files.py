@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybrid.distributed import Ranks, local
+from hybrid.storage.pointers import advice
 
 _PART = re.compile(r".+\.(\d{5})-of-(\d{5})\.safetensors")
 
@@ -57,9 +58,7 @@ def open_tensors(file: Path) -> Any:
         raise ValueError(f"{file}: is missing") from None
     except (OSError, SafetensorError) as error:
         why = " ".join(str(error).split())
-        raise ValueError(
-            f"{file}: is truncated or not a safetensors file: {why}; copy or download the file again"
-        ) from None
+        raise ValueError(f"{file}: is truncated or not a safetensors file: {why}; {advice(file)}") from None
 
 
 def has_group(checkpoint: Path, group: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hybrid.options import bare, shown
+from hybrid.options import bare, nearest, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """A template writes the role as it is, perhaps as a part of a special token: so there are no others."""
@@ -66,7 +66,8 @@ def _checked(message: Any, where: str, renamed: str) -> Message:
         raise ValueError(f"{where}: {found}; it must be an object with role and content{renamed}")
     role, content = message["role"], message.get("content")
     if role not in ROLES:
-        raise ValueError(f"{where}: role {shown(role)} is not one of {', '.join(ROLES)}{renamed}")
+        near = "" if renamed else nearest(role, ROLES)
+        raise ValueError(f"{where}: role {shown(role)} is not one of {', '.join(ROLES)}{near}{renamed}")
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise ValueError(f"{where}: content is {shown(content)}; it must be a string")
     kept = {name: entry for name, entry in message.items() if entry is not None}

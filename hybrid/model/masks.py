@@ -243,11 +243,10 @@ class TwoStream:
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """Pattern of a generation forward: each row of `[pending clean ; live noisy]` sees the slots up to its end.
+    """Pattern of a generation forward, of rows `[pending clean ; live noisy]`.
 
     Finished blocks, those being committed and the live block stand in slot order, so a row sees a range of slots, up to
-    its own block's end (`block_causal`, live rows) or itself (`causal` clean rows), from the first one or from where a
-    window begins that slides along with the text.
+    its own block's end (`block_causal`, live rows) or itself (`causal` clean rows), from the first or a window's first.
     """
 
     slots: slice | Tensor  # where the rows' keys and values go, (b, r) or the same slice for all; slots are positions

@@ -107,7 +107,10 @@ def _checkpoint_to_resume(folder: Path, mode: str) -> Path | None:
         has_saved = bool(finding.list_checkpoints(folder / "checkpoints"))
         return finding.find_checkpoint(folder) if has_saved else None
     found = finding.find_checkpoint(path_of("trainer.resume", mode))
-    finding.step_of(found)  # refuses a saved model, which has no step
+    try:
+        finding.step_of(found)
+    except ValueError as error:  # a saved model, or one of others
+        raise ValueError(f"trainer.resume: {error}; its weights are a start with trainer.init_from={mode}") from None
     return found
 
 

@@ -69,7 +69,9 @@ def _messages(text: str, source: str, system: str | None) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not JSON ({str(error)[:200]}); fix it") from None
+        several = "Extra data" in str(error)  # a line each, as in jsonl
+        fix = "give one conversation: a list of messages" if several else "fix it"
+        raise ValueError(f"{where} is not JSON ({str(error)[:200]}); {fix}") from None
     if isinstance(value, dict) and set(value) != {"messages"}:
         lists = [inner for inner in value.values() if isinstance(inner, list)]
         renamed = renaming(value, lists[0] if lists else ()) or "give the list alone"

@@ -191,10 +191,11 @@ def test_what_no_importer_knows_is_refused_as_ever_and_ours_is_never_asked_about
     foreign: Path, copy_of_trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (foreign / "config.json").write_text("{}")
-    message = (
-        r"^checkpoint: .*foreign has no config\.yaml beside it; give the run folder .*\. No importer recognises it"
-    )
+    message = r"^checkpoint: .*foreign: config\.json has no model_type; add the one .*\. No importer recognises it"
     with pytest.raises(ValueError, match=rf"{message} \(there are: llama, .*, toy; --imports"):
+        hybrid.load(foreign)
+    (foreign / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"^checkpoint: .*foreign: has no config\.yaml beside it; give the run folder"):
         hybrid.load(foreign)
     monkeypatch.setattr(Toy, "recognises", lambda self, folder: pytest.fail("asked"))
     for folder in (copy_of_trained, copy_of_trained / "checkpoints", copy_of_trained / "checkpoints/step-00000008"):

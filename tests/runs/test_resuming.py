@@ -118,6 +118,13 @@ def test_a_folder_that_holds_something_is_not_overwritten(configure: Configure, 
     assert {path: path.read_bytes() for path in copy_of_trained.rglob("*") if path.is_file()} == before
 
 
+def test_a_model_without_a_step_is_a_start_and_no_run(configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=r"^trainer.resume: .*theirs: is not .*with trainer\.init_from=.*theirs$"):
+        ResumePlan.of(configure(tmp_path, f"trainer.resume={tmp_path / 'theirs'}"))
+
+
 def test_a_folder_of_other_things_is_not_taken_for_a_run(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "notes.txt").write_text("mine")

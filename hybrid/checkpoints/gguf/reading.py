@@ -106,7 +106,8 @@ def _refuse_others(path: Path) -> None:
     with open(path, "rb") as file:
         head = file.read(len(_MAGIC))
     if head != _MAGIC:
-        raise ValueError(f"{path}: is not a GGUF file: it begins with {head!r} instead of {_MAGIC!r}")
+        what = f"it begins with {head!r} instead of {_MAGIC!r}"
+        raise ValueError(f"{path}: is not a GGUF file: {what}; safetensors need no conversion: load their folder")
 
 
 def _reader_class(gguf: Any) -> Any:

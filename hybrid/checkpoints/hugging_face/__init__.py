@@ -10,7 +10,7 @@ from hybrid.checkpoints.hugging_face.qwen2 import Qwen2
 from hybrid.checkpoints.hugging_face.qwen3 import Qwen3
 from hybrid.checkpoints.hugging_face.sdar import Sdar
 from hybrid.checkpoints.hugging_face.their_config import TheirConfig
-from hybrid.options import nearest, shown
+from hybrid.options import shown
 
 __all__ = ["FAMILIES", "Family", "refuse_unknown"]
 
@@ -32,6 +32,6 @@ def refuse_unknown(folder: Path) -> None:
     reason = "a mixture of experts" if str(model_type).endswith("_moe") else _REASONS.get(str(model_type))
     covered = "; ".join(f"{name} ({family.models})" for name, family in FAMILIES.items())
     raise ValueError(
-        f"config.json: model_type {shown(model_type)}{f' ({reason})' if reason else ''}: not covered"
-        f"{nearest(model_type, FAMILIES)}; covered are {covered}; --imports registers an importer of your own"
+        f"config.json: model_type {shown(model_type)}{f' ({reason})' if reason else ''}: not covered; "
+        f"covered are {covered}; --imports registers an importer of your own"
     )

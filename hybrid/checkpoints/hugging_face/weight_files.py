@@ -79,6 +79,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{INDEX}: weight_map {shown(of_name)} does not name a file for each tensor")
     found: dict[str, StoredTensor] = {}
     files = {file: _inside(folder, file) for file in of_name.values()}  # all of them before one is opened
+    if gone := [file for file, path in files.items() if not path.is_file()]:
+        raise ValueError(f"{INDEX}: files that it names are missing: {first_few(gone)}; copy them into the folder")
     for file, path in files.items():
         tensors = _tensors_in(path)
         listed = {name for name, where in of_name.items() if where == file}

@@ -16,6 +16,7 @@ from hybrid.data.tokenizers.base import END_OF_TEXT, LONG, SpecialToken, Tokeniz
 from hybrid.data.tokenizers.chat_template import ChatTemplate
 from hybrid.data.tokenizers.published import SUBWORD_FILE, tokenizer_file
 from hybrid.options import bare, path_of
+from hybrid.storage.pointers import advice
 
 # What published tokenizers call the token that ends a document, most specific first.
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<|eot_id|>", "[SEP]")
@@ -97,7 +98,7 @@ class SubwordTokenizer(Tokenizer):
         except Exception as error:  # the library raises bare Exception
             raise ValueError(
                 f"data.tokenizer: {str(path)!r} is not a tokenizer.json that the tokenizers library reads "
-                f"({bare(error, 200)})"
+                f"({bare(error, 200)}); {advice(path)}"
             ) from None
         try:
             made = cls(tokenizer, configured if end_of_text is None else end_of_text)

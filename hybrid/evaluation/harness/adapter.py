@@ -22,7 +22,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from hybrid.arguments import SEEDS, flag, integer
 from hybrid.data.chat import Chat
 from hybrid.device import default_precision, resolve_device
-from hybrid.evaluation.harness.pieces import Piece, encode_pair, fitted
+from hybrid.evaluation.harness.pieces import Piece, encode_pair, fitted, refuse_several
 from hybrid.evaluation.harness.scoring import Estimator, Score, errors_of
 from hybrid.evaluation.harness.writing import Wanted, Writer
 from hybrid.evaluation.machine import environment_of
@@ -77,6 +77,8 @@ class HybridLM(LM):
 
     def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation given its context, and whether it is what greedy decoding writes."""
+        for request in requests:
+            refuse_several(request.args)
         pieces = [self._piece(*map(str, request.args)) for request in requests]
         with _one_warning():
             scores = self.estimator.score(pieces, self.batch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hybrid.evaluation.own_model import equally_long
 from hybrid.options import bare, shown
@@ -44,6 +45,15 @@ def encode_pair(encode: Encode, context: str, continuation: str) -> tuple[list[i
     if whole[: len(before)] == before and len(whole) > len(before):
         return before, whole[len(before) :]
     return before, encode(continuation)
+
+
+def refuse_several(texts: Sequence[Any]) -> None:
+    """Raise a ValueError for a list of texts where a request has one."""
+    if several := next((each for each in texts if isinstance(each, (list, dict))), None):
+        raise ValueError(
+            f"tasks: {shown(several)} is a {type(several).__name__}; let doc_to_text and doc_to_target give one text "
+            "(a choice of several is output_type: multiple_choice)"
+        )
 
 
 def fitted(context: Sequence[int], continuation: Sequence[int], seq_len: int, text: str) -> Piece:

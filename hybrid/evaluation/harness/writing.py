@@ -6,7 +6,7 @@ So where it is cut does not depend on the rows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +17,7 @@ from hybrid.decoding.results import GenerationState
 from hybrid.decoding.sampling import Sampling
 from hybrid.evaluation.harness.pieces import Encode, Piece
 from hybrid.lm import LanguageModel
-from hybrid.options import shown
+from hybrid.options import convert, shown
 from hybrid.progress import progress
 from hybrid.text.continuation import continuation
 
@@ -41,11 +41,12 @@ class Wanted:
         """Read the generation arguments of a request; without `do_sample` or a temperature it is greedy.
 
         Raises:
-            ValueError: an argument that has no meaning here, or no room for a prompt.
+            ValueError: an argument that has no meaning here or is of another type, or no room for a prompt.
         """
         asked = {name: value for name, value in asked.items() if value is not None}
         until = asked.pop("until", ())
-        stops = (until,) if isinstance(until, str) else tuple(until)
+        listed = convert("gen_kwargs: until", list(until) if isinstance(until, tuple) else until, str | list[str])
+        stops = [listed] if isinstance(listed, str) else listed
         lengths = [asked.pop(name) for name in _LENGTHS if name in asked]
         temperature = asked.pop("temperature", None)
         does_sample = asked.pop("do_sample", bool(temperature))
@@ -57,14 +58,22 @@ class Wanted:
                 f"gen_kwargs: {unknown[0]}={shown(asked[unknown[0]])} has no meaning here; a task may give until, "
                 f"do_sample, {', '.join(sorted(known))} and {_LENGTHS[0]}"
             )
-        new_tokens = int(lengths[0]) if lengths else min(NEW_TOKENS, seq_len // 2)
+        new_tokens = _number(_LENGTHS[0], lengths[0], int) if lengths else min(NEW_TOKENS, seq_len // 2)
         if not 0 < new_tokens < seq_len:
             raise ValueError(
                 f"gen_kwargs: max_gen_toks={new_tokens} leaves no room for a prompt in the context of {seq_len} "
                 f"(data.seq_len), or for a text; take 1 to {seq_len - 1} (--gen-kwargs max_gen_toks=N)"
             )
-        asked["temperature"] = (1.0 if temperature is None else float(temperature)) if does_sample else 0.0
+        drawn_at = 1.0 if temperature is None else _number("temperature", temperature, float)
+        asked["temperature"] = drawn_at if does_sample else 0.0
         return cls(tuple(stop for stop in stops if stop), new_tokens, Sampling(**asked))
+
+
+def _number(name: str, value: Any, kind: Callable[[Any], Any]) -> Any:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"gen_kwargs: {name}={shown(value)} must be a number") from None
 
 
 @dataclass(frozen=True)

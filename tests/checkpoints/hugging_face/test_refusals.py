@@ -32,7 +32,7 @@ def message_of(folder: Path) -> str:
     ("llama", {"model_type": "gpt2"}, "covered are llama (Llama 2 and 3, SmolLM2); qwen2 (Qwen2, Qwen2.5); qwen3"),
     ("qwen3", {"model_type": "qwen3_moe"}, "model_type 'qwen3_moe' (a mixture of experts): not covered"),
     ("llama", {"model_type": "mixtral"}, "(a mixture of experts): not covered"),
-    ("llama", {"model_type": "lama"}, "model_type 'lama': not covered (did you mean 'llama'?)"),
+    ("llama", {"model_type": "llada"}, "model_type 'llada': not covered; covered are"),  # near, but another network
     ("llama", {"model_type": ["llama"]}, "model_type ['llama']: not covered"),
     ("qwen2", {"num_experts": 8}, "num_experts 8: not covered; no mixture of experts"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config 'gptq' is not covered"),
@@ -115,16 +115,20 @@ def _int8(folder: Path) -> None:
     save_file(tensors | {"model.norm.weight": torch.ones(32, dtype=torch.int8)}, folder / "model.safetensors")
 
 
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 538090408\n"
 FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a path up": (lambda f: index_of(f, into("../x.safetensors")), "'../x.safetensors' leads out of the folder"),
     "an absolute path": (lambda f: index_of(f, into("/etc/passwd")), "'/etc/passwd' leads out of the folder"),
     "a folder below": (lambda f: index_of(f, into("a/b.safetensors")), "'a/b.safetensors' leads out of the folder"),
     "a link": (_link_out, "model.safetensors: is a link out of the folder; put the file itself there"),
-    "a shard is gone": (lambda f: (index_of(f) / "model-00002-of-00002.safetensors").unlink(), "is missing"),
+    "a shard is gone": (lambda f: (index_of(f) / "model-00002-of-00002.safetensors").unlink(), "are missing: model-0"),
     "not in its shard": (lambda f: index_of(f, lambda m: m.update({"odd": m["lm_head.weight"]})), "does not hold"),
     "not in the index": (lambda f: index_of(f, lambda m: m.pop("lm_head.weight")), "does not hold what it lists: lm_"),
     "an index of numbers": (lambda f: index_of(f, into(3)), "does not name a file for each tensor"),  # type: ignore
     "pickled": (_pickled, "write them as safetensors with transformers: AutoModelForCausalLM"),
+    "git-lfs": (lambda f: (f / "model.safetensors").write_text(POINTER), "a pointer of git-lfs: git lfs pull"),
+    "git-lfs, tokenizer": (lambda f: (f / "tokenizer.json").write_text(POINTER), "a pointer of git-lfs: git lfs pull"),
+    "an empty tokenizer": (lambda f: (f / "tokenizer.json").write_text(""), "; copy or download the file again"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
     "int8": (_int8, "quantised, or no weights: model.norm.weight I8; covered are F64, F32, BF16, F16"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing; write it with"),

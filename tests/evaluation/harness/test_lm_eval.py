@@ -239,6 +239,9 @@ def test_turns_that_end_with_end_of_text_are_one_document(talker: Path) -> None:
         ("--tasks {documents}", r"--tasks: .*: .*"),
         ("--tasks {choice} --draws many", r"--draws: 'many' must be an integer, or all"),
         ("--tasks {choice} {choice}", r"--tasks: .*: the task 'choice' is there twice"),
+        ("--tasks arc_easy,piqa", r"--tasks: 'arc_easy,piqa': several are given with blanks between: arc_easy piqa$"),
+        ("--tasks {odd}", r"--tasks: .*: KeyError: 'nowhere'; check its fields, splits and metrics \("),
+        ("--tasks {choice} --num-fewshot 99", r"num_fewshot: more examples than a task has .* \(--num-fewshot K\)"),
         ("--tasks {choice} --limit 0", r"--limit: 0\.0 must be above 0"),
         ("--tasks {choice} --draws 0", r"draws: 0 must be an integer of at least 1"),
         ("--tasks {choice} --log-samples", r"--log-samples: has no effect without --output"),
@@ -249,9 +252,19 @@ def test_turns_that_end_with_end_of_text_are_one_document(talker: Path) -> None:
 )
 def test_a_mistake_is_one_line(words: str, message: str, command: Command, trained: Path, tasks: Path) -> None:
     named = {"documents": tasks / "documents.json", "choice": tasks / "choice.yaml", "written": tasks / "written.json"}
-    (tasks / "documents.json").write_text("[1, 2")
+    named["documents"].write_text("[1, 2")
+    named["odd"] = tasks / "odd.json"
+    named["odd"].write_text(json.dumps(json.loads(named["choice"].read_text()) | {"test_split": "nowhere"}))
     error = command("lm_eval", "--checkpoint", trained, *words.format(**named).split()).error
     assert re.search(message, error), error
+
+
+def test_what_the_harness_stumbles_over_late_is_one_line(command: Command, trained: Path, tasks: Path) -> None:
+    wrong = tasks / "wrong.json"
+    metrics = {"metric_list": [{"metric": "acc", "aggregation": "meen"}]}
+    wrong.write_text(json.dumps(json.loads((tasks / "choice.yaml").read_text()) | metrics))
+    error = command("lm_eval", "--checkpoint", trained, "--tasks", wrong).error
+    assert re.search(r"tasks: TypeError: .*; check its fields, splits and metrics \(HYBRID_TRACEBACK=1", error), error
 
 
 def test_outside_of_a_repository_git_is_silent(

@@ -12,7 +12,8 @@ from conftest import Command
 
 import hybrid
 from hybrid.data.tokenizers.subword import SubwordTokenizer
-from hybrid.evaluation.harness.pieces import Piece, batches, encode_pair, fitted
+from hybrid.evaluation.harness.mistakes import mistakes_of_tasks
+from hybrid.evaluation.harness.pieces import Piece, batches, encode_pair, fitted, refuse_several
 from hybrid.evaluation.harness.scoring import Estimator, Score, errors_of
 
 pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
@@ -55,6 +56,9 @@ def test_a_long_context_loses_its_beginning() -> None:
         fitted([1], [5, 6, 7, 8], 3, "x")
     with pytest.raises(ValueError, match=r"tasks: the continuation '' has no token"):
         fitted([1], [], 3, "")
+    with pytest.raises(ValueError, match=r"tasks: \['a'\] is a list; let doc_to_text and doc_to_target give one"):
+        refuse_several(("a", ["a"]))
+    refuse_several(("a", "b"))
 
 
 def test_what_is_scored_together_is_equally_long_and_different(lm: hybrid.LanguageModel) -> None:
@@ -131,3 +135,9 @@ def test_several_processes_are_refused(command: Command, trained: Path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     error = command("lm_eval", "--checkpoint", trained, "--tasks", "mine.yaml").error
     assert error.endswith("it runs in one process, not in 2; start it without torchrun")
+
+
+def test_a_defect_of_ours_keeps_its_traceback() -> None:
+    """Only what is raised in the harness itself is a mistake of the task."""
+    with pytest.raises(AttributeError), mistakes_of_tasks():
+        Piece.context.__get__(object())  # no Piece

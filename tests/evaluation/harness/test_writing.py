@@ -46,6 +46,9 @@ def test_what_a_request_wants() -> None:
         ({"max_gen_toks": 0}, r"max_gen_toks=0 .* take 1 to 39 .--gen-kwargs max_gen_toks=N."),
         ({"num_beams": 4}, r"gen_kwargs: num_beams=4 has no meaning here"),
         ({"temperature": -1}, r"temperature"),
+        ({"until": 5}, r"gen_kwargs: until: 5 is an int; it must be str or list of str"),
+        ({"max_gen_toks": "many"}, r"gen_kwargs: max_gen_toks='many' must be a number"),
+        ({"temperature": "hot"}, r"gen_kwargs: temperature='hot' must be a number"),
     ],
 )
 def test_what_cannot_be_wanted(asked: dict[str, Any], message: str) -> None:
