@@ -65,3 +65,23 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
         assert message in command("generate.py", "--checkpoint", causal, *words, *more).error
     error = command("generate.py", "--checkpoint", causal, *words, "lenght=3").error
     assert "decoder" in error and "did you mean 'length'?" in error
+
+
+@pytest.mark.slow
+def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, causal: Path, tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    words = ["--checkpoint", causal, "--length", 4, "--batch", 1, 2, "--new-tokens", 9, "--repeats", 1, "--json", file]
+    done = command("bench.__main__", "speculate", *words)
+    assert done.code == 0, done.err
+    results = json.loads(file.read_text())["results"]
+    assert [(row["batch"], row["rows of a text"]) for row in results["forwards"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    rows = results["texts"]
+    assert len(rows) == 2 * (2 + 5), "at temperature 0 all rules are one"
+    for row in rows:
+        if row["decoder"] == "autoregressive":
+            assert row["forwards"] == 9 and row["tokens kept a round"] is None and row["of plain"] == 1
+        else:
+            counts = [int(n) for n in row["rounds by tokens kept"].split()]
+            assert sum(k * n for k, n in enumerate(counts)) == 9 * row["batch"] and row["pays above"] > 0
+    error = command("bench.__main__", "speculate", *words, "--temperature", "-1").error
+    assert "temperature: -1.0 must be" in error

@@ -84,11 +84,15 @@ class Speculation(Session):
         self._keep(live, tokens, stand.tolist(), torch.cat(laws, dim=1) if self.watch is not None else None)
 
     def _noise(self, live: Draft, n_round: int) -> Noise:
-        """Key the check as plain decoding does, and what else is drawn by the round."""
+        """Key the check as plain decoding does, and what else the rule draws by the round."""
         row_key = send(torch.tensor([[row.row_key] for row in live.rows]), live.tokens.device)
-        keys = ((rng.TOKEN, 0), (rng.DRAFT, n_round), (rng.ACCEPT, n_round))
-        seed = self.engine.config.seed
-        return Noise(*(rng.uniform(seed, purpose, row_key, live.position, step) for purpose, step in keys))
+
+        def uniform(purpose: int, step: int) -> Tensor:
+            return rng.uniform(self.engine.config.seed, purpose, row_key, live.position, step)
+
+        check = uniform(rng.TOKEN, 0)
+        draft = uniform(rng.DRAFT, n_round) if self.rule in ("match", "rejection") else check
+        return Noise(check, draft, uniform(rng.ACCEPT, n_round) if self.rule == "rejection" else check)
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
         """(r, n, dim) -> (r, n, V) of what may be written, at temperature 1."""
