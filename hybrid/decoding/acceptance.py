@@ -10,7 +10,7 @@ The first three write what the check draws, which is the text of plain decoding 
 another text of the same law (Leviathan et al. 2211.17192). p and q are those of the tokens as they are drawn: after
 temperature, top-k and top-p.
 
-Shape legend: r rows, n places that are checked, V vocabulary.
+Shape legend: r rows, n places that are checked, all but the last with a draft, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid.decoding.sampling import Sampling, inverted
@@ -39,14 +40,14 @@ def draw(sampling: Sampling, log_probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 def drafted(rule: str, sampling: Sampling, q: Tensor, noise: Noise) -> Tensor:
-    """(r, n, V) log-probabilities -> (r, n) tokens of a draft."""
+    """(r, n - 1, V) log-probabilities -> (r, n - 1) tokens of a draft."""
     if rule == "argmax":
         return q.argmax(-1)
     if rule == "shared":
-        return draw(sampling, q, noise.check)
+        return draw(sampling, q, noise.check[:, :-1])
     if rule == "match":
-        return draw(sampling, q, noise.draft)
-    return _invert(probabilities(sampling, q), noise.draft)
+        return draw(sampling, q, noise.draft[:, :-1])
+    return _invert(probabilities(sampling, q), noise.draft[:, :-1])
 
 
 def checked(
@@ -54,21 +55,25 @@ def checked(
 ) -> tuple[Tensor, Tensor]:
     """Return tokens (r, n), and how many of each row (r,) stand: a place stands if all drafts before it were kept.
 
+    The last place has no draft, which would save nothing: it gets a token of p.
+
     Args:
-        p, q: (r, n, V) log-probabilities of the check and of the draft.
-        is_draft: (r, n) places that have a draft; at the others a token is drawn from p.
+        p: (r, n, V) log-probabilities of the check.
+        q: (r, n - 1, V) log-probabilities off which `draft` (r, n - 1) was drawn.
+        is_draft: (r, n - 1) False where there is none after all, since the text ends.
     """
     if rule != "rejection":
         tokens = draw(sampling, p, noise.check)
-        kept = (tokens == draft) & is_draft
+        kept = (tokens[:, :-1] == draft) & is_draft
     else:
         p, q = probabilities(sampling, p), probabilities(sampling, q) * is_draft[..., None]
-        of_p, of_q = (law.gather(-1, draft[..., None]).squeeze(-1) for law in (p, q))
-        kept = (noise.accept * of_q < of_p) & is_draft
-        left = (p - q).clamp(min=0)
+        of_p, of_q = (law.gather(-1, draft[..., None]).squeeze(-1) for law in (p[:, :-1], q))
+        kept = (noise.accept[:, :-1] * of_q < of_p) & is_draft
+        left = (p - F.pad(q, (0, 0, 0, 1))).clamp(min=0)
         left = torch.where(left.sum(-1, keepdim=True) > 0, left, p)  # p = q, and rounding has refused
-        tokens = torch.where(kept, draft, _invert(left, noise.check))
-    return tokens, 1 + kept[:, :-1].cumprod(-1).sum(-1)
+        tokens = _invert(left, noise.check)
+        tokens[:, :-1] = torch.where(kept, draft, tokens[:, :-1])
+    return tokens, 1 + kept.cumprod(-1).sum(-1)
 
 
 def probabilities(sampling: Sampling, log_probs: Tensor) -> Tensor:

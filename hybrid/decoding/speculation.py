@@ -56,11 +56,10 @@ class Speculation(Session):
 
     def write(self) -> Iterator[GenerationState]:
         n_round = 0
-        with torch.no_grad():
-            while self.active:
-                self._round(Draft(self), n_round)
-                n_round += 1
-                yield self.state()
+        while self.active:
+            self._round(Draft(self), n_round)
+            n_round += 1
+            yield self.state()
 
     def _round(self, live: Draft, n_round: int) -> None:
         """Write the tokens of a round."""
@@ -73,12 +72,11 @@ class Speculation(Session):
         laws, stand = [start], torch.ones_like(n_valid)
         if max(live.n_valid) > 1:
             rest = Noise(*(uniform[:, 1:] for uniform in noise))
-            q = self._log_probs(drafts[:, 1:])
+            q = self._log_probs(drafts[:, 1:-1])
             draft = drafted(self.rule, sampling, q, rest)
-            tokens[:, 1:] = draft
+            tokens[:, 1:-1] = draft
             p = self._log_probs(self._check(live, tokens))
-            place = torch.arange(1, self.length, device=tokens.device)
-            is_draft = place < n_valid[:, None] - 1  # a draft at the last place would save nothing
+            is_draft = torch.arange(1, self.length - 1, device=tokens.device) < n_valid[:, None] - 1
             tokens[:, 1:], more = checked(self.rule, sampling, p, q, draft, is_draft, rest)
             laws, stand = [start, p], torch.minimum(1 + more, n_valid)
         self._keep(live, tokens, stand.tolist(), torch.cat(laws, dim=1) if self.watch is not None else None)

@@ -29,8 +29,8 @@ def test_the_table_of_acceptance() -> None:
     assert list(table.values()) == [0.41, 0.6, 0.873, 0.8, 0.9]
     n = 20_000
     uniforms = torch.rand(3, n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    p, q = (law.log().expand(n, 2, 3) for law in (P, Q))
-    is_draft = torch.tensor([True, False]).expand(n, 2)
+    p, q = P.log().expand(n, 2, 3), Q.log().expand(n, 1, 3)
+    is_draft = torch.ones(n, 1, dtype=torch.bool)
     for (rule, noise), accepted in ACCEPTED.items():
         sampling, uniform = Sampling(noise=noise), Noise(*uniforms)
         draft = drafted(rule, sampling, q, uniform)
@@ -46,11 +46,11 @@ def test_a_draft_of_the_same_law_is_kept_by_rejection_and_by_shared_noise(settin
     sampling, generator = Sampling(noise="gumbel", **setting), torch.Generator().manual_seed(1)
     p = torch.randn(500, 6, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
     noise = Noise(*torch.rand(3, 500, 6, generator=generator, dtype=torch.float64))
-    is_draft = (torch.arange(6) < 5).expand(500, 6)
+    q, is_draft = p[:, :-1], torch.ones(500, 5, dtype=torch.bool)
     for rule in ("rejection", "shared"):
-        draft = drafted(rule, sampling, p, noise)
-        tokens, stand = checked(rule, sampling, p, p, draft, is_draft, noise)
-        assert (stand == 6).all() and (tokens[:, :5] == draft[:, :5]).all()
+        draft = drafted(rule, sampling, q, noise)
+        tokens, stand = checked(rule, sampling, p, q, draft, is_draft, noise)
+        assert (stand == 6).all() and (tokens[:, :5] == draft).all()
 
 
 def test_what_top_k_rules_out_is_never_written() -> None:
@@ -58,7 +58,7 @@ def test_what_top_k_rules_out_is_never_written() -> None:
     p, q = torch.randn(2, 400, 4, 8, generator=generator, dtype=torch.float64).log_softmax(-1)
     noise = Noise(*torch.rand(3, 400, 4, generator=generator, dtype=torch.float64))
     for rule in RULES:
-        draft = drafted(rule, sampling, q, noise)
-        tokens, stand = checked(rule, sampling, p, q, draft, torch.ones(400, 4, dtype=torch.bool), noise)
+        draft, is_draft = drafted(rule, sampling, q[:, :-1], noise), torch.ones(400, 3, dtype=torch.bool)
+        tokens, stand = checked(rule, sampling, p, q[:, :-1], draft, is_draft, noise)
         of_token = probabilities(sampling, p).gather(-1, tokens[..., None]).squeeze(-1)
         assert (of_token > 0)[torch.arange(4) < stand[:, None]].all()
