@@ -97,6 +97,16 @@ def test_it_sees_what_plain_decoding_sees(kind: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_behind_the_end_of_a_document_a_text_begins_anew(kind: str) -> None:
+    """The best tokens, in float64: nothing of the document before is seen."""
+    model = toy_model("causal", kind, seed=1)
+    for decoder in ("autoregressive", speculative(length=3)):
+        run = engine(model, 4, decoder, temperature=0, document_mask=True, stop_at_end=False)
+        ended, begun, going_on = run.generate([[1, 2, 6], [], [1, 2]], 9).tokens
+        assert ended == begun != going_on
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bad_drafts_cost_time_only(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy_model("causal", kind)
     plain = engine(model, 4, "autoregressive", seq_len=24, seed=2).generate(PROMPTS, 9)
