@@ -248,6 +248,11 @@ def parse() -> argparse.Namespace:
         "--ignore-end-of-text", action="store_false", default=None, dest="stop_at_end",
         help="go on behind an end-of-text token",
     )  # fmt: skip
+    parser.add_argument(
+        "--latent", metavar="WHEN",
+        help="of a model with random numbers in MASK: fresh at every step, keep those of a block's first step, or none "
+        "(default: fresh)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, metavar="S", help="of all randomness (default: 0)")
     parser.add_argument(
         "--slide", action="store_true", default=None,

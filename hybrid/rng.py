@@ -67,6 +67,19 @@ def uniform(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
     return bits.to(torch.float64) * 2.0**-53
 
 
+def categorical(logits: Tensor, uniform: Tensor) -> Tensor:
+    """(m, V) float64 logits and (m,) float64 uniforms -> (m,) ids of law softmax(logits), by inverting it."""
+    cumulative = logits.softmax(-1).cumsum(-1)
+    target = uniform[..., None] * cumulative[..., -1:]  # rounding may leave the last sum below 1
+    # The first id whose cumulative mass exceeds the target; an id of mass 0 never is.
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+def normal(seed: int, purpose: int, *keys: Tensor | int) -> Tensor:
+    """float64 standard normals, each the quantile of its `uniform`; the least of these, 0, counts as half a step."""
+    return torch.special.ndtri(uniform(seed, purpose, *keys).clamp(min=2.0**-54))
+
+
 def row_keys(rows: Sequence[Sequence[int]]) -> list[int]:
     """Keys of rows that do not depend on their company: a hash of the tokens, and how many equal rows precede."""
     seen: Counter[bytes] = Counter()

@@ -10,7 +10,7 @@ from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import with_begin
 
 
-def cached_hidden(model, tokens, masked, block_size, starts, documents=None, fuse=True):
+def cached_hidden(model, tokens, masked, block_size, starts, documents=None, fuse=True, latent=None):
     """Predict every block from `starts[row]` on with one fused forward per block; rows are at different blocks.
 
     Returns (b, N, dim), NaN where a row did not go.
@@ -41,7 +41,13 @@ def cached_hidden(model, tokens, masked, block_size, starts, documents=None, fus
             ]
         )
         own = None if documents is None else F.pad(documents[active], (0, 1), value=-1)
-        rows = BlockRows(cache.lengths, pending, live, n_live)
+        z = None
+        if latent is not None:  # (b, N, numbers)
+            ends = [(0, 0, 0, block_size - m) for m in n_live]
+            z = torch.stack(
+                [F.pad(latent[r, f : f + block_size], end) for r, f, end in zip(active, first, ends, strict=True)]
+            )
+        rows = BlockRows(cache.lengths, pending, live, n_live, z)
         hidden = block_hidden(fused, cache, rows, Sight(block_size, own))
         for k, (r, f, m) in enumerate(zip(active, first, n_live, strict=True)):
             states[r, f : f + m] = hidden[k, :m]

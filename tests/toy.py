@@ -36,6 +36,16 @@ def toy_model(
     return model.eval()
 
 
+def latent_model(*mode: str, latent: int = 3, scale: float = 1.0, **options) -> Transformer:
+    """A toy model whose weights of random numbers in MASK are not zero any more."""
+    model = toy_model(*mode, latent=latent, **options)
+    drawn = torch.randn(16, latent, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    assert model.latent_weight is not None
+    with torch.no_grad():
+        model.latent_weight.copy_(scale * drawn)
+    return model
+
+
 def random_tokens(*shape: int, vocab: int = 7, seed: int = 0) -> Tensor:
     return torch.randint(0, vocab, shape, generator=torch.Generator().manual_seed(seed))
 

@@ -107,9 +107,9 @@ def decode_one_by_one(model: Transformer, rows: int, n_tokens: int, seed: int = 
 class SeparateCommit(Network):
     """Finished blocks of an in-place model are committed by a forward of their own, as most samplers do it."""
 
-    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
+    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor, latent: Tensor | None = None) -> Tensor:
         pending = self.unread(text, live)
         if any(map(len, pending)):
             self.nfe += 1
             self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid).without_live(), live)
-        return super().read(text, live, tokens)
+        return super().read(text, live, tokens, latent)

@@ -56,7 +56,7 @@ def open_model(path: Path) -> tuple[StoredModel, Origin]:
         folder = path.absolute()
         with reading(folder):
             return IMPORTERS[name]().read(folder), Origin(foreign_identity(folder), recorded_data(folder), folder, name)
-    if not _is_ours(path):
+    if os.path.lexists(path) and not _is_ours(path):
         if what := lookalike(path):
             raise ValueError(f"checkpoint: {path} {what}")
         if is_foreign(path):
@@ -107,9 +107,9 @@ def importer_of(folder: Path) -> str | None:
 
 def _is_ours(folder: Path) -> bool:
     """Return whether a folder is a run, a checkpoint or a saved model; a manifest beside a config.json says nothing."""
-    has_manifest = (folder / MANIFEST).exists() and not is_foreign(folder)
+    has_manifest = os.path.exists(folder / MANIFEST) and not is_foreign(folder)
     return (
         has_manifest
-        or any((folder / name).exists() for name in ("config.yaml", "checkpoints"))
+        or any(os.path.exists(folder / name) for name in ("config.yaml", "checkpoints"))
         or bool(list_checkpoints(folder))
     )

@@ -9,7 +9,7 @@ from typing import Any
 from hybrid.config.schema import SPECS, Config, check_specs, known_keys, table, value_of
 from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
-from hybrid.objectives.build import build_estimator, check_teacher, fields_of
+from hybrid.objectives.build import build_estimator, check_latent, check_teacher, draws_latent, fields_of
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.objective import is_elbo
 from hybrid.objectives.weightings import Elbo
@@ -29,6 +29,7 @@ _AT_LEAST: dict[str, float] = {
     "model.vocab_size": 1,
     "model.begin_token_id": 0,
     "model.mask_token_id": 0,
+    "model.latent": 0,
     "objective.draws": 1,
     "objective.ar_weight": 0,
     "optim.weight_decay": 0,
@@ -60,6 +61,7 @@ _AT_MOST: dict[str, float] = {
     "model.vocab_size": 2**24,
     "model.begin_token_id": 2**24 - 1,
     "model.mask_token_id": 2**24 - 1,
+    "model.latent": 2**16,
     "objective.draws": 2**16,
     "optim.warmup_steps": 10**12,
     "trainer.steps": 10**12,
@@ -204,6 +206,7 @@ def _check_run(config: Config) -> None:
 def _check_objective(config: Config, block_sizes: list[int]) -> None:
     objective = config.objective
     check_teacher(objective)
+    check_latent(objective, config.model.latent)
     if objective.ar_weight > 0 and config.model.context != "causal":
         raise ValueError(
             f"objective.ar_weight: {objective.ar_weight} needs model.context=causal, not {config.model.context!r}: "
@@ -261,6 +264,8 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     embedded = (f"data.corpus = {shown(config.data.corpus)} is embedded", is_embedded(config.data.corpus))
     reasons = {
         "data.vocab_size": ("data.tokenizer is not bpe", config.data.tokenizer != "bpe"),
+        "model.latent": (f"objective.name = {title(objective.name)} draws none of it", not draws_latent(objective)),
+        "model.latent_per": ("model.latent is 0", not config.model.latent),
         "model.begin_token_id": ("model.prediction is not next_token", not config.model.begin),
         "data.format": embedded,
         "data.split": embedded,

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hybrid.decoding.sampling import Sampling, inverted
+from hybrid import rng
+from hybrid.decoding.sampling import Sampling
 
 RULES = ("match", "argmax", "shared", "rejection")
 
@@ -86,4 +87,4 @@ def probabilities(sampling: Sampling, log_probs: Tensor) -> Tensor:
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     """(r, n, V), (r, n) -> (r, n)"""
-    return inverted(weights.flatten(0, 1), uniform.flatten()).view(uniform.shape)
+    return rng.categorical(weights.log().flatten(0, 1), uniform.flatten()).view(uniform.shape)

@@ -12,10 +12,12 @@ import torch
 
 from hybrid.arguments import SEEDS, flag, integer, number
 from hybrid.decoding.sampling import Sampling
-from hybrid.options import option, shown
+from hybrid.options import option, pick, shown
 
 MAX_GUIDANCE = 1000
 """Far beyond what makes sense; much larger ones lose all digits of the logits."""
+
+LATENT = ("fresh", "keep", "none")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -52,6 +54,12 @@ class GenerationConfig(Sampling):
         "a text may grow beyond the context; a block then sees the last tokens that fit into it",
     )
 
+    latent: str = option(
+        "fresh",
+        "of a model with random numbers in MASK (`model.latent`): drawn `fresh` at every step; or `keep` those of a "
+        "block's first step, for which there is no bound; or `none` of them",
+        LATENT,
+    )
     graphs: bool | None = option(
         None,
         "forwards are recorded and replayed (CUDA graphs); without a GPU the same forwards are computed, slowly; None: "
@@ -63,10 +71,16 @@ class GenerationConfig(Sampling):
         object.__setattr__(self, "seed", integer("seed", self.seed, *SEEDS))  # one of numpy or torch becomes Python's
         for name in ("cache", "stop_at_end", "slide"):
             flag(name, getattr(self, name))
+        pick("latent", self.latent, LATENT)
         if self.graphs is not None:
             flag("graphs", self.graphs)
         allowed = f"a finite number of at least 0 (no guidance) and at most {MAX_GUIDANCE}"
         number("guidance", self.guidance, lambda w: 0 <= w <= MAX_GUIDANCE, allowed)
+
+    def check_latent(self, numbers: int) -> None:
+        """Raise a ValueError if a model of so many random numbers in MASK has no use for `latent`."""
+        if self.latent != "fresh" and not numbers:
+            raise ValueError(f"latent: {self.latent!r} has no effect on a model with model.latent=0; leave it out")
 
     def records(self, device: torch.device) -> bool:
         """Return whether the forwards on `device` are recorded."""

@@ -102,9 +102,10 @@ class Network:
     recorded: int | None = None
     nfe: int = 0
 
-    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
+    def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor, latent: Tensor | None = None) -> Tensor:
         """Return hidden states (r, B, dim) that predict the live blocks `tokens` (r, B): one forward, if any.
 
+        `latent` (r, B, model.latent) are random numbers of those that are MASK; None: they are 0.
         Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
         """
         begin, read = self.model.config.begin, self.cache.lengths
@@ -116,7 +117,7 @@ class Network:
             tokens = tokens.masked_fill(live.is_fixed, self.model.mask_token_id)
         self.nfe += 1
         pending = self._all_but_the_last(text, live, tokens)
-        return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid), live)
+        return self.forward(BlockRows(self.cache.lengths, pending, tokens, live.n_valid, latent), live)
 
     def read_causally(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> Tensor:
         """Return hidden states (r, B, dim) that predict `tokens` (r, B), each off the clean row before it.

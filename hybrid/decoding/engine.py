@@ -60,6 +60,7 @@ class Engine:
         if not has_own_loop(self.decoder):
             needs("decoder", self.decoder, "start", "select")
         flag("document_mask", self.document_mask)
+        config.check_latent(self.model.config.latent)
         check_decoder(self.decoder, self.model.config, config)
         if config.graphs and not config.cache:
             warnings.warn(

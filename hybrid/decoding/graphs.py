@@ -54,7 +54,7 @@ class Shape(NamedTuple):
 class Static:
     """A forward of one shape: its inputs, at addresses that stay, and its graph once it has one."""
 
-    def __init__(self, shape: Shape, cache: KVCache):
+    def __init__(self, shape: Shape, cache: KVCache, model: Transformer):
         self.shape, self.cache = shape, cache
 
         def held(*size: int) -> Tensor:
@@ -66,6 +66,8 @@ class Static:
         self.begin = held(shape.rows, shape.width) if shape.has_window else None
         self.document = held(shape.rows, shape.width) if shape.has_documents else None
         self.slot_document = held(shape.rows, shape.stop) if shape.has_documents else None
+        latent = model.embedding.weight.new_zeros(shape.rows, shape.width, model.config.latent)
+        self.latent = latent if model.config.latent else None
         self.stand: Any = None  # where the rows stand for which the inputs are there
         self.warm_in: int | None = None  # the thread that has computed it last
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -75,6 +77,9 @@ class Static:
         """Write what is computed from: the tokens, and the rest if the rows stand elsewhere than the last time."""
         r = len(rows.live)
         self.tokens[:r] = rows.tokens(padding=model.mask_token_id)
+        if self.latent is not None:
+            latent = rows.latents(model.mask_token_id)
+            self.latent[:r] = 0 if latent is None else latent
         stand = (rows.places, rows.n_pending, sight.block_size, sight.window)
         if stand == self.stand and sight.documents is None:
             return
@@ -100,7 +105,7 @@ class Static:
             first_query=shape.first_query,
         )  # fmt: skip
         with torch.no_grad():
-            return model(self.tokens, pattern, self.cache)
+            return model(self.tokens, pattern, self.cache, latent=self.latent)
 
     def replay(self, model: Transformer, recorder: Recorder) -> Tensor:
         """Do as `run`: the first time as it stands, then recorded. The result is overwritten by the next replay."""
@@ -223,7 +228,7 @@ class Replays:
         static = self.statics.pop(shape, None)
         if static is None:
             with torch.inference_mode(False), torch.no_grad():
-                static = Static(shape, self.rows(n_rows))
+                static = Static(shape, self.rows(n_rows), model)
         self.statics[shape] = static  # the last used stand at the end
         if len(self.statics) > GRAPHS:
             self.statics.popitem(last=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.arguments import integer, number
 from hybrid.device import send
+from hybrid.model import ModelConfig
 from hybrid.options import option, pick
 
 TEMPERATURES = (1e-6, 1e6)
@@ -80,15 +81,7 @@ class Sampling:
         logits = self.truncate(log_probs)
         if self.noise == "gumbel":
             return (logits + gumbel(uniform, logits.shape[-1])).argmax(-1)
-        return inverted(logits.softmax(-1), uniform)
-
-
-def inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """(m, V) and (m,) -> (m,) tokens, by inverting the distribution function."""
-    cumulative = probabilities.cumsum(-1)
-    target = uniform[..., None] * cumulative[..., -1:]  # rounding may leave the last sum below 1
-    # The first token whose cumulative mass exceeds the target; a token of mass 0 never is.
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)
+        return rng.categorical(logits, uniform)
 
 
 def gumbel(uniform: Tensor, vocab: int) -> Tensor:
@@ -130,6 +123,14 @@ class Uniforms:
             table = rng.uniform(self.seed, purpose, row_key, position, steps)  # (r, S, blocks * B)
             self.tables[purpose] = rows, first_step, table
         return table[:, step - first_step, offset : offset + B].contiguous()
+
+    def normals(self, model: ModelConfig, rows: list[tuple[int, int]], step: int, device: torch.device) -> Tensor:
+        """(r, B, model.latent) float64, of rows as `at` has them: the random numbers of MASK at a step."""
+        row_key, place = send(torch.tensor(rows), device)[:, :, None, None].unbind(1)  # (r, 1, 1) each
+        if model.latent_per == "position":
+            place = place + torch.arange(self.block_size, device=device)[:, None]
+        number = torch.arange(model.latent, device=device)
+        return rng.normal(self.seed, rng.LATENT, row_key, place, step, number).expand(-1, self.block_size, -1)
 
     def _offset(self, rows: list[tuple[int, int]], of: list[tuple[int, int]]) -> int | None:
         """Find where the live blocks stand in a table made for the rows `of`.

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from hybrid import rng
+from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.decoder import Choice, Prediction, View, probability
 from hybrid.decoding.denoiser import LiveBlocks, Network
 from hybrid.decoding.places import Places
-from hybrid.decoding.sampling import Sampling, Uniforms
+from hybrid.decoding.sampling import Uniforms
 from hybrid.device import send
+from hybrid.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,11 @@ class Step:
     """The live blocks at one step. Each network runs on them once, when it is first asked."""
 
     def __init__(
-        self, networks: Networks, sampling: Sampling, uniforms: Uniforms, text: Tensor, live: LiveBlocks, step: int
-    ):
-        self.networks, self.sampling, self.uniforms, self.text, self.live, self.step = (
-            networks, sampling, uniforms, text, live, step,
+        self, networks: Networks, config: GenerationConfig, uniforms: Uniforms, text: Tensor, live: LiveBlocks,
+        step: int,
+    ):  # fmt: skip
+        self.networks, self.config, self.uniforms, self.text, self.live, self.step = (
+            networks, config, uniforms, text, live, step,
         )  # fmt: skip
         self.tokens, self.is_masked = live.tokens, live.is_masked
         self.masked = Places(live.is_masked, live.n_masked)
@@ -155,7 +158,7 @@ class Step:
     def _draw(self, log_probs: Tensor, places: Places, purpose: int) -> Tensor:
         """(m,) tokens; a MASK that lies in the vocabulary counts, but is never written."""
         log_probs = self.networks.denoiser.writable(log_probs)
-        return self.sampling.draw(log_probs, places.take(self.uniform(purpose)))
+        return self.config.draw(log_probs, places.take(self.uniform(purpose)))
 
     @cached_property
     def hidden(self) -> tuple[Tensor, Tensor | None]:
@@ -165,12 +168,21 @@ class Step:
         """Hidden states (r, B, dim) of `canvas` (r, B) with the prompts and, where it changes something, without."""
 
         def read(network: Network) -> Tensor:
-            return (network.read_causally if causal else network.read)(self.text, self.live, canvas)
+            if causal:
+                return network.read_causally(self.text, self.live, canvas)
+            return network.read(self.text, self.live, canvas, self.latent(network.model.config))
 
         without_prompt = self.networks.without_prompt
         has_prompts = any(row.prompt for row in self.live.rows)
         free = None if without_prompt is None or not has_prompts else read(without_prompt)
         return read(self.networks.denoiser), free
+
+    def latent(self, model: ModelConfig) -> Tensor | None:
+        """(r, B, model.latent) random numbers of MASK for all readings of this step; None: a model has none."""
+        if not model.latent or self.config.latent == "none":
+            return None
+        step = 0 if self.config.latent == "keep" else self.step
+        return self.uniforms.normals(model, self.live.places, step, self.tokens.device)
 
     def _log_probs(self, given: Tensor, free: Tensor | None, places: Places) -> Tensor:
         """(m, V) of hidden states with and without the prompts, at some positions.
@@ -205,7 +217,8 @@ class Step:
         if planner is not None:
             places = Places(live.is_valid, live.n_wanted)
             canvas = candidates.masked_fill(~live.is_valid, planner.model.mask_token_id)
-            log_probs = planner.log_probs(places.take(planner.read(self.text, live, canvas)))
+            hidden = planner.read(self.text, live, canvas, self.latent(planner.model.config))
+            log_probs = planner.log_probs(places.take(hidden))
         else:
             places = Places(live.is_valid & ~self.is_masked, live.n_wanted - live.n_masked)
             log_probs = self._log_probs(*self.hidden, places)

@@ -59,7 +59,7 @@ class Outcome:
     steps: int
     seconds_per_step: float  # measured in turn with the others, before training
     nelbo: float
-    at_one: float  # exact likelihood at block size 1, for which only the autoregressive loss trains
+    at_one: float  # left to right: `exact`, or with an autoregressive loss what that trains, `causal`
     entropy: float
     gen_ppl: float | None
 
@@ -140,11 +140,11 @@ def outcome(
     """Train, if that is not done yet, and evaluate with fixed noise and fixed samples."""
     from hybrid.decoding.engine import generate_shared
     from hybrid.evaluation.diversity import entropy
-    from hybrid.experiments.measuring.trained import elbo, trained
+    from hybrid.experiments.measuring.trained import left_to_right, trained
 
     run = trained(config, steps, arguments.rows)
     lm, size = run.lm, run.lm.block_sizes[0]
-    at_one = elbo(lm, run.split, 1, arguments.rows, draws=1)
+    at_one = left_to_right(lm, run.split, config, arguments.rows)
     length = min(arguments.new_tokens, lm.config.data.seq_len)
     rows = generate_shared(lm.engine(size, stop_at_end=False), [[]] * arguments.samples, length).tokens
     reading = None if evaluation_model is None else evaluation_model.read([lm.tokenizer.decode(row) for row in rows])
@@ -200,9 +200,10 @@ def _explanation(config: Config, arguments: argparse.Namespace) -> str:
 Corpus {title(config.data.corpus)}, block size {config.objective.block_size}, {config.model.n_layers} layers of
 {config.model.dim}, {config.trainer.batch_tokens:,} tokens a step, two noisy streams per clean pass. ± is the standard
 error over seeds. Differences are paired by seed. The ELBO is that of {arguments.rows or "all"} validation rows, with
-the same noise for all. "At block size 1" is the exact likelihood of the same weights, for which only the autoregressive
-loss trains. Entropy is that of {arguments.samples} samples of {arguments.new_tokens} tokens each (`first_hitting`,
-temperature 1), per sample, in nats.{judged} Trained at {trained_at(arguments.folder)}."""
+the same noise for all. "At block size 1" is the exact likelihood of the same weights from left to right, for which only
+the autoregressive loss trains: `exact`, and with that loss `causal`, which is what it trains. Entropy is that of
+{arguments.samples} samples of {arguments.new_tokens} tokens each (`first_hitting`, temperature 1), per sample, in
+nats.{judged} Trained at {trained_at(arguments.folder)}."""
 
 
 def _evaluation_model(arguments: argparse.Namespace) -> EvaluationModel | None:

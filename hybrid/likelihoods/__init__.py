@@ -8,6 +8,7 @@ from hybrid.likelihoods.base import Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.elbo import Bound
 from hybrid.likelihoods.enumerated import BestOrder, Enumerate
 from hybrid.likelihoods.exact import Causal, Exact
+from hybrid.likelihoods.latent import LatentBound
 from hybrid.likelihoods.orders import Importance, Policy
 
 LIKELIHOODS: dict[str, type[LikelihoodMethod]] = {
@@ -18,6 +19,7 @@ LIKELIHOODS: dict[str, type[LikelihoodMethod]] = {
     "importance": Importance,
     "policy": Policy,
     "best_order": BestOrder,
+    "latent_bound": LatentBound,
 }
 
 __all__ = ["LIKELIHOODS", "Likelihood", "LikelihoodMethod", "Rows"]

@@ -37,12 +37,15 @@ class BlockRows:
             that was just finished, or nothing.
         live: (b, l) ids of the live blocks, MASK where unknown.
         n_live: valid positions of each live block (a last block may be short).
+        latent: (b, l, model.latent) random numbers of the live positions, of which those that are MASK have a part;
+            None: they are 0.
     """
 
     lengths: Sequence[int]
     pending: Sequence[Tensor]
     live: Tensor
     n_live: Sequence[int]
+    latent: Tensor | None = None
 
     def without_live(self) -> BlockRows:
         """Return the pending rows alone."""
@@ -86,6 +89,13 @@ class BlockRows:
             [F.pad(tokens, (0, self.n_pending - len(tokens)), value=padding) for tokens in self.pending]
         )
         return torch.cat([clean, self.live], dim=1)
+
+    def latents(self, mask_token_id: int) -> Tensor | None:
+        """Return the random numbers of all rows, (b, r, model.latent), 0 where they are not MASK or pending."""
+        if self.latent is None:
+            return None
+        of_masks = self.latent * (self.live == mask_token_id)[..., None]
+        return F.pad(of_masks, (0, 0, self.n_pending, 0))
 
     def slots(self, alike: bool) -> tuple[Tensor, Tensor]:
         """Return each row's slot, and whether it is a token, not padding: (b, r), or (1, r) if they are `alike`."""
@@ -183,7 +193,8 @@ def rows_hidden(model: Transformer, cache: KVCache, rows: BlockRows, sight: Sigh
     `sight.reads_clean`."""
     tokens = rows.tokens(padding=model.mask_token_id)
     assert tokens.shape[1], "a forward of no rows"
-    return model(tokens, sight.pattern(rows, model.config, cache), cache)
+    latent = rows.latents(model.mask_token_id)
+    return model(tokens, sight.pattern(rows, model.config, cache), cache, latent=latent)
 
 
 def block_hidden(

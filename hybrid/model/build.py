@@ -80,7 +80,7 @@ def n_parameters(config: ModelConfig, vocab_size: int) -> int:
     vocab_size = c.n_ids(vocab_size)
     rows = vocab_size + (c.mask_token_id is None)
     embeddings = rows * c.dim + (0 if c.tied_embeddings else vocab_size * c.dim)
-    return c.n_layers * (matrices + biases + norms) + embeddings + norm
+    return c.n_layers * (matrices + biases + norms) + embeddings + c.latent * c.dim + norm
 
 
 def check_weights(

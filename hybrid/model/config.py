@@ -34,6 +34,8 @@ class ModelConfig:
     ban_mask: bool = option(True, "MASK has no probability; false: it counts as any token does, but is never written")
     context: str = option("block_causal", "what a clean token sees of its own block", ("block_causal", "causal"))
     prediction: str = option("in_place", "where token l is read: at l, or at l-1", ("in_place", "next_token"))
+    latent: int = option(0, "random numbers for each MASK, through a layer that starts at zero; 0: none")
+    latent_per: str = option("position", "where these are drawn: at each, or once a block", ("position", "block"))
     attention: str = option("auto", "attention backend", ("auto", "eager", "sdpa", "flex", "xformers"))
 
     @property
@@ -72,6 +74,7 @@ class ModelConfig:
         """Raise a ValueError if the sizes do not fit each other."""
         for key in ("dim", "n_layers", "n_heads", "kv_heads", "head_width", "mlp_dim"):
             at_least(f"model.{key}", getattr(self, key), 1)
+        at_least("model.latent", self.latent, 0)
         if self.head_dim is None and (self.dim % self.n_heads or self.head_width % 2):
             raise ValueError(
                 f"model.n_heads: {self.n_heads} does not divide model.dim {self.dim} into heads of even size; "

@@ -268,7 +268,7 @@ def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
         "recompute", "is_expendable", "_n_parameters",
     ):  # fmt: skip
         setattr(copy, name, getattr(model, name))
-    copy.register_module("embedding", nn.Embedding.from_pretrained(full(model.embedding.weight.detach())))
+    copy.share_inputs(model)
     copy.layers = nn.ModuleList(FusedLayer(cast(Layer, layer), dtype) for layer in model.layers)
     copy.final_norm = FusedNorm(model.final_norm, model.config.norm, dtype)
     copy.register_buffer("head_weight", _head(model, dtype))
@@ -277,7 +277,7 @@ def _copy(model: Transformer, dtype: torch.dtype) -> Transformer:
 
 def _refresh(copy: Transformer, model: Transformer, dtype: torch.dtype) -> None:
     """Write the present weights of `model` into `copy`, a layer at a time, where they are."""
-    copy.embedding.weight = nn.Parameter(model.embedding.weight.detach(), requires_grad=False)
+    copy.share_inputs(model)
     for own, layer in zip(copy.layers, model.layers, strict=True):
         _overwrite(cast(FusedLayer, own).tensors(), FusedLayer(cast(Layer, layer), dtype).tensors())
     _overwrite(copy.final_norm.buffers(), FusedNorm(model.final_norm, model.config.norm, dtype).buffers())

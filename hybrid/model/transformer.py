@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hybrid.distributed import sharded_like
+from hybrid.distributed import full, sharded_like
 from hybrid.model.attention import Backend, Eager
 from hybrid.model.cache import KVCache
 from hybrid.model.config import ModelConfig
@@ -55,6 +55,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.final_norm = NORMS[config.norm](config.dim, config.norm_eps)
         self.head_weight = None if config.tied_embeddings else nn.Parameter(torch.empty(vocab_size, config.dim))
+        self.latent_weight = nn.Parameter(torch.empty(config.dim, config.latent)) if config.latent else None
         self.rope = Rope(config.head_width, config.rope_theta, config.rope_scaling)
         self.attend: Backend = Eager()
         self.recompute = False  # layers are computed again in the backward pass instead of being kept
@@ -97,6 +98,9 @@ class Transformer(nn.Module):
             if parameter.ndim < 2:
                 nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
                 continue
+            if name == "latent_weight":  # at first a model is what it is without a latent
+                nn.init.zeros_(parameter)
+                continue
             std = 0.02
             if name not in ("embedding.weight", "head_weight"):
                 depth = math.sqrt(2 * self.config.n_layers) if name.endswith(("wo.weight", "w_down.weight")) else 1
@@ -107,8 +111,9 @@ class Transformer(nn.Module):
                     parameter.copy_(sharded_like(drawn, parameter))
 
     def forward(
-        self, tokens: Tensor, pattern: Pattern, cache: KVCache | None = None, *, read: Tensor | None = None
-    ) -> Tensor:
+        self, tokens: Tensor, pattern: Pattern, cache: KVCache | None = None, *, read: Tensor | None = None,
+        latent: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Return hidden states, normalised for the head.
 
         Args:
@@ -117,11 +122,16 @@ class Transformer(nn.Module):
                 `pattern.reading()`.
             cache: keys and values of earlier forwards, to which those of these rows are added.
             read: flat indices into (b, q), the rows whose hidden state is wanted; None: all of them.
+            latent: (b, r, config.latent) random numbers of those rows that are MASK, 0 for the others; None: all are 0.
 
         Returns:
             (m, dim) for `read` of length m, else (b, q, dim).
         """
         x = self.embedding(tokens)
+        if self.latent_weight is not None:
+            # Without noise these weights take part all the same, as DDP wants of every parameter.
+            noise = x.new_zeros(*tokens.shape, self.config.latent) if latent is None else latent.to(x.dtype)
+            x = x + F.linear(noise, self.latent_weight)
         angles = self.rope.angles(pattern.positions, pattern.n_positions, x.device, self.dtype)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
@@ -153,6 +163,12 @@ class Transformer(nn.Module):
     def head_matrix(self) -> Tensor:
         """Return the weights of the head, (vocab, dim)."""
         return self.embedding.weight[: self.vocab_size] if self.head_weight is None else self.head_weight
+
+    def share_inputs(self, model: Transformer) -> None:
+        """Take what another model embeds ids and noise with, to be read alone; what is sharded is put together."""
+        self.embedding = nn.Embedding.from_pretrained(full(model.embedding.weight.detach()))
+        weight = model.latent_weight
+        self.latent_weight = None if weight is None else nn.Parameter(full(weight.detach()), requires_grad=False)
 
     def n_parameters(self) -> int:
         """Count the parameters of the network as it was made, also where its weights are fused by now."""

@@ -19,7 +19,7 @@ from hybrid.model.transformer import Transformer
 
 def two_stream_hidden(
     model: Transformer, tokens: Tensor, masked: Tensor, block_size: int, documents: Tensor | None = None,
-    autoregressive: Tensor | None = None,
+    autoregressive: Tensor | None = None, *, canvas: Tensor | None = None, latent: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Compute the hidden states from which the masked tokens are predicted, in one pass.
 
@@ -31,6 +31,10 @@ def two_stream_hidden(
         masked: (b, D, N) booleans; each noise draw is its own noisy stream, and all share the clean one.
         documents: (b, N), the number of end-of-text tokens before each token, or None for one document.
         autoregressive: (b, N) booleans, tokens also to be predicted from those before them (`context: causal`).
+        canvas: (b, D, N) ids of the noisy streams, on the host or on the device, MASK where `masked` is true; None:
+            those of `tokens`. So a noisy block may hold tokens that a model has written.
+        latent: (b, D, N, model.latent) random numbers of each noisy stream, of which masked tokens have a part
+            (`latent_noise`); None: they are 0.
 
     Returns:
         (m, dim), in the order of `masked.nonzero()`, followed by the rows of `autoregressive.nonzero()`.
@@ -48,14 +52,23 @@ def two_stream_hidden(
     )
     rows = pattern.rows
     clean = with_begin(model, tokens)[:, : rows.n_clean]
-    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]).flatten(1)
+    noisy = torch.where(masked, model.mask_token_id, tokens[:, None]) if canvas is None else canvas
+    noisy = noisy.flatten(1)
     read = rows.read_masked(masked)
     if autoregressive is not None:
-        noisy = torch.cat([noisy, torch.full_like(tokens[:, :1], model.mask_token_id)], dim=1)
+        noisy = torch.cat([noisy, noisy.new_full((len(tokens), 1), model.mask_token_id)], dim=1)
         is_first = first_tokens(tokens, None if documents is None else documents[:, rows.begin :])
         read = torch.cat([read, rows.read_autoregressive(autoregressive, is_first)])
-    inputs = torch.cat([clean, noisy[:, : rows.n_noisy]], dim=1)
-    return model(send(inputs, device), pattern, read=send(read, device))
+    streams = [clean, noisy[:, : rows.n_noisy]]
+    if canvas is not None:
+        streams = [send(stream, device) for stream in streams]
+    inputs = torch.cat(streams, dim=1)
+    z = None
+    if latent is not None and rows.n_noisy:  # `next_token` at block size 1 reads no MASK
+        of_masks = (latent * masked[..., None]).flatten(1, 2).to(model.embedding.weight.dtype)
+        behind = inputs.shape[1] - rows.n_clean - of_masks.shape[1]  # the row of `autoregressive`
+        z = send(F.pad(of_masks, (0, 0, rows.n_clean, behind)), device)
+    return model(send(inputs, device), pattern, read=send(read, device), latent=z)
 
 
 def with_begin(model: Transformer, tokens: Tensor) -> Tensor:

@@ -9,13 +9,18 @@ from typing import Any
 
 from hybrid.model import Transformer
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy
+from hybrid.objectives.di4c import Di4C
 from hybrid.objectives.estimators import ESTIMATORS, Estimator
+from hybrid.objectives.latent import Latent
 from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
+from hybrid.objectives.sdtt import SelfDistillation
 from hybrid.objectives.weightings import WEIGHTINGS
-from hybrid.options import build, needs, option, shown
+from hybrid.options import build, needs, option, shown, title
 
-OBJECTIVES: dict[str, Any] = {"masked": MaskedCrossEntropy}
+OBJECTIVES: dict[str, Any] = {
+    "masked": MaskedCrossEntropy, "latent": Latent, "sdtt": SelfDistillation, "di4c": Di4C
+}  # fmt: skip
 
 
 @dataclass
@@ -87,4 +92,22 @@ def check_teacher(config: ObjectiveConfig) -> None:
         raise ValueError(
             f"objective.teacher: null, but objective.name = {name} needs a teacher; give a run or a checkpoint, e.g. "
             "objective.teacher=runs/quickstart"
+        )
+
+
+def draws_latent(config: ObjectiveConfig) -> bool:
+    """Return whether the objective draws the random numbers of MASK."""
+    return getattr(build(OBJECTIVES, config.name, "objective.name"), "draws_latent", False)
+
+
+def check_latent(config: ObjectiveConfig, numbers: int) -> None:
+    """Refuse an objective that trains random numbers in MASK for a model that has none.
+
+    Raises:
+        ValueError: names model.latent, the objective, and the way out.
+    """
+    if draws_latent(config) and not numbers:
+        raise ValueError(
+            f"model.latent: 0, but objective.name = {title(config.name)} trains random numbers in MASK; give it some, "
+            "e.g. model.latent=4"
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid import rng
+from hybrid.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,19 @@ def block_view(rows: Tensor, block_size: int, fill: float | bool) -> Tensor:
     """View rows (..., N) as blocks (..., g, B), the last one filled up with `fill`."""
     short = -rows.shape[-1] % block_size
     return F.pad(rows, (0, short), value=fill).unflatten(-1, (-1, block_size))
+
+
+def latent_noise(
+    noise: NoiseKeys, model: ModelConfig, length: int, block_size: int, draws: int, first: int = 0
+) -> Tensor:
+    """Draw standard normals for each MASK, (b, D, N, model.latent) float64: the same through a block, or at each
+    position its own (`model.latent_per`), whatever is masked. The draws are numbers `first`, `first` + 1, ..."""
+    device = noise.row.device
+    size = block_size if model.latent_per == "block" else 1
+    row, draw = noise.row[:, None, None, None], torch.arange(first, first + draws, device=device)[:, None, None]
+    place, number = torch.arange(0, length, size, device=device)[:, None], torch.arange(model.latent, device=device)
+    z = rng.normal(noise.seed, rng.LATENT, row, draw, place, noise.step, number)
+    return z.repeat_interleave(size, dim=2)[:, :, :length]
 
 
 def ranks(values: Tensor) -> Tensor:
@@ -75,11 +89,14 @@ def block_uniforms(noise: NoiseKeys, n_blocks: int, draws: int, stratified: bool
     return (strata[noise.first : noise.first + b] + jitter) / cells
 
 
-def position_uniforms(noise: NoiseKeys, length: int, draws: int) -> Tensor:
-    """Draw a uniform in [0, 1) for each token, (b, D, N) float64; their order decides which tokens are masked."""
+def position_uniforms(noise: NoiseKeys, length: int, draws: int, purpose: int = rng.ORDER) -> Tensor:
+    """Draw a uniform in [0, 1) for each token, (b, D, N) float64.
+
+    The order of those of purpose `rng.ORDER` decides which tokens are masked.
+    """
     device = noise.row.device
     draw, position = torch.arange(draws, device=device)[:, None], torch.arange(length, device=device)
-    return rng.uniform(noise.seed, rng.ORDER, noise.row[:, None, None], draw, position, noise.step)
+    return rng.uniform(noise.seed, purpose, noise.row[:, None, None], draw, position, noise.step)
 
 
 def target_ranks(noise: NoiseKeys, is_target: Tensor, block_size: int, draws: int) -> Tensor:

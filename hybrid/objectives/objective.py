@@ -47,7 +47,11 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What a training step minimises."""
+    """What a training step minimises.
+
+    One that draws the random numbers of `model.latent` says so in an attribute `draws_latent`, True; it is then refused
+    for a model that has none.
+    """
 
     @property
     def is_elbo(self) -> bool:

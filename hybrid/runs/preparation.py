@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from hybrid.checkpoints import finding
 from hybrid.checkpoints.importers import open_model
@@ -29,6 +31,9 @@ from hybrid.runs.resuming import ResumePlan
 from hybrid.training.parallel import shard_model
 
 log = logging.getLogger(__name__)
+
+LATENT = "latent_weight"
+"""Name of the weights of `model.latent`, which an older model lacks."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +119,22 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
         _warn_of_another_network(config.model, stored.settings, path)
     try:
         with finding.reading(cast(Path, origin.folder)):
-            load_state(model, stored.tensors)
+            load_state(model, _with_latent(model, stored.tensors, path))
     except ValueError:
         if isinstance(stored.settings, Path):  # the keys say more than the names of weights
             refuse_other_sizes(config.model, load_config(stored.settings, checked=False).model, path, is_taken=False)
         raise
     log.info("weights of %s", path)
     return origin.checkpoint
+
+
+def _with_latent(model: Transformer, tensors: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+    """Add the weights of a latent to a model that lacks them: at zero, where they change nothing."""
+    if model.latent_weight is None or LATENT in tensors:
+        return tensors
+    log.info("model.latent = %d: %s has no such weights, so they start at zero", model.config.latent, path)
+    zeros = torch.zeros(model.latent_weight.shape)
+    return cast(Mapping[str, Tensor], ChainMap({LATENT: zeros}, cast(dict[str, Tensor], tensors)))
 
 
 def _warn_of_another_network(model: ModelConfig, theirs: Mapping[str, Any], path: str) -> None:

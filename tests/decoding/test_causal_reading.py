@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoding_toy import engine
+from decoding_toy import engine, view_of
 from toy import toy_model
 
 from hybrid.decoding.decoder import View
+from hybrid.decoding.remasking import CausalCorrector
 from hybrid.model.two_stream import two_stream_hidden
 
 VOCAB, END = 9, 8
@@ -70,3 +71,27 @@ def test_what_it_costs():
     for prompt, n in (([], 1), ([1], 1), ([1] * 5, 0)):
         run = engine(model, 4, Scored(), seq_len=16, stop_at_end=False)
         assert run.generate([prompt], 16 - len(prompt)).nfe == 2 * (4 - len(prompt) // 4) + n
+
+
+def test_the_corrector_puts_back_what_the_causal_law_finds_least_probable():
+    """At half time two of four: a token that was known, and one just drawn, which is not shown at all. At the end
+    everything is shown, and nothing is read."""
+    of_tokens = torch.tensor([0.9, 0.2, 0.1, 0.6], dtype=torch.float64)  # p(token | those before it)
+    is_masked, read = torch.tensor([[True, True, False, True]]), []
+
+    def causal(canvas, places, causal=False):
+        read.append((canvas.tolist(), causal))
+        p = of_tokens[places[0]]
+        return torch.stack([p, 1 - p], dim=1).log()
+
+    def at(step):
+        sure = torch.tensor([[0.8, 0.2]] * 3, dtype=torch.float64)  # token 0 everywhere
+        return view_of(sure, is_masked, step, read=causal, mask_token_id=2)
+
+    corrector = CausalCorrector(steps=2)
+    view = at(0)
+    reveal, remask = corrector.select(view, corrector.start(view))
+    assert reveal.tolist() == [[True, False, False, True]] and remask.tolist() == [[False, False, True, False]]
+    assert read == [([[0, 0, 0, 0]], True)]
+    reveal, remask = corrector.select(at(1), corrector.start(view))
+    assert torch.equal(reveal, is_masked) and remask is None and len(read) == 1

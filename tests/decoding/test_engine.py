@@ -105,7 +105,7 @@ def test_a_certain_model_is_reproduced(spec, mode, monkeypatch):
     if context_of(spec) == "causal" and mode[1] == "in_place":
         pytest.skip("a clean row says two things, as what is read of it")
 
-    def know(network, tokens, pattern, cache):  # the state of a row is the token that it predicts
+    def know(network, tokens, pattern, cache, latent):  # the state of a row is the token that it predicts
         slots = pattern.slots
         at = torch.arange(slots.start, slots.stop) if isinstance(slots, slice) else slots
         at = pattern.reading().select_queries(at.expand_as(tokens))
@@ -139,9 +139,9 @@ def test_an_autoregressive_step_is_one_row(monkeypatch):
     rows = []
     forward = Transformer.forward
 
-    def spy(network, tokens, *arguments):
+    def spy(network, tokens, *arguments, **more):
         rows.append(tokens.shape[1])
-        return forward(network, tokens, *arguments)
+        return forward(network, tokens, *arguments, **more)
 
     monkeypatch.setattr(Transformer, "forward", spy)
     engine(model, 1, stop_at_end=False).generate([[1, 2, 3]], 5)

@@ -80,9 +80,9 @@ def test_texts_of_any_block_size_end_anywhere(mode: tuple[str, str], block_size:
 def test_texts_grow_beyond_the_slots_that_are_seen_at_once(slide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     spans, static = set(), graphs.Static
 
-    def made(shape: graphs.Shape, cache: Any) -> graphs.Static:
+    def made(shape: graphs.Shape, cache: Any, model: Transformer) -> graphs.Static:
         spans.add((shape.start, shape.stop))
-        return static(shape, cache)
+        return static(shape, cache, model)
 
     monkeypatch.setattr(graphs, "Static", made)
     setting = {"decoder": {"name": "entropy", "per_step": 4}, "block_size": 8, "stop_at_end": False}
@@ -199,7 +199,7 @@ class Noting:
 def test_a_thread_records_what_it_has_computed_itself() -> None:
     """The libraries of a GPU have handles for each thread, which cannot be made while a graph is recorded."""
     model = toy()
-    static = Static(Shape(1, 4, 0, 0, 128, False, False), model.new_cache(1, 128))
+    static = Static(Shape(1, 4, 0, 0, 128, False, False), model.new_cache(1, 128), model)
     recorder: Any = Noting()
     static.replay(model, recorder)
     with ThreadPoolExecutor(1) as other:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import importlib
 import sys
 from typing import Any
@@ -35,8 +36,14 @@ from hybrid.training.step import Stepper, StepResult
 
 SEQ_LEN, ROWS = 12, 8
 NEEDS = {"explicit": {"name": "explicit", "weights": [0.1, 0.2, 0.3, 0.4]}}
+
+
+def takes_teacher(entry: Any) -> bool:
+    return "teacher" in {f.name for f in dataclasses.fields(entry)}
+
+
 CASES = {
-    **{f"name-{name}": {"name": name} for name, entry in OBJECTIVES.items() if not hasattr(entry, "teacher")},
+    **{f"name-{name}": {"name": name} for name, entry in OBJECTIVES.items() if not takes_teacher(entry)},
     **{f"estimator-{name}": {"estimator": name, "draws": 2} for name in ESTIMATORS},
     **{f"weighting-{name}": {"weighting": name} for name in WEIGHTINGS},
     **{f"proposal-{name}": {"proposal": NEEDS.get(name, name)} for name in PROPOSALS},
@@ -88,12 +95,13 @@ def test_a_step_waits_nowhere_and_is_that_of_a_cpu(objective: dict[str, Any], pr
         assert gpu.places() == {("training/step.py", "StepResult._read")}
 
 
-def test_a_teacher_waits_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["from_teacher", *(n for n, entry in OBJECTIVES.items() if takes_teacher(entry))])
+def test_a_teacher_waits_nowhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OBJECTIVES, "from_teacher", None)  # so that what the module registers goes again
     importlib.import_module("user_distillation")
     sys.modules.pop("user_distillation")  # other tests import it for the first time
-    config = ObjectiveConfig(name="from_teacher", teacher="a run")
-    student, teacher, split = toy_model(seed=1), toy_model().requires_grad_(False), packed()
+    config = ObjectiveConfig(name=name, teacher="a run")
+    student, teacher, split = toy_model(seed=1, latent=2), toy_model().requires_grad_(False), packed()
     expected = [r.losses for r in steps(copy.deepcopy(student), build_objective(config, teacher), split)]
     with pretended_gpu() as gpu:
         student, loss = student.to("cuda"), build_objective(config, teacher.to("cuda"))

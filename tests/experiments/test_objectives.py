@@ -6,13 +6,15 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from conftest import Configure
 from text_figures import entropy, options, per_token
+from toy import toy_model
 
 from hybrid.config import load_config
 from hybrid.data.batches import PackedTokens
 from hybrid.experiments import objectives
-from hybrid.experiments.measuring.trained import Trained
+from hybrid.experiments.measuring.trained import Trained, left_to_right
 from hybrid.experiments.objectives import COMMON, CONTENDERS, Outcome, fitting_steps, table
 from hybrid.lm import LanguageModel
 
@@ -33,6 +35,19 @@ def test_an_objective_is_judged_at_its_block_size_and_at_one(
     assert asked == [(40, 5)] and (got.name, got.seed, got.steps, got.nelbo) == ("elbo", 7, 40, 2.5)
     assert got.at_one == pytest.approx(per_token(lm, split.rows(range(5)).tokens, 1, "exact"))
     assert got.entropy == pytest.approx(entropy(texts)) and got.gen_ppl is None
+
+
+def test_what_the_autoregressive_loss_trains_is_what_is_judged_from_left_to_right(
+    lm: LanguageModel, split: PackedTokens, configure: Configure, tmp_path: Any
+) -> None:
+    """The law of the clean rows; without that loss, of MASKs at block size 1."""
+    model = toy_model("causal", vocab=lm.model.vocab_size, dtype=torch.float32)
+    config = configure(tmp_path, "model.context=causal", "objective.ar_weight=0.5")
+    both = LanguageModel(config, lm.tokenizer, model)
+    tokens = split.rows(range(5)).tokens
+    assert left_to_right(both, split, config, 5) == pytest.approx(per_token(both, tokens, 1, "causal"))
+    config.objective.ar_weight = 0.0
+    assert left_to_right(both, split, config, 5) == pytest.approx(per_token(both, tokens, 1, "exact"))
 
 
 def test_columns_of_objectives() -> None:

@@ -57,6 +57,21 @@ def test_several_draws_share_the_clean_pass(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_canvas_is_what_the_noisy_streams_read(mode):
+    """A block of other tokens, after the blocks of the text: as in the text that has both."""
+    model = toy_model(*mode)
+    tokens, others = random_tokens(2, 9), random_tokens(2, 9, seed=1)
+    masked = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    canvas = others[:, None].expand(masked.shape).masked_fill(masked, model.mask_token_id)
+    got = two_stream_hidden(model, tokens, masked, 4, canvas=canvas)
+    of_block = masked.nonzero()[:, 2] // 4
+    for block in range(3):
+        text = torch.cat([tokens[:, : 4 * block], others[:, 4 * block :]], dim=1)
+        expected = two_stream_hidden(model, text, masked, 4)
+        torch.testing.assert_close(got[of_block == block], expected[of_block == block])
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_the_last_layer_computes_only_what_is_read(mode):
     """Rows that reach the last layer's SwiGLU are the masked tokens, no more; the clean stream has none in place."""
     model = toy_model(*mode)

@@ -43,6 +43,16 @@ def test_init_from_begins_a_new_run(configure: Configure, trained: Path, tmp_pat
     assert not torch.equal(resumed.model.embedding.weight, hybrid.load(trained).model.embedding.weight)
 
 
+def test_a_layer_of_a_latent_that_the_start_lacks_begins_at_zero(
+    configure: Configure, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        run = Run.of(configure(tmp_path, f"trainer.init_from={trained}", "model.latent=2"))
+    weights = dict(run.model.state_dict())
+    assert not weights.pop("latent_weight").any() and "has no such weights, so they start at zero" in caplog.text
+    assert_same_tensors(weights, dict(hybrid.load(trained).model.state_dict()))
+
+
 @pytest.mark.parametrize(
     "other, message",
     [

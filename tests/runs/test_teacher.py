@@ -64,7 +64,10 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (["objective.name=taught", "objective.teacher="], "objective.teacher: '' is empty"),
         (["objective.name={name: taught, teacher: runs/x}"], "objective.name.teacher: taught has no options"),
         (["objective.name={name: masked, draws: 2}"], "objective.name.draws: masked has no options"),
-        (["objective.name=taugt"], "objective.name: 'taugt' is not one of masked, may_be_taught, taught (did you mean"),
+        (
+            ["objective.name=taugt"],
+            "objective.name: 'taugt' is not one of di4c, latent, masked, may_be_taught, sdtt, taught",
+        ),
     ],
 )
 def test_a_teacher_that_nobody_reads_or_that_is_missing_is_refused(overrides: list[str], words: str) -> None:

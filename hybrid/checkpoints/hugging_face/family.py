@@ -55,7 +55,7 @@ class Family(ABC):
 
     def lacks(self, model: ModelConfig, block_sizes: Sequence[int]) -> list[str]:
         """Return what of a model the family cannot express; nothing if it can be written as one of it."""
-        fixed = {"norm": "rms", "mlp": "swiglu", **self.fixed}
+        fixed = {"norm": "rms", "mlp": "swiglu", "latent": 0, **self.fixed}
         lacking = [
             f"model.{key}={_value(getattr(model, key))} (it has {_value(value)})"
             for key, value in fixed.items()

@@ -80,6 +80,20 @@ def train(config: Config, folder: Path, steps: int) -> int:
     return steps
 
 
+def left_to_right(lm: LanguageModel, split: PackedTokens, config: Config, rows: int) -> float:
+    """Return nats per token of the exact likelihood from left to right, as `elbo`: `causal` where `objective.ar_weight`
+    trains it, else `exact`."""
+    from hybrid.device import precision_context
+    from hybrid.likelihoods.exact import Causal
+    from hybrid.likelihoods.rows import by_row
+
+    if not config.objective.ar_weight:
+        return elbo(lm, split, 1, rows, draws=1)
+    precision = precision_context("fp32", lm.device)
+    found = by_row(lm.model, split, 1, Causal(), rows=rows, precision=precision)
+    return float(found.nll.sum()) / int(found.tokens.sum())
+
+
 def step_seconds(
     steppers: Mapping[str, Stepper], rounds: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:

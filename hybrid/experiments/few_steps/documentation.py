@@ -1,0 +1,70 @@
+"""Documentation in byte pairs, which no law is known of: an evaluation model judges what is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from hybrid.evaluation.base import EvaluationModel
+from hybrid.evaluation.comparison import Comparison
+from hybrid.evaluation.evaluation_model import load_evaluation_model
+from hybrid.evaluation.setting import setting_for
+from hybrid.experiments.few_steps.laws import Steps
+from hybrid.experiments.few_steps.methods import Spec
+from hybrid.experiments.few_steps.sampled import Sampled
+from hybrid.experiments.few_steps.source import Caption, Figures, Written, interpolated
+from hybrid.experiments.measuring.subject import validation_of
+from hybrid.lm import LanguageModel
+
+SHOWN = ("gen_ppl", "entropy", "self_bleu")
+
+
+@dataclass(frozen=True)
+class Documentation(Sampled):
+    """Python's documentation. A low perplexity may be sharpening: it is read beside entropy and self-BLEU."""
+
+    name = "pydocs"
+    config = "configs/bytes.yaml"
+    overrides = ("data.tokenizer=bpe", "data.vocab_size=2048", "data.seq_len=128", "eval.sample_prompts=[]")
+    block_size, rows, default_forwards = 16, 64, 60_000
+    needs_judge = True
+    captions: ClassVar[dict[str, Caption]] = {
+        "gen_ppl": Caption("generative perplexity", 1),
+        "entropy": Caption("entropy of a text, nats"),
+        "self_bleu": Caption("self-BLEU"),
+        "forwards": Caption("forwards of a block", 2),
+    }
+    texts: ClassVar[int] = 64
+    tried: ClassVar[tuple[float, ...]] = (0.5, 0.7, 0.85, 1.0)
+
+    @cached_property
+    def evaluation_model(self) -> EvaluationModel:
+        assert self.judge_run is not None
+        return load_evaluation_model(self.judge_run, "cpu")
+
+    def plain(self, steps: int) -> Spec:
+        return {"name": "first_hitting", "steps": steps}
+
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        generation = {key: value for key, value in options.items() if key != "decoder"}
+        length = lm.config.data.seq_len
+        setting = setting_for(length, length, 0, samples=self.texts, **generation)
+        found = Comparison(lm, validation_of(lm), setting, self.evaluation_model).line(
+            self.block_size, "", options["decoder"]
+        )
+        shown = {name: found.metrics[name] for name in SHOWN}
+        assert found.nfe_per_token is not None
+        return {**shown, "forwards": found.nfe_per_token * self.block_size}
+
+    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
+        return {f"plain, temperature {temperature:g}": temperature for temperature in self.tried[:-1]}
+
+    def same_entropy(self, plain: Written, steps: Steps, wanted: float) -> float:
+        return interpolated([(t, plain(steps, t)["entropy"]) for t in self.tried], wanted)
+
+    def describe(self) -> str:
+        return (
+            f"Python's documentation in 2,048 byte pairs ({self.config}), blocks of {self.block_size}; {self.texts} "
+            f"texts of a row, read by `{self.judge_run}`. {self.budget:,} forwards a network."
+        )

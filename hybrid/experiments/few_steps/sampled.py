@@ -1,0 +1,210 @@
+"""Sources whose laws are too large to be enumerated: networks are runs of train.py, whose texts are judged."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hybrid.config import load_config
+from hybrid.data.corpora.markov import BlockMarkov
+from hybrid.decoding.engine import generate_shared, n_batches
+from hybrid.evaluation.answers import score
+from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Steps
+from hybrid.experiments.few_steps.methods import METHODS, Spec
+from hybrid.experiments.few_steps.source import (
+    BEST,
+    SHARPENED,
+    Caption,
+    Figures,
+    Source,
+    Written,
+    best_of,
+    interpolated,
+)
+from hybrid.experiments.few_steps.stages import Stage, stages
+from hybrid.experiments.measuring.subject import validation_of
+from hybrid.experiments.measuring.trained import settings, train
+from hybrid.lm import LanguageModel, load
+from hybrid.runs.run_folder import folder_of
+
+log = logging.getLogger("hybrid.experiments.few_steps")
+
+
+@dataclass(frozen=True)
+class Sampled(Source):
+    """A configuration, blocks of `block_size` of it, and `rows` of a batch."""
+
+    name: ClassVar[str]
+    config: ClassVar[str]
+    overrides: ClassVar[tuple[str, ...]] = ()
+    block_size: ClassVar[int]
+    rows: ClassVar[int]
+
+    def network(self, method: str, seed: int) -> LanguageModel:
+        """Train the stages of a method that are not done yet.
+
+        Raises:
+            ValueError: a run's folder holds a run of other settings.
+        """
+        folders: dict[str, Any] = {}
+        todo = stages(method, self.budget)
+        for stage in todo:
+            config = self._configure(stage, seed, folders)
+            folders[stage.name] = folder_of(config.run)
+            log.info("training %s: %d steps", folders[stage.name], stage.steps(self.rows))
+            train(config, folders[stage.name], stage.steps(self.rows))
+        return load(folders[todo[-1].name], device="cpu")
+
+    def _configure(self, stage: Stage, seed: int, folders: dict[str, Any]) -> Any:
+        seq_len = load_config(self.config, self.overrides).data.seq_len
+        own = [f"objective.block_size={self.block_size}", "objective.draws=1"]
+        own += [f"trainer.batch_tokens={stage.rows(self.rows) * seq_len}", f"trainer.steps={stage.steps(self.rows)}"]
+        if stage.teacher is not None:
+            own += [f"{key}={folders[stage.teacher]}" for key in ("objective.teacher", "trainer.init_from")]
+        named = settings(self.folder, f"{self.name}-{stage.name}", seed)
+        return load_config(self.config, [*self.overrides, *own, *stage.settings, *named])
+
+    def written_by(self, method: str, seed: int) -> Written:
+        lm, entry = self.network(method, seed), METHODS[method]
+
+        @cache
+        def figures(steps: Steps, temperature: float) -> Figures:
+            n = self.block_size if steps == ONE_BY_ONE else int(steps)
+            options = {"decoder": entry.decoder(self.plain(n), n), "temperature": temperature, "seed": seed}
+            return self.judge(lm, {**options, **entry.generation})
+
+        return figures
+
+    @abstractmethod
+    def plain(self, steps: int) -> Spec:
+        """Say how plain texts are written."""
+
+    @abstractmethod
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        """Write with the options of a generation, and say how good it is."""
+
+
+@dataclass(frozen=True)
+class Words(Sampled):
+    """Words of 8 letters, a chain of them; a block is a word, which no left-to-right rule spells."""
+
+    name = "block_markov"
+    config = "configs/block_markov.yaml"
+    overrides = (
+        *("data.corpus.block=8", "data.corpus.words=64", "model.dim=128", "model.n_layers=4"),
+        "eval.sample_prompts=[]",
+    )
+    block_size, rows, default_forwards = 8, 64, 40_000
+    captions: ClassVar[dict[str, Caption]] = {
+        "variation": Caption("total variation of the law of a block"),
+        "words": Caption("share of the blocks that are words"),
+        "entropy": Caption("entropy of the law of a block, nats per token"),
+        "forwards": Caption("forwards of a block", 2),
+    }
+    texts: ClassVar[int] = 256
+    tried: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+    @cached_property
+    def corpus(self) -> BlockMarkov:
+        from hybrid.data.corpora import CORPORA
+        from hybrid.options import build
+
+        return build(CORPORA, load_config(self.config, self.overrides).data.corpus, "data.corpus")
+
+    def plain(self, steps: int) -> Spec:
+        return {"name": "first_hitting", "steps": steps}
+
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        n, length, size = self.texts, self.corpus.length, self.block_size
+        engine = lm.engine(size, stop_at_end=False, **options)
+        result = generate_shared(engine, [[]] * n, length)
+        texts = [[lm.tokenizer.decode([token]) for token in row] for row in result.tokens]
+        blocks = ["".join(text[i : i + size]) for text in texts for i in range(0, length, size)]
+        return {**self.law_of(blocks), "forwards": result.nfe / n_batches(n) / (length // size)}
+
+    def law_of(self, blocks: Sequence[str]) -> Figures:
+        """Compare the law of blocks, as they are counted, with the source's."""
+        counted, n = Counter(blocks), len(blocks)
+        law = dict(zip(self.corpus.spelling, self.corpus.chain.stationary, strict=True))
+        shared = sum(min(counted[word] / n, p) for word, p in law.items())
+        share = np.array([count / n for count in counted.values()])
+        entropy = float(-(share * np.log(share)).sum()) / self.block_size
+        return {"variation": 1 - shared, "words": sum(counted[word] for word in law) / n, "entropy": entropy}
+
+    def references(self, steps: Steps) -> dict[str, Figures]:
+        return {"as many texts of the source": self.law_of(self.real)}
+
+    @cached_property
+    def real(self) -> list[str]:
+        n = self.corpus.length // self.block_size
+        symbols = self.corpus.chain.sample(np.random.default_rng(0), self.texts, n)
+        return [self.corpus.spelling[symbol] for symbol in symbols.flatten()]
+
+    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
+        same = self.same_entropy(plain, steps, self.law_of(self.real)["entropy"])
+        return {SHARPENED: same, BEST: best_of(self, plain, steps, self.tried)}
+
+    def same_entropy(self, plain: Written, steps: Steps, wanted: float) -> float:
+        return interpolated([(t, plain(steps, t)["entropy"]) for t in self.tried], wanted)
+
+    def describe(self) -> str:
+        return (
+            f"A chain of 64 words of {self.block_size} letters ({self.config}), a block is a word. {self.texts} texts "
+            f"of {self.corpus.length} letters are counted, so the source itself is not at 0. {self.budget:,} forwards "
+            "a network."
+        )
+
+
+@dataclass(frozen=True)
+class Answered(Sampled):
+    """A task with right answers, which are one block; the best token at the surest places."""
+
+    captions: ClassVar[dict[str, Caption]] = {
+        "solved": Caption("share of right answers"),
+        "forwards": Caption("forwards of an answer", 2),
+    }
+    temperature = 0.0
+    is_better_high = True
+    answers: ClassVar[int] = 500
+    tried: ClassVar[tuple[float, ...]] = (0.0, 0.3, 0.6, 1.0)
+
+    def plain(self, steps: int) -> Spec:
+        return {"name": "margin", "steps": steps}
+
+    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
+        engine = lm.engine(self.block_size, **options)
+        found = score(engine, validation_of(lm), self.answers, batch_rows=self.answers)
+        return {"solved": found.solved, "forwards": found.nfe / n_batches(found.n)}
+
+    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
+        return {BEST: best_of(self, plain, steps, self.tried)}
+
+    def describe(self) -> str:
+        tried = ", ".join(f"{temperature:g}" for temperature in self.tried)
+        return (
+            f"{self.config}, blocks of {self.block_size}; {self.answers} answers of the validation split, decoder "
+            f"margin, temperature 0. Temperatures tried with plain: {tried}. {self.budget:,} forwards a network."
+        )
+
+
+@dataclass(frozen=True)
+class Sums(Answered):
+    """Sums of two numbers of 5 digits."""
+
+    name, config, block_size, rows, default_forwards = "sums", "configs/sums.yaml", 6, 128, 200_000
+    overrides = ("eval.sample_prompts=[]",)
+
+
+@dataclass(frozen=True)
+class Sudoku(Answered):
+    """Sudoku of size 4."""
+
+    name, config, block_size, rows, default_forwards = "sudoku4", "configs/sudoku/4.yaml", 16, 64, 100_000
+    overrides = ("eval.sample_prompts=[]",)
