@@ -181,19 +181,21 @@ class Network:
         assert hidden is not None, "a text without a first token has a row before it"
         return hidden
 
-    def read_behind(self, text: Tensor, live: LiveBlocks, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def read_behind(
+        self, text: Tensor, live: LiveBlocks, tokens: Tensor, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return hidden states (r, dim) that predict the first of each live block off the clean row before it, and
         (r, B, dim) that predict `tokens` (r, B) as `read` does: one forward.
 
         Commits what stands before the live blocks, of which something must be unread. At block size 1 no MASK is read.
         """
         if self.model.config.begin:
-            hidden = self.read(text, live, tokens)
+            hidden = self.read(text, live, tokens, latent)
             return hidden[:, 0], hidden
         if not self.cached:
             self.cache.reset()
         pending = self._all_but_the_last(text, live, tokens)
-        rows = BlockRows(self.cache.lengths, pending, tokens, live.n_valid)
+        rows = BlockRows(self.cache.lengths, pending, tokens, live.n_valid, latent)
         if tokens.shape[1] == 1:
             rows = rows.without_live()  # an ordinary autoregressive step
             if not rows.n_pending:

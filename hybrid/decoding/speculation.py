@@ -19,6 +19,7 @@ from hybrid.decoding.acceptance import Noise, checked, drafted, draw
 from hybrid.decoding.decoder import probability
 from hybrid.decoding.denoiser import LiveBlocks
 from hybrid.decoding.results import Change, GenerationState
+from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.session import Session, Watch
 from hybrid.device import send
 from hybrid.model.block_pass import BlockRows
@@ -63,7 +64,7 @@ class Speculation(Session):
 
     def _round(self, live: Draft, n_round: int) -> None:
         """Write the tokens of a round."""
-        first, drafts = self.network.read_behind(self.text, live, live.tokens)
+        first, drafts = self.network.read_behind(self.text, live, live.tokens, self._latent(live))
         sampling, noise = self.engine.config, self._noise(live, n_round)
         start = self._log_probs(first[:, None])
         tokens = live.tokens.clone()
@@ -80,6 +81,13 @@ class Speculation(Session):
             tokens[:, 1:], more = checked(self.rule, sampling, p, q, draft, is_draft, rest)
             laws, stand = [start, p], torch.minimum(1 + more, n_valid)
         self._keep(live, tokens, stand.tolist(), torch.cat(laws, dim=1) if self.watch is not None else None)
+
+    def _latent(self, live: Draft) -> Tensor | None:
+        """(r, L, model.latent) random numbers of MASK for a draft, given which q is; None: the model has none."""
+        model, config = self.network.model.config, self.engine.config
+        if not model.latent or config.latent == "none":
+            return None
+        return Uniforms(config.seed, self.length).normals(model, live.places, 0, live.tokens.device)
 
     def _noise(self, live: Draft, n_round: int) -> Noise:
         """Key the check as plain decoding does, and what else the rule draws by the round."""

@@ -97,6 +97,19 @@ def test_it_sees_what_plain_decoding_sees(kind: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_random_numbers_in_mask_change_drafts_and_no_text(kind: str) -> None:
+    model = toy_model("causal", kind, latent=3)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "latent" in name:
+                p.normal_(generator=torch.Generator().manual_seed(0))
+    plain = engine(model, 4, "autoregressive", seq_len=24, seed=2).generate(PROMPTS, 12)
+    runs = [engine(model, 4, speculative(), seq_len=24, seed=2, latent=latent) for latent in ("fresh", "none")]
+    fresh, none = (run.generate(PROMPTS, 12) for run in runs)
+    assert fresh.tokens == none.tokens == plain.tokens and fresh.kept != none.kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_behind_the_end_of_a_document_a_text_begins_anew(kind: str) -> None:
     """The best tokens, in float64: nothing of the document before is seen."""
     model = toy_model("causal", kind, seed=1)
