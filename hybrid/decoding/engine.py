@@ -16,7 +16,7 @@ from hybrid.decoding.block_loop import BlockLoop
 from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.decoder import Decoder, check_decoder, has_own_loop
 from hybrid.decoding.denoiser import Network
-from hybrid.decoding.prompts import check_prompts
+from hybrid.decoding.prompts import check_no_gap, check_prompts
 from hybrid.decoding.results import Change, Generation, GenerationState, added
 from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
@@ -110,7 +110,10 @@ class Engine:
             ValueError: a prompt that does not fit, ids that the vocabulary does not have, a decoder that is stuck.
         """
         slide, loop = self.config.slide, getattr(self.decoder, "loop", BlockLoop)
-        size = 1 if has_own_loop(self.decoder) else self.block_size  # it writes from the left
+        size = self.block_size
+        if has_own_loop(self.decoder):
+            size = 1  # it writes from the left
+            check_no_gap(prompt_ids(prompts), self.model.mask_token_id, repr(self.decoder))
         rows, n = check_prompts(self.model, prompts, max_new_tokens, size, self.seq_len, slide)
         keys = rng.row_keys(rows) if row_keys is None else [integer("row_keys", key, *SEEDS) for key in row_keys]
         if len(keys) != len(rows):
