@@ -73,8 +73,8 @@ def check_no_gap(prompts: Sequence[Sequence[int]], mask_token_id: int, who: str)
     for i, prompt in enumerate(prompts):
         if (span := gap_span(prompt, mask_token_id)) is not None:
             raise ValueError(
-                f"decoder: {who} writes from the left and would not see what is given behind the gap at token {span[0]} "
-                f"of prompt {i}; choose another decoder"
+                f"decoder: {who} writes from the left and would not see what is given behind the gap at token "
+                f"{span[0]} of prompt {i}; choose another decoder"
             )
 
 
