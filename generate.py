@@ -202,6 +202,7 @@ def facts_of(checkpoint: str, config: GenerationConfig, block_size: int, generat
         "block size": block_size,
         "temperature": config.temperature,
         **{name: value for name, value in optional.items() if value},
+        **({} if config.noise == "inverse" else {"noise": config.noise}),
         "seed": config.seed,
         "forwards": generation.nfe,
         "tokens": generation.n_tokens,
@@ -239,6 +240,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, metavar="T", help="0: most probable (default: 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P")
+    parser.add_argument(
+        "--noise", metavar="NOISE", help="what makes a token of a random number: inverse or gumbel (default: inverse)"
+    )
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end a text before TEXT")
     parser.add_argument(
         "--ignore-end-of-text", action="store_false", default=None, dest="stop_at_end",

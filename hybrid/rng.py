@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Purposes keep draws apart that share all other keys; purpose + n FURTHER is the n-th further draw of the same kind.
-ORDER, TOKEN, DECIDE, COUNT, STRATUM, LATENT = range(6)
+ORDER, TOKEN, DECIDE, COUNT, STRATUM, LATENT, GUMBEL, DRAFT, ACCEPT = range(9)
 FURTHER = 16
 
 _MASK = (1 << 64) - 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hybrid.decoding import DECODERS, GenerationConfig
-from hybrid.decoding.decoder import Prediction, View
+from hybrid.decoding.decoder import Prediction, View, has_own_loop
 from hybrid.decoding.engine import Engine
 from hybrid.likelihoods import Rows
 from hybrid.likelihoods.enumerated import mask_table
@@ -20,6 +20,9 @@ from hybrid.likelihoods.enumerated import mask_table
 def engine(model, block_size: int, decoder: Any = "first_hitting", seq_len: int = 14, **options) -> Engine:
     own = {name: options.pop(name) for name in ("document_mask", "precision", "network") if name in options}
     return Engine(model, seq_len, GenerationConfig(block_size, decoder, **options), **own)
+
+
+BLOCK_DECODERS = [name for name, entry in DECODERS.items() if not has_own_loop(entry)]
 
 
 def context_of(decoder: Any) -> str:

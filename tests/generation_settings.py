@@ -53,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "documents": {"decoder": "first_hitting", "document_mask": True},
     "sliding": {"decoder": "first_hitting", "slide": True, "seq_len": 8},
     "truncated": {"decoder": "first_hitting", "top_k": 3, "top_p": 0.9, "temperature": 0.7},
+    "gumbel": {"decoder": "first_hitting", "noise": "gumbel"},
     "greedy": {"decoder": "left_to_right", "temperature": 0.0},
     "autoregressive": {"decoder": "first_hitting", "block_size": 1},
     "infilling": {"decoder": "first_hitting", "block_size": 8, "prompts": [[1, MASK, MASK, 2], [3, MASK, 4]]},

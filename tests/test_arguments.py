@@ -30,6 +30,7 @@ GENERATE = [
     ("temperature", [None, "1", True, -1, float("nan"), float("inf"), 1e-320, 1e-9, 1e300, HUGE**20, [1.0], 1j]),
     ("top_k", ["5", True, 0, -1, 1.5, float("nan"), [5]]),
     ("top_p", ["0.9", True, 0, -0.1, 1.1, float("nan"), float("inf"), 1e-400, [0.9]]),
+    ("noise", [None, 5, "Gumbel", ["gumbel"]]),
     ("seed", [None, "0", True, 1.5, 1 << 63, -(1 << 63) - 1, HUGE, float("nan"), [0]]),
     ("cache", [None, "no", 1]),
     ("stop_at_end", [None, "no", 0]),

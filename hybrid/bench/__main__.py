@@ -6,6 +6,7 @@
     python -m hybrid.bench generate --new-tokens 512 --batch 1 8 64
     python -m hybrid.bench attention data.seq_len=1024 trainer.batch_tokens=4096
     python -m hybrid.bench growth                           # rows, blocks and vocabularies of many sizes
+    python -m hybrid.bench speculate --checkpoint runs/both # drafts against plain autoregressive decoding; see --help
     python -m hybrid.bench gpu --help                       # what only a GPU can show
 
 Settings are those of train.py. Variants take turns in one process, and medians are compared: machines are noisy.
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hybrid import cli
+from hybrid.bench import speculation
 from hybrid.bench.gpu import command
 from hybrid.options import at_least
 
@@ -29,6 +31,9 @@ DEFAULTS = ["objective.block_size=16", "trainer.batch_tokens=4096"]
 STEPS = ("train", "growth")
 """Tables of training steps, whose layers are compiled as `trainer.compile` says."""
 
+COMMANDS = {"speculate": speculation, "gpu": command}
+"""Benchmarks with options of their own."""
+
 PARTS = {
     "attention": "Attention of one layer, forward and backward",
     "head": "Head and loss, forward and backward",
@@ -38,14 +43,15 @@ PARTS = {
 
 WHAT = (
     "a training step; generation; of a step one layer's attention, its head and loss, or its data; steps as one size "
-    "grows; or all of these; gpu: what only a GPU can show, with options of its own"
+    "grows; or all of these; with options of their own: speculate, drafts and plain decoding; gpu, what only a GPU can "
+    "show"
 )
 
 
 def main() -> int:
     arguments = parse()
-    if arguments.what == "gpu":
-        return command.main(arguments)
+    if arguments.what in COMMANDS:
+        return COMMANDS[arguments.what].main(arguments)
     from hybrid.bench.record import Record, refuse_foreign
     from hybrid.config import load_config
     from hybrid.device import keep_freed_memory, resolve_device
@@ -96,10 +102,10 @@ def measurements(arguments: argparse.Namespace, config: Config) -> Iterator[tupl
 
 
 def parse() -> argparse.Namespace:
-    if sys.argv[1:2] == ["gpu"]:
-        return command.parse(sys.argv[2:])
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return COMMANDS[sys.argv[1]].parse(sys.argv[2:])
     parser = cli.Parser(prog="python -m hybrid.bench", description=__doc__)
-    parser.add_argument("what", choices=("train", "generate", *PARTS, "all", "gpu"), help=WHAT)
+    parser.add_argument("what", choices=("train", "generate", *PARTS, "all", *COMMANDS), help=WHAT)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over those of the file")
     parser.add_argument("--config", metavar="FILE", help="a YAML file; default: the small model of the docs")
     parser.add_argument("--vocab", type=int, default=257, metavar="V", help="size of the vocabulary (default: 257)")

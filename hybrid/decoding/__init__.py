@@ -1,6 +1,7 @@
 """Generation: the block loop (engine) and the decoders, which decide which positions to reveal.
 
 A new decoder is a frozen dataclass with `start` and `select` (see `decoder.Decoder`) and a line in `DECODERS`.
+Two write in a loop of their own (`speculative.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from hybrid.decoding.decoder import Decoder, View
 from hybrid.decoding.fixed_order import Ancestral, FirstHitting, LeftToRight, Random
 from hybrid.decoding.remasking import CausalCorrector, MaskPredict, PathPlanning, ReMDM
 from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.speculative import Autoregressive, Speculative
 
 DECODERS: dict[str, Any] = {
     "first_hitting": FirstHitting,
@@ -29,6 +31,8 @@ DECODERS: dict[str, Any] = {
     "arpc": CausalCorrector,
     "remdm": ReMDM,
     "copula": Copula,
+    "autoregressive": Autoregressive,
+    "speculative": Speculative,
 }
 
 __all__ = ["DECODERS", "Decoder", "GenerationConfig", "Sampling", "View"]

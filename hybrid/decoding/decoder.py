@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.config import GenerationConfig
+from hybrid.decoding.sampling import LAW, Sampling
 from hybrid.model import ModelConfig
 from hybrid.model.two_stream import check_reads_causally, reads_causally
 
@@ -149,6 +150,8 @@ class View:
 class Decoder(Protocol):
     """Decides which positions to reveal, or which tokens to write. The engine owns texts, sampling and the loop.
 
+    One that does not write block by block has a method `loop` instead of both, which makes a `session.Session`.
+
     A block of a row is finished when nothing of it is masked; what a decoder wants to change there is ignored.
 
     Attributes that a decoder may have:
@@ -185,14 +188,23 @@ def suits(decoder: Any, config: ModelConfig) -> bool:
     return not getattr(decoder, "reads_causally", False) or reads_causally(config)
 
 
-def check_decoder(decoder: Decoder, config: ModelConfig, sampling: Sampling) -> None:
+def has_own_loop(decoder: Any) -> bool:
+    """Return whether a decoder, or an entry of DECODERS, writes texts in a loop of its own, not block by block."""
+    return hasattr(decoder, "loop")
+
+
+def check_decoder(decoder: Decoder, config: ModelConfig, options: GenerationConfig) -> None:
     """Raise a ValueError if the network cannot be read as the decoder reads it, or if it ignores what is asked for."""
+    if has_own_loop(decoder):
+        for name in ("guidance", "planner"):
+            if getattr(options, name):
+                raise ValueError(f"{name}: not with {decoder!r}, which asks one network alone; leave it out")
     if not suits(decoder, config):
         check_reads_causally(config, f"decoder: {decoder!r}")
     if not getattr(decoder, "ignores_sampling", False):
         return
-    for name, default in vars(Sampling()).items():
-        if (value := getattr(sampling, name)) != default:
+    for name in LAW:
+        if (value := getattr(options, name)) != getattr(Sampling(), name):
             raise ValueError(
                 f"{name}: {value} has no effect on {decoder!r}, which draws its tokens by a law of its own; leave it "
                 "out, or choose another decoder"

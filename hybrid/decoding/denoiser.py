@@ -90,6 +90,7 @@ class Network:
         cached: False reads everything anew at every forward.
         sees_prompts: False reads every token of a prompt as MASK.
         replays: where the forwards of a block are recorded, over whose cache `cache` is; None: none are.
+        recorded: rows of a text in a forward that is recorded, at most; None: those of two blocks.
     """
 
     model: Transformer
@@ -98,6 +99,7 @@ class Network:
     cached: bool = True
     sees_prompts: bool = True
     replays: Replays | None = None
+    recorded: int | None = None
     nfe: int = 0
 
     def read(self, text: Tensor, live: LiveBlocks, tokens: Tensor, latent: Tensor | None = None) -> Tensor:
@@ -107,7 +109,7 @@ class Network:
         Commits the part of `text` (rows, width) before the live blocks that it has not read yet.
         """
         begin, read = self.model.config.begin, self.cache.lengths
-        if begin and self.sight.block_size == 1 and read == [begin + row.start for row in live.rows]:
+        if begin and tokens.shape[1] == 1 and read == [begin + row.start for row in live.rows]:
             return self.cache.last_hidden[:, None]  # of the token before, which was read: no forward
         if not self.cached:
             self.cache.reset()
@@ -179,6 +181,38 @@ class Network:
         assert hidden is not None, "a text without a first token has a row before it"
         return hidden
 
+    def read_behind(
+        self, text: Tensor, live: LiveBlocks, tokens: Tensor, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return hidden states (r, dim) that predict the first of each live block off the clean row before it, and
+        (r, B, dim) that predict `tokens` (r, B) as `read` does: one forward.
+
+        Commits what stands before the live blocks, of which something must be unread. At block size 1 no MASK is read.
+        """
+        if self.model.config.begin:
+            hidden = self.read(text, live, tokens, latent)
+            return hidden[:, 0], hidden
+        if not self.cached:
+            self.cache.reset()
+        pending = self._all_but_the_last(text, live, tokens)
+        rows = BlockRows(self.cache.lengths, pending, tokens, live.n_valid, latent)
+        if tokens.shape[1] == 1:
+            rows = rows.without_live()  # an ordinary autoregressive step
+            if not rows.n_pending:
+                return self.alone.expand(len(tokens), -1), self.alone.expand(*tokens.shape, -1)
+        self.nfe += 1
+        hidden = self.clean_hidden(rows, live)
+        self.cache.commit(rows.counts)
+        last = send(torch.tensor(rows.counts), hidden.device) - 1
+        first = hidden[torch.arange(len(last), device=hidden.device), last.clamp(min=0)]
+        is_first, documents = last < 0, self._sight(live).documents
+        if documents is not None:
+            here, before = (documents.gather(1, (live.position[:, :1] - i).clamp(min=0)) for i in (0, 1))
+            is_first = is_first | (here != before)[:, 0]
+        if documents is not None or not all(rows.counts):
+            first = torch.where(is_first[:, None], self.alone, first)
+        return first, hidden[:, rows.n_pending :]
+
     @cached_property
     def alone(self) -> Tensor:
         """(dim,) the hidden state of a MASK that sees nothing: an `in_place` network predicts first tokens off it."""
@@ -187,15 +221,20 @@ class Network:
         with torch.no_grad():
             return self.model(mask, TwoStream.of(1, 1, device=mask.device))[0, 0]
 
+    def clean_hidden(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
+        """Return hidden states (r, n, dim) of all rows of a forward, the clean ones too; commits nothing."""
+        with torch.no_grad():
+            return self._hidden(self.model, self.cache, rows, replace(self._sight(live), reads_clean=True))
+
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Run the active texts through the network once."""
         with torch.no_grad():
             return block_hidden(self.model, self.cache, rows, self._sight(live), self._hidden)
 
     def _hidden(self, model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
-        """Do as `rows_hidden`. Forwards of more than two blocks differ too much to be recorded: prompts, and all of a
-        generation without a cache."""
-        if self.replays is None or rows.n_pending + rows.live.shape[1] > 2 * self.sight.block_size:
+        """Do as `rows_hidden`. Longer forwards differ too much to be recorded: prompts, and all without a cache."""
+        most = self.recorded or 2 * self.sight.block_size
+        if self.replays is None or rows.n_pending + rows.live.shape[1] > most:
             return rows_hidden(model, cache, rows, sight)
         return self.replays.hidden(model, rows, sight)
 
@@ -246,15 +285,9 @@ class Network:
             logits = self.model.head(hidden)
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-
-def document_of_slots(rows: list[Row], model: Transformer, n_slots: int) -> Tensor:
-    """(rows, n_slots) document of each cache slot; what is generated belongs to the last document of the prompt."""
-    documents = torch.zeros(len(rows), n_slots, dtype=torch.long)
-    begin = model.config.begin
-    for i, row in enumerate(rows):
-        ends = torch.tensor([t == model.end_of_text for t in row.prompt], dtype=torch.long)
-        count = ends.cumsum(0)
-        end = begin + len(ends)
-        documents[i, begin:end] = count if begin else count - ends
-        documents[i, end:] = int(count[-1]) if len(ends) else 0
-    return send(documents, model.device)
+    def writable(self, log_probs: Tensor) -> Tensor:
+        """(m, V) without a MASK that lies in the vocabulary: it counts, but is never written."""
+        model = self.model
+        if model.mask_token_id >= model.vocab_size or model.banned_token_id is not None:
+            return log_probs
+        return log_probs.index_fill(-1, send(torch.tensor([model.mask_token_id]), log_probs.device), -torch.inf)

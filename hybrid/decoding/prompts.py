@@ -68,6 +68,16 @@ def gap_span(prompt: Sequence[int], mask_token_id: int) -> tuple[int, int] | Non
     return (first, last) if last > first else None
 
 
+def check_no_gap(prompts: Sequence[Sequence[int]], mask_token_id: int, who: str) -> None:
+    """Raise a ValueError for a gap with given tokens behind it, which `who` would not see."""
+    for i, prompt in enumerate(prompts):
+        if (span := gap_span(prompt, mask_token_id)) is not None:
+            raise ValueError(
+                f"decoder: {who} writes from the left and would not see what is given behind the gap at token "
+                f"{span[0]} of prompt {i}; choose another decoder"
+            )
+
+
 def sees_both_sides(span: tuple[int, int], block_size: int, prediction: str) -> bool:
     """Return whether what is given behind the gap can be seen from all of it, at this block size.
 

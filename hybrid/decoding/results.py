@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -18,6 +19,7 @@ class GenerationState:
     text: Tensor  # (rows, width) prompts and what is behind them
     spans: list[tuple[int, int]]  # of each row, where its new tokens stand
     finish_reasons: Sequence[str | None] = ()  # as those of `Generation`; None: not finished
+    kept: Sequence[int] = ()  # as that of `Generation`
 
     @cached_property
     def tokens(self) -> list[list[int]]:
@@ -46,7 +48,8 @@ class Generation:
     `tokens[i]` are the new tokens behind prompt i only, an end-of-text that stopped it included; `sequences[i]` is the
     whole, the prompt with its gaps filled and the new tokens. `finish_reasons[i]` says why it ended: `end_of_text`, or
     `length` (it has all tokens that were asked for). `nfe` counts every forward of the batch by any network (the
-    prompt's pass rides in the first).
+    prompt's pass rides in the first). `kept[k]` counts the rounds of speculation that wrote k tokens of a text; other
+    decoders have none.
     """
 
     tokens: list[list[int]]
@@ -54,3 +57,9 @@ class Generation:
     seconds: float
     finish_reasons: list[str] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+
+def added(histograms: Iterable[Sequence[int]]) -> list[int]:
+    """Add up what several parts of a generation kept."""
+    return [sum(counts) for counts in zip_longest(*histograms, fillvalue=0)]

@@ -1,4 +1,4 @@
-"""Draw tokens from log-probabilities, exactly: float64, one uniform per token, MASK never among the categories.
+"""Draw tokens from log-probabilities, exactly: float64, one key per token, MASK never among the categories.
 
 Joint sampling over tokens and MASK in float32 truncates the Gumbel noise and lowers the effective temperature (Zheng et
 al. 2409.02908, section 5). Here the decoder decides *whether* a position is revealed and this file *what* it shows.
@@ -17,10 +17,15 @@ from hybrid import rng
 from hybrid.arguments import integer, number
 from hybrid.device import send
 from hybrid.model import ModelConfig
-from hybrid.options import option
+from hybrid.options import option, pick
 
 TEMPERATURES = (1e-6, 1e6)
 """Beyond them logits overflow or lose their digits: smaller ones are 0, larger ones a uniform distribution."""
+
+NOISES = ("inverse", "gumbel")
+
+LAW = ("temperature", "top_k", "top_p")
+"""The options of `Sampling` that change the law of a token; with another noise one draws from the same law."""
 
 STEPS, NUMBERS = 16, 256
 """At most so many steps, and about so many numbers of a row, are made at a time."""
@@ -34,6 +39,12 @@ class Sampling:
     temperature: float = option(1.0, "divides the logits; 0: the most probable token")
     top_k: int | None = option(None, "sample among the K most probable tokens; None: among all")
     top_p: float | None = option(None, "sample from the smallest set of tokens of mass P; None: from all")
+    noise: str = option(
+        "inverse",
+        "what turns a random number into a token: the inverse of the distribution function, or Gumbel noise on every "
+        "token, which draws the same token from two similar distributions more often",
+        NOISES,
+    )
 
     def __post_init__(self) -> None:
         least, most = TEMPERATURES
@@ -46,6 +57,7 @@ class Sampling:
             object.__setattr__(self, "top_k", integer("top_k", self.top_k, 1, also=f", {every}"))
         if self.top_p is not None:
             number("top_p", self.top_p, lambda p: 0 < p <= 1, f"in (0, 1], {every}")
+        pick("noise", self.noise, NOISES)
 
     def truncate(self, log_probs: Tensor) -> Tensor:
         """(m, V) log-probabilities -> (m, V) float64 logits, -inf where a token is ruled out."""
@@ -63,10 +75,25 @@ class Sampling:
         return logits
 
     def draw(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens, by inverting the distribution."""
+        """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens."""
         if self.temperature == 0:
             return log_probs.argmax(-1)
-        return rng.categorical(self.truncate(log_probs), uniform)
+        logits = self.truncate(log_probs)
+        if self.noise == "gumbel":
+            return (logits + gumbel(uniform, logits.shape[-1])).argmax(-1)
+        return rng.categorical(logits, uniform)
+
+
+def gumbel(uniform: Tensor, vocab: int) -> Tensor:
+    """(m,) float64 uniforms -> (m, V) standard Gumbel noise, of which a uniform is the key.
+
+    -log(-log(1 - u)) of further uniforms u, which its 53 random bits and the token key: finite, and as independent as
+    those of any other key.
+    """
+    bits = (uniform * 2.0**53).long()[..., None]
+    token = torch.arange(vocab, device=uniform.device)
+    further = rng.uniform(0, rng.GUMBEL, bits, token).clamp(min=2.0**-54)
+    return -(-torch.log1p(-further)).log()
 
 
 class Uniforms:

@@ -157,10 +157,7 @@ class Step:
 
     def _draw(self, log_probs: Tensor, places: Places, purpose: int) -> Tensor:
         """(m,) tokens; a MASK that lies in the vocabulary counts, but is never written."""
-        model = self.networks.denoiser.model
-        if model.mask_token_id < model.vocab_size and model.banned_token_id is None:
-            log_probs = log_probs.clone()
-            log_probs[:, model.mask_token_id] = -torch.inf
+        log_probs = self.networks.denoiser.writable(log_probs)
         return self.config.draw(log_probs, places.take(self.uniform(purpose)))
 
     @cached_property

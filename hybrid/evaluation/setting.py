@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybrid.config import parse_options
-from hybrid.decoding import DECODERS, GenerationConfig, Sampling
+from hybrid.decoding import DECODERS, GenerationConfig
 from hybrid.decoding.decoder import suits
+from hybrid.decoding.sampling import LAW
 from hybrid.likelihoods import LIKELIHOODS, LikelihoodMethod
 from hybrid.model import ModelConfig
 from hybrid.options import at_least, build
@@ -28,7 +29,7 @@ class Setting:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
 
-SETTING_KEYS = ("samples", "new_tokens", "prompt_tokens", *(f.name for f in fields(Sampling)), "seed")
+SETTING_KEYS = ("samples", "new_tokens", "prompt_tokens", *LAW, "seed")
 """What eval.json says of a setting, by the names of the options of hybrid.evaluate."""
 
 

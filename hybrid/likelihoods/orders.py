@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hybrid.decoding import DECODERS, Decoder
-from hybrid.decoding.decoder import Patience, View, choose
+from hybrid.decoding.decoder import Patience, View, choose, has_own_loop
 from hybrid.decoding.places import Places
 from hybrid.likelihoods.base import BOUND, Likelihood, LikelihoodMethod, Rows
 from hybrid.likelihoods.enumerated import ROWS_PER_FORWARD
@@ -147,6 +147,11 @@ class _Walk:
 
     def follow(self, decoder: Decoder) -> Tensor:
         """(b, g) float64 nats of the blocks in the order of the decoder."""
+        if has_own_loop(decoder):
+            raise ValueError(
+                f"decoder: {decoder!r} writes from the left, not in an order of blocks, so its texts have no policy "
+                "likelihood; use another"
+            )
         needs("decoder", decoder, "start", "select")
         masked = self._blocks(self.rows.is_target, False)
         nll = torch.zeros(len(masked), dtype=torch.float64, device=masked.device)

@@ -206,7 +206,7 @@ def block_hidden(
     """
     begin = model.config.begin
     # An ordinary autoregressive step reads no noisy row.
-    run = rows.without_live() if begin and sight.block_size == 1 else rows
+    run = rows.without_live() if begin and rows.live.shape[1] <= 1 else rows
     hidden = compute(model, cache, run, sight)
     if not begin:
         cache.commit(rows.counts)

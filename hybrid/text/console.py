@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TextIO
 
 from hybrid.data.tokenizers import Tokenizer
-from hybrid.decoding.results import GenerationState
+from hybrid.decoding.results import GenerationState, added
 from hybrid.distributed import Ranks
 from hybrid.text.continuation import continuation, spelled
 from hybrid.text.terminal import printable, wrapped
@@ -38,6 +38,7 @@ class Texts:
     seconds: float
     finish_reasons: list[str] = field(default_factory=list)
     filled: list[list[str]] = field(default_factory=list)  # the texts of the gaps of each prompt
+    kept: list[int] = field(default_factory=list)  # as that of `Generation`
 
     @classmethod
     def one_after_another(cls, parts: Iterable[Texts]) -> Texts:
@@ -47,7 +48,7 @@ class Texts:
             result = cls(
                 result.texts + part.texts, result.n_tokens + part.n_tokens, result.nfe + part.nfe,
                 result.seconds + part.seconds, result.finish_reasons + part.finish_reasons,
-                result.filled + part.filled,
+                result.filled + part.filled, added([result.kept, part.kept]),
             )  # fmt: skip
         return result
 
@@ -56,22 +57,26 @@ class Texts:
         costs = ranks.gather((self.n_tokens, self.nfe, self.seconds))
         tokens, nfe, seconds = zip(*costs, strict=True)
         texts, reasons, filled = map(ranks.interleave, (self.texts, self.finish_reasons, self.filled))
-        return Texts(texts, sum(tokens), max(nfe), max(seconds), reasons, filled)
+        return Texts(texts, sum(tokens), max(nfe), max(seconds), reasons, filled, added(ranks.gather(self.kept)))
 
-    def statistics(self) -> dict[str, float]:
+    def statistics(self) -> dict[str, float | list[int]]:
+        rounds = {"rounds_by_tokens_kept": self.kept} if self.kept else {}
         return {
             "tokens": self.n_tokens,
             "forwards": self.nfe,
             "seconds": round(self.seconds, 4),
             "tokens_per_second": round(self.n_tokens / max(self.seconds, 1e-9), 2),
             "tokens_per_forward": round(self.n_tokens / max(self.nfe, 1), 3),
+            **rounds,
         }
 
     def summary(self) -> str:
         s = self.statistics()
+        rounds, kept = sum(self.kept), sum(k * n for k, n in enumerate(self.kept))
+        a_round = f", {kept / rounds:.2f} tokens kept a round" if rounds else ""
         return (
             f"{self.n_tokens} tokens in {self.seconds:.2f} s ({s['tokens_per_second']:.0f} tokens/s), {self.nfe} "
-            f"forwards ({s['tokens_per_forward']:.2f} tokens per forward)"
+            f"forwards ({s['tokens_per_forward']:.2f} tokens per forward){a_round}"
         )
 
 
@@ -140,6 +145,7 @@ class Console:
                 "stop" if is_cut else found or reason for (_, _, is_cut), found in zip(parts, reasons, strict=True)
             ],
             filled=[[self._added(head[:a], head[a:b]) for a, b in self.gaps] for head, _ in rows],
+            kept=list(last.kept),
         )
 
     def _added(self, before: list[int], new: list[int]) -> str:

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from decoding_toy import Spy, as_name, context_of, engine
+from decoding_toy import BLOCK_DECODERS, Spy, as_name, context_of, engine
 from toy import MODES, random_tokens, toy_model
 
 from hybrid import rng
@@ -27,7 +27,7 @@ REMASKING = [
     {"name": "remdm", "steps": 12, "sigma": "confidence", "eta": 1.0},
 ]
 SPECS = [
-    *(name for name in DECODERS if name not in REMASKING),
+    *(name for name in BLOCK_DECODERS if name not in REMASKING),
     {"name": "first_hitting", "steps": 2},
     {"name": "first_hitting", "per_step": 3},
     {"name": "random", "order_seed": 5, "steps": 3, "plan": "cosine"},

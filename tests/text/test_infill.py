@@ -11,12 +11,12 @@ import pytest
 import tokenizers
 import torch
 from conftest import Command
-from decoding_toy import all_texts, chi_square_alarm, context_of, engine
+from decoding_toy import BLOCK_DECODERS, all_texts, chi_square_alarm, context_of, engine
 from toy import MODES, nll_of, toy_model
 
 import hybrid
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer
-from hybrid.decoding import DECODERS, denoiser
+from hybrid.decoding import denoiser
 from hybrid.decoding.prompts import infilling_size
 from hybrid.text.infill import gaps_of, ids_with_gaps
 
@@ -45,7 +45,7 @@ def test_a_gap_is_filled_with_a_view_of_both_sides(decoder: str, mode: tuple[str
 
 
 @pytest.mark.thin(4)
-@pytest.mark.parametrize("name", sorted(DECODERS))
+@pytest.mark.parametrize("name", sorted(BLOCK_DECODERS))
 def test_every_decoder_fills_gaps_and_leaves_what_is_given(name: str) -> None:
     """Alone and in a batch beside a prompt without a gap, cached and not; with new tokens behind and without."""
     model = toy_model(context_of(name), vocab=9, dtype=torch.float32)
@@ -81,7 +81,7 @@ def test_what_a_decoder_sees_of_a_gap() -> None:
     assert (whole[0], whole[2], whole[4]) == (1, 3, 5) and M not in whole
 
 
-@pytest.mark.parametrize("name", sorted(DECODERS))
+@pytest.mark.parametrize("name", sorted(BLOCK_DECODERS))
 def test_nothing_is_written_behind_a_prompt_where_nothing_is_asked_for(name: str) -> None:
     """Two tokens of a block of 12 cost two forwards, in whatever company; what stands behind them is seen as MASK."""
     model = toy_model(context_of(name), vocab=9)

@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from decoding_toy import Conditionals, as_name, context_of, engine
+from decoding_toy import BLOCK_DECODERS, Conditionals, as_name, context_of, engine
 from foreign_tokenizers import foreign
 from toy import random_tokens, toy_model
 
 from hybrid.data.tokenizers import ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer
-from hybrid.decoding import DECODERS
 from hybrid.decoding.results import Change
 from hybrid.runs.plots import plot_unmasking_order
 from hybrid.text.trace import Trace, TracedText, check_path, template, write_page
@@ -29,7 +28,7 @@ REMASKING = [
     {"name": "remdm", "steps": 6, "sigma": "rescale", "eta": 1.0},
     {"name": "remdm", "steps": 12, "sigma": "confidence", "eta": 1.0},
 ]
-SPECS = [*DECODERS, {"name": "confidence", "steps": 2}, {"name": "ancestral", "steps": 3}, *REMASKING]
+SPECS = [*BLOCK_DECODERS, {"name": "confidence", "steps": 2}, {"name": "ancestral", "steps": 3}, *REMASKING]
 PROMPTS = [[], [1, 2, 3], [4, 0, 1, 2], [2, 1, 0, 3, 3, 1, 0]]
 MASK = 7
 TEMPLATE = template()

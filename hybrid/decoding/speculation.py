@@ -1,0 +1,140 @@
+"""The loop of speculation: draft, check, keep what stands; each text goes on where it is.
+
+Keys and values that stay are those of clean rows. What the check has read of a draft that does not stand is written
+over by the next forward, like the rows of the draft.
+
+Shape legend: r active rows, L length of a round, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybrid import rng
+from hybrid.decoding.acceptance import Noise, checked, drafted, draw
+from hybrid.decoding.decoder import probability
+from hybrid.decoding.denoiser import LiveBlocks
+from hybrid.decoding.results import Change, GenerationState
+from hybrid.decoding.sampling import Uniforms
+from hybrid.decoding.session import Session, Watch
+from hybrid.device import send
+from hybrid.model.block_pass import BlockRows
+
+
+class Draft(LiveBlocks):
+    """What a round may write in the active rows: no more than they want, in whatever company."""
+
+    def __init__(self, session: Speculation):
+        rows, length = session.active, session.length
+        super().__init__(rows, session.text, session.is_given, length, session.end, session.mask)
+        self.n_valid = [min(length, row.end - row.start) for row in rows]
+
+
+class Speculation(Session):
+    """One generation in rounds.
+
+    Args:
+        length: tokens that a round writes at most; 1: plain autoregressive decoding.
+        rule: one of `RULES`.
+    """
+
+    def __init__(
+        self, engine: Any, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int], watch: Watch | None,
+        length: int, rule: str = "",
+    ):  # fmt: skip
+        length = min(length, max(len(prompt) for prompt in prompts) + max_new_tokens)  # no text has more
+        super().__init__(engine, prompts, max_new_tokens, row_keys, watch, block_size=1, margin=length)
+        self.length, self.rule = length, rule
+        for row in self.rows:
+            row.end = len(row.prompt) + max_new_tokens
+        self.network = self.networks.denoiser
+        self.network.recorded = 1 + length
+        self.kept = [0] * (length + 1) if length > 1 else []
+
+    def write(self) -> Iterator[GenerationState]:
+        n_round = 0
+        while self.active:
+            self._round(Draft(self), n_round)
+            n_round += 1
+            yield self.state()
+
+    def _round(self, live: Draft, n_round: int) -> None:
+        """Write the tokens of a round."""
+        first, drafts = self.network.read_behind(self.text, live, live.tokens, self._latent(live))
+        sampling, noise = self.engine.config, self._noise(live, n_round)
+        start = self._log_probs(first[:, None])
+        tokens = live.tokens.clone()
+        tokens[:, :1] = draw(sampling, start, noise.check[:, :1])
+        n_valid = send(torch.tensor(live.n_valid), tokens.device)
+        laws, stand = [start], torch.ones_like(n_valid)
+        if max(live.n_valid) > 1:
+            rest = Noise(*(uniform[:, 1:] for uniform in noise))
+            q = self._log_probs(drafts[:, 1:-1])
+            draft = drafted(self.rule, sampling, q, rest)
+            tokens[:, 1:-1] = draft
+            p = self._log_probs(self._check(live, tokens))
+            is_draft = torch.arange(1, self.length - 1, device=tokens.device) < n_valid[:, None] - 1
+            tokens[:, 1:], more = checked(self.rule, sampling, p, q, draft, is_draft, rest)
+            laws, stand = [start, p], torch.minimum(1 + more, n_valid)
+        self._keep(live, tokens, stand.tolist(), torch.cat(laws, dim=1) if self.watch is not None else None)
+
+    def _latent(self, live: Draft) -> Tensor | None:
+        """(r, L, model.latent) random numbers of MASK for a draft, given which q is; None: the model has none."""
+        model, config = self.network.model.config, self.engine.config
+        if not model.latent or config.latent == "none":
+            return None
+        return Uniforms(config.seed, self.length).normals(model, live.places, 0, live.tokens.device)
+
+    def _noise(self, live: Draft, n_round: int) -> Noise:
+        """Key the check as plain decoding does, and what else the rule draws by the round."""
+        row_key = send(torch.tensor([[row.row_key] for row in live.rows]), live.tokens.device)
+
+        def uniform(purpose: int, step: int) -> Tensor:
+            return rng.uniform(self.engine.config.seed, purpose, row_key, live.position, step)
+
+        check = uniform(rng.TOKEN, 0)
+        draft = uniform(rng.DRAFT, n_round) if self.rule in ("match", "rejection") else check
+        return Noise(check, draft, uniform(rng.ACCEPT, n_round) if self.rule == "rejection" else check)
+
+    def _log_probs(self, hidden: Tensor) -> Tensor:
+        """(r, n, dim) -> (r, n, V) of what may be written, at temperature 1."""
+        return self.network.writable(self.network.log_probs(hidden))
+
+    def _check(self, live: Draft, tokens: Tensor) -> Tensor:
+        """Return hidden states (r, L - 1, dim) that predict `tokens` but the first, each off the row before it."""
+        network = self.network
+        if not network.cached:
+            network.cache.reset()
+        before = network.unread(self.text, live)  # nothing, with a cache
+        clean = [torch.cat([b, row[: n - 1]]) for b, row, n in zip(before, tokens, live.n_valid, strict=True)]
+        rows = BlockRows(network.cache.lengths, clean, tokens, live.n_valid).without_live()
+        network.nfe += 1
+        hidden = network.clean_hidden(rows, live)
+        first = send(torch.tensor([len(b) for b in before]), tokens.device)[:, None]
+        index = (first + torch.arange(tokens.shape[1] - 1, device=tokens.device)).clamp(max=rows.n_pending - 1)
+        return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def _keep(self, live: Draft, tokens: Tensor, counts: list[int], law: Tensor | None) -> None:
+        """Write the first `counts` of `tokens` (r, L) in each row; all but the last of them have been read."""
+        network, texts = self.network, tokens.tolist()
+        if network.cached:
+            network.cache.commit([count - 1 for count in counts])
+        n = send(torch.tensor(counts), tokens.device)[:, None]
+        stands = torch.arange(tokens.shape[1], device=tokens.device) < n
+        self.text[live.index, live.position] = torch.where(stands, tokens, live.tokens)
+        for k, (row, new, count) in enumerate(zip(live.rows, texts, counts, strict=True)):
+            if law is not None and self.watch is not None:
+                sure = probability(law[k, :count], tokens[k, :count]).tolist()
+                places = range(row.start, row.start + count)
+                self.watch(row.index, Change(network.nfe, list(zip(places, new, sure, strict=False)), []))
+            first, end = max(row.start, len(row.prompt)), row.start + count
+            self.finish(row, first, new[first - row.start : count], end)
+            wanted = len(row.prompt) + row.n_new if end > len(row.prompt) else end  # up to the end of the text
+            if self.length > 1:
+                self.kept[wanted - row.start] += 1
+            row.start = end
+        self.drop_finished()

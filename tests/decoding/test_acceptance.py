@@ -1,0 +1,64 @@
+"""How much of a draft stands, by rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hybrid.decoding import Sampling
+from hybrid.decoding.acceptance import RULES, Noise, checked, drafted, probabilities
+
+P, Q = (torch.tensor(law, dtype=torch.float64) for law in ([0.6, 0.3, 0.1], [0.5, 0.3, 0.2]))
+ACCEPTED = {
+    ("match", "gumbel"): float((P * Q).sum()),
+    ("argmax", "gumbel"): float(P[Q.argmax()]),
+    # Token i wins in both races if its noise beats that of every j by the larger of the two odds.
+    ("shared", "gumbel"): float((1 / torch.maximum(P / P[:, None], Q / Q[:, None]).sum(1)).sum()),
+    # Intervals of the unit line that both give to the same token.
+    ("shared", "inverse"): sum(
+        float(min(a + p, b + q) - max(a, b)) for p, a, q, b in zip(P, P.cumsum(0) - P, Q, Q.cumsum(0) - Q, strict=True)
+    ),
+    ("rejection", "gumbel"): float(torch.minimum(P, Q).sum()),
+}
+
+
+@pytest.mark.slow
+def test_the_table_of_acceptance() -> None:
+    """In closed form, and 20,000 drafts of one token each, within five standard deviations."""
+    table = {key: round(value, 3) for key, value in ACCEPTED.items()}
+    assert list(table.values()) == [0.41, 0.6, 0.873, 0.8, 0.9]
+    n = 20_000
+    uniforms = torch.rand(3, n, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, q = P.log().expand(n, 2, 3), Q.log().expand(n, 1, 3)
+    is_draft = torch.ones(n, 1, dtype=torch.bool)
+    for (rule, noise), accepted in ACCEPTED.items():
+        sampling, uniform = Sampling(noise=noise), Noise(*uniforms)
+        draft = drafted(rule, sampling, q, uniform)
+        tokens, stand = checked(rule, sampling, p, q, draft, is_draft, uniform)
+        assert (stand == 2).double().mean() == pytest.approx(accepted, abs=5 * 0.5 / n**0.5)
+        for column in (0, 1):  # whatever was drafted
+            share = torch.bincount(tokens[stand > column, column], minlength=3) / (stand > column).sum()
+            torch.testing.assert_close(share.double(), P, rtol=0, atol=5 * 0.5 / n**0.5 * 2)
+
+
+@pytest.mark.parametrize("setting", [{}, {"temperature": 0.0}, {"top_p": 0.7}, {"top_k": 2, "temperature": 0.5}])
+def test_a_draft_of_the_same_law_is_kept_by_rejection_and_by_shared_noise(setting: dict[str, float]) -> None:
+    sampling, generator = Sampling(noise="gumbel", **setting), torch.Generator().manual_seed(1)
+    p = torch.randn(500, 6, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+    noise = Noise(*torch.rand(3, 500, 6, generator=generator, dtype=torch.float64))
+    q, is_draft = p[:, :-1], torch.ones(500, 5, dtype=torch.bool)
+    for rule in ("rejection", "shared"):
+        draft = drafted(rule, sampling, q, noise)
+        tokens, stand = checked(rule, sampling, p, q, draft, is_draft, noise)
+        assert (stand == 6).all() and (tokens[:, :5] == draft).all()
+
+
+def test_what_top_k_rules_out_is_never_written() -> None:
+    sampling, generator = Sampling(top_k=2, noise="gumbel"), torch.Generator().manual_seed(2)
+    p, q = torch.randn(2, 400, 4, 8, generator=generator, dtype=torch.float64).log_softmax(-1)
+    noise = Noise(*torch.rand(3, 400, 4, generator=generator, dtype=torch.float64))
+    for rule in RULES:
+        draft, is_draft = drafted(rule, sampling, q[:, :-1], noise), torch.ones(400, 3, dtype=torch.bool)
+        tokens, stand = checked(rule, sampling, p, q[:, :-1], draft, is_draft, noise)
+        of_token = probabilities(sampling, p).gather(-1, tokens[..., None]).squeeze(-1)
+        assert (of_token > 0)[torch.arange(4) < stand[:, None]].all()

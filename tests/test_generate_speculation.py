@@ -1,0 +1,87 @@
+"""Speculation on the command line: its text, its figures, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Command, Configure
+from toy import toy_model
+
+from hybrid.data.tokenizers import CharTokenizer
+from hybrid.lm import LanguageModel
+
+
+@pytest.fixture(scope="module")
+def causal(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `next_token` network."""
+    folder = tmp_path_factory.mktemp("causal")
+    options = ["model.context=causal", "model.prediction=next_token", "data.seq_len=32", "objective.block_size=[4,1]"]
+    sizes = ["model.dim=16", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.hidden_dim=64"]
+    config = configure(folder / "run", *options, *sizes)
+    model = toy_model("causal", "next_token", seed=1).float()
+    return LanguageModel(config, CharTokenizer("abcdef"), model).save(folder / "saved")
+
+
+def told(command: Command, *words: Any) -> tuple[dict[str, Any], str]:
+    done = command("generate.py", *words, "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out), done.err
+
+
+def test_its_text_is_the_autoregressive_one_and_its_rounds_are_counted(command: Command, causal: Path) -> None:
+    words = ["--checkpoint", causal, "--prompt", "abc", "--num-samples", 5, "--batch-size", 2, "--noise", "gumbel"]
+    plain, _ = told(command, *words, "--decoder", "autoregressive")
+    at_1, _ = told(command, *words, "--block-size", 1)
+    found, line = told(command, *words, "--decoder", "speculative", "rule=shared", "length=8")
+    for other in (at_1, found):
+        assert (other["texts"], other["finish_reasons"]) == (plain["texts"], plain["finish_reasons"])
+    assert "rounds_by_tokens_kept" not in plain and found["forwards"] <= plain["forwards"]
+    rounds = found["rounds_by_tokens_kept"]
+    ends = found["finish_reasons"].count("end_of_text")
+    assert ends > 0 and len(rounds) == 9 and sum(k * n for k, n in enumerate(rounds)) == found["tokens"]
+    assert f"{found['tokens'] / sum(rounds):.2f} tokens kept a round" in line
+
+
+def test_it_stops_at_strings_and_is_traced(command: Command, causal: Path, tmp_path: Path) -> None:
+    words = ["--checkpoint", causal, "--prompt", "abc", "--ignore-end-of-text", "--max-new-tokens", 20]
+    whole, _ = told(command, *words, "--decoder", "speculative")
+    stop = whole["texts"][0][5:7]
+    cut, _ = told(command, *words, "--decoder", "speculative", "--stop", stop, "--trace", tmp_path / "page.html")
+    assert cut["texts"] == [whole["texts"][0].split(stop)[0]] and cut["finish_reasons"] == ["stop"]
+    assert "Speculative" not in (page := (tmp_path / "page.html").read_text()) and "speculative" in page
+
+
+def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) -> None:
+    words = ["--decoder", "speculative"]
+    error = command("generate.py", "--checkpoint", trained, *words).error
+    assert "decoder: Speculative(" in error and "needs a network of prediction=next_token, or an in_place one" in error
+    for more, message in [
+        (["--guidance", 2], "guidance: not with Speculative("),
+        (["--noise", "gumble"], "noise: 'gumble' is not one of gumbel, inverse (did you mean 'gumbel'?)"),
+    ]:
+        assert message in command("generate.py", "--checkpoint", causal, *words, *more).error
+    error = command("generate.py", "--checkpoint", causal, *words, "lenght=3").error
+    assert "decoder" in error and "did you mean 'length'?" in error
+
+
+@pytest.mark.slow
+def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, causal: Path, tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    words = ["--checkpoint", causal, "--length", 4, "--batch", 1, 2, "--new-tokens", 9, "--repeats", 1, "--json", file]
+    done = command("bench.__main__", "speculate", *words)
+    assert done.code == 0, done.err
+    results = json.loads(file.read_text())["results"]
+    assert [(row["batch"], row["rows of a text"]) for row in results["forwards"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
+    rows = results["texts"]
+    assert len(rows) == 2 * (2 + 5), "at temperature 0 all rules are one"
+    for row in rows:
+        if row["decoder"] == "autoregressive":
+            assert row["forwards"] == 9 and row["tokens kept a round"] is None and row["of plain"] == 1
+        else:
+            counts = [int(n) for n in row["rounds by tokens kept"].split()]
+            assert sum(k * n for k, n in enumerate(counts)) == 9 * row["batch"] and row["pays above"] > 0
+    error = command("bench.__main__", "speculate", *words, "--temperature", "-1").error
+    assert "temperature: -1.0 must be" in error
