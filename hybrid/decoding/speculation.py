@@ -80,7 +80,7 @@ class Speculation(Session):
             is_draft = torch.arange(1, self.length - 1, device=tokens.device) < n_valid[:, None] - 1
             tokens[:, 1:], more = checked(self.rule, sampling, p, q, draft, is_draft, rest)
             laws, stand = [start, p], torch.minimum(1 + more, n_valid)
-        self._keep(live, tokens, stand.tolist(), torch.cat(laws, dim=1) if self.watch is not None else None)
+        self._keep(live, tokens, stand, torch.cat(laws, dim=1) if self.watch is not None else None)
 
     def _latent(self, live: Draft) -> Tensor | None:
         """(r, L, model.latent) random numbers of MASK for a draft, given which q is; None: the model has none."""
@@ -118,13 +118,14 @@ class Speculation(Session):
         index = (first + torch.arange(tokens.shape[1] - 1, device=tokens.device)).clamp(max=rows.n_pending - 1)
         return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
-    def _keep(self, live: Draft, tokens: Tensor, counts: list[int], law: Tensor | None) -> None:
-        """Write the first `counts` of `tokens` (r, L) in each row; all but the last of them have been read."""
-        network, texts = self.network, tokens.tolist()
+    def _keep(self, live: Draft, tokens: Tensor, stand: Tensor, law: Tensor | None) -> None:
+        """Write the first `stand` (r,) of `tokens` (r, L) in each row; all but the last of them have been read."""
+        network = self.network
+        *columns, counts = torch.cat([tokens, stand[:, None]], dim=1).t().tolist()  # for which the host waits once
+        texts = [list(row) for row in zip(*columns, strict=True)]
         if network.cached:
             network.cache.commit([count - 1 for count in counts])
-        n = send(torch.tensor(counts), tokens.device)[:, None]
-        stands = torch.arange(tokens.shape[1], device=tokens.device) < n
+        stands = torch.arange(tokens.shape[1], device=tokens.device) < stand[:, None]
         self.text[live.index, live.position] = torch.where(stands, tokens, live.tokens)
         for k, (row, new, count) in enumerate(zip(live.rows, texts, counts, strict=True)):
             if law is not None and self.watch is not None:

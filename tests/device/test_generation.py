@@ -19,7 +19,7 @@ WAITS = {
     ("decoding/results.py", "GenerationState.tokens"): "the texts are read",
     ("decoding/results.py", "GenerationState.sequences"): "the texts are read",
     # once a block
-    ("decoding/engine.py", "_Session._advance"): "an end of text ends a text",
+    ("decoding/block_loop.py", "BlockLoop._advance"): "an end of text ends a text",
     ("decoding/unmasking.py", "UnmaskingSchedule.counts"): "how many steps the block takes",
     ("decoding/decoder.py", "step_sizes"): "what each of them reveals",
     # once a step, of decoders that look at the text to decide how much they reveal, or take back
@@ -45,6 +45,7 @@ FIXED = [
     "sliding",
     "truncated",
     "greedy",
+    "gumbel",
     "autoregressive",
     "infilling",
 ]
@@ -83,13 +84,21 @@ def test_the_host_waits_once_a_block_or_once_a_step(name: str, monkeypatch: pyte
     for wait, times in gpu.waits.items():
         if wait.file.startswith("decoding/") and not wait.file.endswith("results.py"):
             waits[wait.function] += times
-    n_blocks = waits.pop("_Session._advance")
+    n_blocks = waits.pop("BlockLoop._advance")
     if name in FIXED:
         assert waits.keys() <= {"UnmaskingSchedule.counts", "step_sizes"}
         assert all(times == n_blocks for times in waits.values())
     else:
         assert waits.pop("Step.decide") == n_steps >= n_blocks
         assert all(times <= n_steps for times in waits.values()) and bool(waits) == (name in TWICE)
+
+
+@pytest.mark.parametrize("rule", ["shared", "rejection"])
+def test_speculation_waits_once_a_round(rule: str) -> None:
+    """For the tokens that stand, and how many they are. Texts are those of a CPU."""
+    gpu = on_both(("causal", "next_token"), {"decoder": {"name": "speculative", "rule": rule, "length": 4}})
+    waits = {wait.function: n for wait, n in gpu.waits.items() if wait.file.startswith("decoding/spec")}
+    assert waits.keys() == {"Speculation._keep"} and 1 < waits["Speculation._keep"] < 7, "7 tokens in fewer rounds"
 
 
 @pytest.mark.slow
