@@ -18,9 +18,13 @@ class Stopped(Exception):
 
 
 class StopSignal:
-    """SIGINT or SIGTERM inside of the block sets `name` and says so; a second one raises KeyboardInterrupt."""
+    """SIGINT or SIGTERM inside of the block sets `name` and says so; a second one raises KeyboardInterrupt.
+
+    `cuts_short` says whether what heeds it may be given up: what a resumed run makes up for.
+    """
 
     name: str | None = None
+    cuts_short = False
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self._ranks = ranks
@@ -38,8 +42,8 @@ class StopSignal:
         return self._ranks.any(or_else or self.name is not None)
 
     def heed(self) -> None:
-        """Raise `Stopped` if any rank was told to stop."""
-        if self.is_seen():
+        """Raise `Stopped` if any rank was told to stop, and what is being done may be given up."""
+        if self.cuts_short and self.is_seen():
             raise Stopped
 
     def _note(self, number: int, frame: Any) -> None:

@@ -148,7 +148,9 @@ class Trainer:
         """Evaluate at the end, but nothing twice; return whether a signal did not cut it short."""
         validates = self.validation.get("step") != self.step
         samples = self.sample is not None and self._sampled != self.step
-        is_whole = True
+        is_whole = self.stop.cuts_short = (
+            True  # a run that resumes makes up for this evaluation, and for no earlier one
+        )
         if validates or samples:
             is_whole = self.evaluate(validates, samples, is_last=True)
         else:
@@ -159,8 +161,8 @@ class Trainer:
     def evaluate(self, validates: bool = True, samples: bool = False, is_last: bool = False) -> bool:
         """Validate and sample with the averaged weights, where there are any, and log what they give.
 
-        Return whether all of it was done: a validation that a signal cuts short is not logged, nor is what is due
-        behind it.
+        Return whether all of it was done: the last validation, if a signal cuts it short, is not logged, nor is what
+        is due behind it.
         """
         with averaged(self.stepper.model, self.stepper.ema):
             metrics: dict[str, Any] = {}

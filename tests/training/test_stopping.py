@@ -18,33 +18,38 @@ from hybrid.likelihoods import rows
 from hybrid.training.metrics import read_metrics
 
 
-@pytest.mark.parametrize("when, step", [("trainer.eval_every=1", 1), ("trainer.eval_every=0", 2)])
-def test_a_validation_is_cut_short_and_made_up_for(
-    when: str, step: int, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("every", [1, 0])
+def test_a_signal_while_validating(
+    every: int, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Between two of its batches; the next validation is as if there had been no signal."""
-    options = [when, "trainer.save_every=0", "trainer.steps=2", "eval.batch_rows=1", "eval.sample_tokens=0"]
+    """The last validation ends between two of its batches, and the resumed run makes up for it. An earlier one is
+    finished. Either way the run ends as one that was never stopped."""
+    options = [f"trainer.eval_every={every}", "trainer.save_every=0", "trainer.steps=2", "eval.batch_rows=1"]
+    options += ["eval.sample_tokens=0"]
     whole = read_metrics(train(configure(tmp_path / "whole", *options)))
     batches = 0
 
     def stopped(*arguments: Any) -> Any:
         nonlocal batches
         batches += 1
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert "SIGTERM: saving what is trained, then stopping" in capfd.readouterr().err
+        if batches == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert "SIGTERM: saving what is trained, then stopping" in capfd.readouterr().err
         return original(*arguments)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         original = rows.monte_carlo
         patch.setattr(rows, "monte_carlo", stopped)
         folder = train(configure(tmp_path / "cut", *options))
-    assert batches == 1
-    assert f"stopped by SIGTERM at step {step}, saved; go on with trainer.resume=auto" in caplog.text
-    assert not any("val/nelbo" in record for record in read_metrics(folder))
-    ends = [whole, read_metrics(train(configure(tmp_path / "cut", *options, "trainer.resume=auto")))]
-    first, again = [[r["val/nelbo"] for r in records if "val/nelbo" in r][-1] for records in ends]
-    assert first == again
+    assert f"stopped by SIGTERM at step {2 - every}, saved; go on with trainer.resume=auto" in caplog.text
+    assert (batches == 1) == (every == 0) and len(validations(read_metrics(folder))) == every
+    resumed = read_metrics(train(configure(tmp_path / "cut", *options, "trainer.resume=auto")))
+    assert validations(resumed) == validations(whole) and len(validations(whole)) == 1 + every
+
+
+def validations(records: list[dict[str, Any]]) -> list[tuple[int, float]]:
+    return [(record["step"], record["val/nelbo"]) for record in records if "val/nelbo" in record]
 
 
 def test_what_takes_long_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
