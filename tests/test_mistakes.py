@@ -90,6 +90,7 @@ def test_objectives(
         train(configure(tmp_path, "objective.name=mine"))
 
 
+@pytest.mark.slow
 def test_an_objective_need_not_say_whether_it_is_the_elbo(
     monkeypatch: pytest.MonkeyPatch, configure: Configure, tmp_path: Path
 ) -> None:

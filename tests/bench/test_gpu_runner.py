@@ -61,6 +61,7 @@ def test_every_end_of_a_stage(tmp_path: Path) -> None:
     assert page.index("`fine`") < page.index("`raises`") < page.index("`last`")
 
 
+@pytest.mark.slow
 def test_a_row_is_on_the_disk_while_its_stage_goes_on(tmp_path: Path) -> None:
     lines = run({name: Looks(tmp_path / name, mark) for name, mark in (("gpu.jsonl", -1), ("gpu.md", -2))}, tmp_path)
     assert [line["row"]["number"] for line in lines if "row" in line] == [-1, 1, -2, 1]

@@ -38,6 +38,7 @@ def test_a_run_does_not_go_on_with_another_text(tokenizer: str, configure: Confi
     assert finding.steps_done(folder) == 4
 
 
+@pytest.mark.slow
 def test_a_tokenizer_file_that_has_changed(configure: Configure, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl")
     words = [f"data.corpus={corpus}", "data.tokenizer=bpe"]

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.usefixtures("any_size_may_be_asked_for")
 SETTING = Setting(5, 16, generation=GenerationConfig(seed=1))
 
 
+@pytest.mark.slow
 def test_a_line_holds_the_figures_of_the_texts(lm: hybrid.LanguageModel, split: PackedTokens) -> None:
     setting = dataclasses.replace(SETTING, samples=LEAST)
     c = Comparison(lm, split, setting, OwnModel(lm))

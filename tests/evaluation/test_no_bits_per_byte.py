@@ -52,6 +52,7 @@ def test_training_evaluation_and_report(lossy: list[str], tmp_path: Path, comman
     assert [row["bits_per_byte"] for row in reported()] == ["", ""]  # from eval.json
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_a_dash(lossy: list[str], tmp_path: Path, command: Command) -> None:
     from hybrid.config import load_config
     from hybrid.sweep.plan import Planned

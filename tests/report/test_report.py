@@ -201,6 +201,7 @@ def test_every_group_has_a_colour_of_its_own(make: Make, tmp_path: Path) -> None
 # Known truth
 
 
+@pytest.mark.slow
 def test_the_entropy_of_the_source_is_a_line_and_what_is_below_it_is_told(make: Make, tmp_path: Path) -> None:
     known = {"entropy_per_token": 1.9, "validation": {"target_tokens": 9, "source_nats_per_token": 1.95}}
     make("a", "objective.block_size=2", nats=2.0, data=known)

@@ -61,6 +61,7 @@ def test_a_full_disk_leaves_the_earlier_result_whole(
     assert command(*call).code == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_samples_are_written(
     command: Command, overrides: Callable[[Path], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

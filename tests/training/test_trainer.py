@@ -243,6 +243,7 @@ def test_the_best_may_be_the_last(configure: Configure, tmp_path: Path, monkeypa
     assert {path.name for path in checkpoints.glob("step-*")} == {"step-00000008"}
 
 
+@pytest.mark.slow
 def test_evaluation_uses_the_averaged_weights_and_gives_the_others_back(configure: Configure, tmp_path: Path) -> None:
     looking = train(configure(tmp_path / "a", "trainer.eval_every=1", "trainer.sample_every=3"))
     blind = train(configure(tmp_path / "b", "trainer.eval_every=0"))
