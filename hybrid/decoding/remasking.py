@@ -44,6 +44,11 @@ class MaskPredict:
         return view.is_masked, free & (surest_first(state, free) >= n - n_masked)
 
 
+def masked_after(n: Tensor, fractions: list[float], step: int) -> Tensor:
+    """floor(n f) of n positions, f the masked fraction after a step; that of the last step holds behind it."""
+    return (n * fractions[min(step, len(fractions) - 1)] + 1e-9).floor().long()  # the small term: 10 times 0.3 is 3
+
+
 @dataclass(frozen=True)
 class PathPlanning:
     """P2: a planner chooses which positions are masked next, known ones among them (Peng et al. 2502.03540).
@@ -70,8 +75,7 @@ class PathPlanning:
     def select(self, view: View, state: list[float]) -> tuple[Tensor, Tensor | None]:
         free, masked = view.is_free, view.is_masked
         n = free.sum(-1, keepdim=True)
-        fraction = state[min(view.step, self.steps - 1)]
-        n_masked = (n * fraction + 1e-9).floor().long()  # the small term: 10 times 0.3 is 3
+        n_masked = masked_after(n, state, view.step)
         if self.eta == 0:
             keep = masked.sum(-1, keepdim=True) - n_masked
             if not bool((keep > 0).any()):
@@ -107,7 +111,7 @@ class CausalCorrector:
     def select(self, view: View, state: list[float]) -> tuple[Tensor, Tensor | None]:
         free, masked = view.is_free, view.is_masked
         n = free.sum(-1, keepdim=True)
-        n_masked = (n * state[min(view.step, self.steps - 1)] + 1e-9).floor().long()
+        n_masked = masked_after(n, state, view.step)
         if not bool(n_masked.any()):
             return masked, None
         filled = view.candidates
