@@ -191,11 +191,12 @@ def test_the_temperature_of_an_entropy() -> None:
 
 
 def test_stages_cost_what_was_asked_for() -> None:
-    """A teacher has half, and rounds share the rest; each learns from the one before."""
+    """A start has half, and rounds share the rest; each begins as the one before is, and most learn from it."""
     for name in METHODS:
         found = stages(name, 1200)
         assert sum(stage.forwards for stage in found) == 1200
-        assert [stage.teacher for stage in found] == [None, *(stage.name for stage in found[:-1])]
+        assert [stage.start for stage in found] == [None, *(stage.name for stage in found[:-1])]
+        assert all(stage.teacher == (None if name == "latent_started" else stage.start) for stage in found)
     plain, first, second = stages("sdtt_reverse", 1200)
     assert (plain.forwards, first.forwards, second.forwards) == (600, 300, 300)
     assert plain.name == stages("plain", 600)[0].name  # one teacher for all

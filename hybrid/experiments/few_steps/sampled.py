@@ -66,8 +66,10 @@ class Sampled(Source):
         seq_len = load_config(self.config, self.overrides).data.seq_len
         own = [f"objective.block_size={self.block_size}", "objective.draws=1"]
         own += [f"trainer.batch_tokens={stage.rows(self.rows) * seq_len}", f"trainer.steps={stage.steps(self.rows)}"]
+        if stage.start is not None:
+            own.append(f"trainer.init_from={folders[stage.start]}")
         if stage.teacher is not None:
-            own += [f"{key}={folders[stage.teacher]}" for key in ("objective.teacher", "trainer.init_from")]
+            own.append(f"objective.teacher={folders[stage.teacher]}")
         named = settings(self.folder, f"{self.name}-{stage.name}", seed)
         return load_config(self.config, [*self.overrides, *own, *stage.settings, *named])
 
