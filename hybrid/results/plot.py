@@ -49,7 +49,7 @@ def curves(panels: Sequence[Panel]) -> np.ndarray:
     figure = Figure(figsize=(width * len(panels), height), dpi=110, layout="constrained")
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        axes.set_prop_cycle(color=colormaps["tab20" if is_crowded else "tab10"].colors)
+        axes.set_prop_cycle(color=colormaps["tab20" if is_crowded else "tab10"](range(20 if is_crowded else 10)))
         for style, (label, curve) in zip(cycle(_STYLES), panel.curves.items(), strict=False):
             error = curve[2] if len(curve) > 2 else None
             axes.errorbar(

@@ -191,4 +191,3 @@ def train(model: Transformer, config: Config, split: PackedTokens, teacher: Tran
         result = step(number)
         if number % 1000 == 0:
             log.info("step %d: loss %.4f", number, result.loss)
-
