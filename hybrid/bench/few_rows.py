@@ -13,8 +13,8 @@ from hybrid.results.table import column
 if TYPE_CHECKING:
     from hybrid.lm import LanguageModel
 
-STEPS = 16
-"""Forwards timed at once."""
+STEPS, REPEATS = 16, 7
+"""Forwards timed at once, and how often at least: they are short."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def measure(
     for batch in batches:
         sizes = sorted({1, *lengths})
         runs = {str(n): _forward(model, batch, read, n) for n in sizes}
-        timings = interleave(runs, repeats, lm.device, clock_of(lm.device)[1])
+        timings = interleave(runs, max(repeats, REPEATS), lm.device, clock_of(lm.device)[1])
         for n in sizes:
             of_one = timings[str(n)].median / timings["1"].median
             pays = () if n == 1 else (2 * of_one, acceptance_needed(2 * of_one, n))

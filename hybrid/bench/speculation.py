@@ -85,14 +85,14 @@ def main(arguments: argparse.Namespace) -> int:
         keep_freed_memory()
     record = Record(arguments, lm.config, device, arguments.seed)
     asked = f"{counted(len(prompts), 'prompt')}, {counted(len(arguments.seed), 'seed')}"
-    repeats = f"medians of {counted(arguments.repeats, 'interleaved repeat')} by {clock_of(device)[0]}"
-    about = f"{new} tokens a text, {asked}; {repeats}."
+    about = f"{new} tokens a text, {asked}; medians of interleaved repeats, {{}} of them, by {clock_of(device)[0]}."
     few = few_rows.measure(lm, longest + new // 2, arguments.batch, arguments.length, arguments.repeats)
-    for name, caption, rows in [
-        ("forwards", "A forward of few rows", few),
-        ("texts", f"Speculation and plain decoding, {arguments.noise} noise", texts(lm, prompts, new, arguments)),
+    written = texts(lm, prompts, new, arguments)
+    for name, caption, rows, repeats in [
+        ("forwards", "A forward of few rows", few, max(arguments.repeats, few_rows.REPEATS)),
+        ("texts", f"Speculation and plain decoding, {arguments.noise} noise", written, arguments.repeats),
     ]:
-        table = Table([], f"{caption}; {about}")
+        table = Table([], f"{caption}; {about.format(repeats)}")
         for row in rows:
             table = Table([*table.rows, row], table.caption)
             record.write(name, table)
