@@ -17,21 +17,44 @@ from torch import Tensor
 from hybrid import rng
 from hybrid.decoding.acceptance import Noise, checked, drafted, draw
 from hybrid.decoding.decoder import probability
-from hybrid.decoding.denoiser import LiveBlocks
+from hybrid.decoding.denoiser import LiveBlocks, Row
 from hybrid.decoding.results import Change, GenerationState
 from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.session import Session, Watch
 from hybrid.device import send
 from hybrid.model.block_pass import BlockRows
 
+FIRST, GROWTH = 4, 2
+"""Length of a first draft that adapts itself, and what it grows by."""
+
+
+class Lengths:
+    """What a round of each text may write: the same always, or more where all drafts stood and less where not.
+
+    Two more or one less are in balance where one of three drafts stands whole. Nothing but the earlier rounds of the
+    same text decides, so that no text depends on its batch, and none on its own future.
+    """
+
+    def __init__(self, least: int, most: int, adapts: bool):
+        self.least, self.most, self.adapts = min(least, most), most, adapts
+        self._of: dict[int, int] = {}
+
+    def __getitem__(self, row: Row) -> int:
+        return self._of.get(row.index, max(min(FIRST, self.most), self.least) if self.adapts else self.most)
+
+    def learn(self, row: Row, stood_whole: bool) -> None:
+        """Take the outcome of a round that had a draft."""
+        if self.adapts:
+            self._of[row.index] = max(min(self[row] + (GROWTH if stood_whole else -1), self.most), self.least)
+
 
 class Draft(LiveBlocks):
     """What a round may write in the active rows: no more than they want, in whatever company."""
 
     def __init__(self, session: Speculation):
-        rows, length = session.active, session.length
-        super().__init__(rows, session.text, session.is_given, length, session.end, session.mask)
-        self.n_valid = [min(length, row.end - row.start) for row in rows]
+        rows, lengths = session.active, [session.lengths[row] for row in session.active]
+        super().__init__(rows, session.text, session.is_given, max(lengths), session.end, session.mask)
+        self.n_valid = [min(length, row.end - row.start) for length, row in zip(lengths, rows, strict=True)]
 
 
 class Speculation(Session):
@@ -40,15 +63,17 @@ class Speculation(Session):
     Args:
         length: tokens that a round writes at most; 1: plain autoregressive decoding.
         rule: one of `RULES`.
+        adapt: a text's rounds may write less where its drafts do not stand.
     """
 
     def __init__(
         self, engine: Any, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int], watch: Watch | None,
-        length: int, rule: str = "",
+        length: int, rule: str = "", adapt: bool = False,
     ):  # fmt: skip
         length = min(length, max(len(prompt) for prompt in prompts) + max_new_tokens)  # no text has more
         super().__init__(engine, prompts, max_new_tokens, row_keys, watch, block_size=1, margin=length)
         self.length, self.rule = length, rule
+        self.lengths = Lengths(least=3, most=length, adapts=adapt)  # of three tokens one is drafted
         for row in self.rows:
             row.end = len(row.prompt) + max_new_tokens
         self.network = self.networks.denoiser
@@ -77,7 +102,7 @@ class Speculation(Session):
             draft = drafted(self.rule, sampling, q, rest)
             tokens[:, 1:-1] = draft
             p = self._log_probs(self._check(live, tokens))
-            is_draft = torch.arange(1, self.length - 1, device=tokens.device) < n_valid[:, None] - 1
+            is_draft = torch.arange(1, tokens.shape[1] - 1, device=tokens.device) < n_valid[:, None] - 1
             tokens[:, 1:], more = checked(self.rule, sampling, p, q, draft, is_draft, rest)
             laws, stand = [start, p], torch.minimum(1 + more, n_valid)
         self._keep(live, tokens, stand, torch.cat(laws, dim=1) if self.watch is not None else None)
@@ -87,7 +112,7 @@ class Speculation(Session):
         model, config = self.network.model.config, self.engine.config
         if not model.latent or config.latent == "none":
             return None
-        return Uniforms(config.seed, self.length).normals(model, live.places, 0, live.tokens.device)
+        return Uniforms(config.seed, live.tokens.shape[1]).normals(model, live.places, 0, live.tokens.device)
 
     def _noise(self, live: Draft, n_round: int) -> Noise:
         """Key the check as plain decoding does, and what else the rule draws by the round."""
@@ -127,7 +152,7 @@ class Speculation(Session):
             network.cache.commit([count - 1 for count in counts])
         stands = torch.arange(tokens.shape[1], device=tokens.device) < stand[:, None]
         self.text[live.index, live.position] = torch.where(stands, tokens, live.tokens)
-        for k, (row, new, count) in enumerate(zip(live.rows, texts, counts, strict=True)):
+        for k, (row, new, count, most) in enumerate(zip(live.rows, texts, counts, live.n_valid, strict=True)):
             if law is not None and self.watch is not None:
                 sure = probability(law[k, :count], tokens[k, :count]).tolist()
                 places = range(row.start, row.start + count)
@@ -137,5 +162,7 @@ class Speculation(Session):
             wanted = len(row.prompt) + row.n_new if end > len(row.prompt) else end  # up to the end of the text
             if self.length > 1:
                 self.kept[wanted - row.start] += 1
+            if most > 2:
+                self.lengths.learn(row, count == most)
             row.start = end
         self.drop_finished()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hybrid.arguments import integer
+from hybrid.arguments import flag, integer
 from hybrid.decoding.acceptance import RULES
 from hybrid.decoding.unmasking import MAX_COUNT
 from hybrid.options import option, pick
@@ -43,9 +43,11 @@ class Speculative:
     reads_causally: ClassVar[bool] = True
     rule: str = option("shared", "how a draft is drawn, and what of it stands", RULES)
     length: int | None = option(None, "tokens that a round writes at most, from 2; null: the block size")
+    adapt: bool = option(False, "a text's draft grows where its last stood whole, up to `length`, and else shrinks")
 
     def __post_init__(self) -> None:
         pick("rule", self.rule, RULES)
+        flag("adapt", self.adapt)
         if self.length is not None:
             integer("length", self.length, 2, MAX_COUNT, also=", or null for the block size")
 
@@ -55,4 +57,4 @@ class Speculative:
         from hybrid.decoding.speculation import Speculation
 
         length = max(self.length or engine.block_size, 2)
-        return Speculation(engine, prompts, max_new_tokens, row_keys, watch, length, self.rule)
+        return Speculation(engine, prompts, max_new_tokens, row_keys, watch, length, self.rule, self.adapt)
