@@ -44,17 +44,20 @@ class Speculative:
     rule: str = option("shared", "how a draft is drawn, and what of it stands", RULES)
     length: int | None = option(None, "tokens that a round writes at most, from 2; null: the block size")
     adapt: bool = option(False, "a text's draft grows where its last stood whole, up to `length`, and else shrinks")
+    fused: bool = option(False, "a round is one forward, which checks a draft and makes one for each outcome")
 
     def __post_init__(self) -> None:
         pick("rule", self.rule, RULES)
-        flag("adapt", self.adapt)
+        for name in ("adapt", "fused"):
+            flag(name, getattr(self, name))
         if self.length is not None:
             integer("length", self.length, 2, MAX_COUNT, also=", or null for the block size")
 
     def loop(
         self, engine: Any, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int], watch: Watch | None
     ) -> Session:
+        from hybrid.decoding.fused_rounds import FusedRounds
         from hybrid.decoding.speculation import Speculation
 
-        length = max(self.length or engine.block_size, 2)
-        return Speculation(engine, prompts, max_new_tokens, row_keys, watch, length, self.rule, self.adapt)
+        length, loop = max(self.length or engine.block_size, 2), FusedRounds if self.fused else Speculation
+        return loop(engine, prompts, max_new_tokens, row_keys, watch, length, self.rule, self.adapt)
