@@ -12,6 +12,7 @@ from toy import toy_model
 
 from hybrid.decoding.denoiser import Network
 from hybrid.model import Transformer
+from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 
 KINDS = ("next_token", "in_place")
 SAME_TEXT = ("match", "argmax", "shared")
@@ -50,3 +51,20 @@ def law_at(temperature: float, law: Tensor, vocab: int = 3) -> Tensor:
     hot = (rows / rows.sum(-1, keepdim=True)) ** (1 / temperature)
     before = law_at(temperature, rows.sum(-1), vocab)
     return (before[:, None] * hot / hot.sum(-1, keepdim=True)).flatten()
+
+
+def check_cache(model: Transformer, session: Any) -> None:
+    """Write all texts, and compare what the cache holds with a fresh prefill after every round."""
+    for state in session.run():
+        cache = session.network.cache
+        for k, row in enumerate(session.active):
+            n, begin = cache.lengths[k], model.config.begin
+            assert n == begin + row.start - 1
+            if not n:
+                continue
+            text = torch.tensor([model.begin_token_id] * begin + state.sequences[row.index])[:n]
+            fresh, nothing = model.new_cache(1, 40), torch.empty(1, 0, dtype=torch.long)
+            with torch.no_grad():
+                block_hidden(model, fresh, BlockRows([0], [text], nothing, [0]), Sight(1))
+            for own, new in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
+                torch.testing.assert_close(own[:, k, :n], new[:, 0, :n], rtol=0, atol=1e-10)

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from decoding_toy import all_texts, chi_square_alarm, engine, sample_counts
-from speculation_toy import KINDS, PROMPTS, SAME_TEXT, drafting, indifferent, law_at, speculative
+from speculation_toy import KINDS, PROMPTS, SAME_TEXT, check_cache, drafting, indifferent, law_at, speculative
 from toy import nll_of, random_tokens, toy_model
 
 from hybrid.decoding.acceptance import RULES
-from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -137,17 +136,7 @@ def test_the_cache_is_that_of_a_fresh_prefill(kind: str, rule: str, monkeypatch:
     model = toy_model("causal", kind)
     run = engine(model, 4, speculative(rule, 6), seq_len=24, stop_at_end=False)
     session = run.decoder.loop(run, [[1, 2, 3], [], [2, 5]], 12, [3, 1, 4], None)
-    for state in session.run():
-        cache = session.network.cache
-        for k, row in enumerate(session.active):
-            n, begin = cache.lengths[k], model.config.begin
-            assert n == begin + row.start - 1
-            text = torch.tensor([model.begin_token_id] * begin + state.sequences[row.index])[:n]
-            fresh, nothing = model.new_cache(1, 40), torch.empty(1, 0, dtype=torch.long)
-            with torch.no_grad():
-                block_hidden(model, fresh, BlockRows([0], [text], nothing, [0]), Sight(1))
-            for own, new in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
-                torch.testing.assert_close(own[:, k, :n], new[:, 0, :n], rtol=0, atol=1e-10)
+    check_cache(model, session)
 
 
 def test_what_it_cannot_do_is_refused() -> None:
