@@ -36,6 +36,8 @@ def test_it_grows_while_drafts_stand_and_shrinks_where_not(kind: str, monkeypatc
     good, bad = indifferent(kind), toy_model("causal", kind)
     whole = rounds(good, [[1, 2], []], 38, monkeypatch, rule="rejection", length=9, adapt=True)
     assert whole == [[(length, True) for length in (4, 6, 8, 9, 9)]] * 2
+    fused = rounds(good, [[1, 2], []], 24, monkeypatch, rule="rejection", length=9, adapt=True, fused=True)
+    assert fused == [[(length, True) for length in (4, 6, 8, 9)]] * 2
     drafting(monkeypatch, lambda hidden: -9 * hidden)
     (worst,) = rounds(bad, [[1, 2]], 16, monkeypatch, rule="argmax", length=9, adapt=True)
     assert [length for length, _ in worst][:4] == [4, 3, 3, 3]
