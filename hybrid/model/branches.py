@@ -6,8 +6,9 @@
     branch 2           M M M        behind d2
 
 Clean rows are causal, as ever. A branch sees the clean rows before it, and itself: attention over a tree, in the layout
-of TiDAR (2511.08923). Branches stand at the same positions, so their slots are no positions: they lie behind the clean
-rows, one after the other, where the next forward writes over them.
+of TiDAR (2511.08923). For `may_attend` branch k is a noise draw, and a block that begins behind k tokens of the draft.
+Branches stand at the same positions, so their slots are no positions: they lie behind the clean rows, one after the
+other, where the next forward writes over them.
 
 Shape legend: b texts of the batch, r rows of a forward, n branches, m MASKs of a branch.
 """
@@ -56,7 +57,8 @@ class Branches(Sight):
 
     Args:
         width: m.
-        drafted: how many of each text's pending tokens are a draft. Branch k stands behind k of these.
+        drafted: how many of each text's pending tokens are a draft. Branch k stands behind k of these;
+            a text whose draft is shorter has none there.
         n_valid: (b, n) MASKs of each branch that there are. What is behind them is seen by nobody.
     """
 
@@ -75,7 +77,7 @@ class Branches(Sight):
         i = torch.arange(rows.live.shape[1], device=rows.live.device)
         own_start = behind + i // m * m
         n_valid = self.n_valid.repeat_interleave(m, dim=1)
-        is_valid = i % m < n_valid
+        is_valid = (i % m < n_valid) & (first + i // m <= behind)
         # Where there is no MASK the row sees itself, so that its softmax is finite.
         own_end = torch.where(is_valid, own_start + n_valid, behind + i + 1)
         own_start = torch.where(is_valid, own_start, behind + i)
