@@ -3,7 +3,7 @@
 Self-speculation: the masked law drafts, the autoregressive law of the same network checks, and what stands is its text.
 A round is two forwards. The draft's has the last token written and MASK behind it: the next token is drawn exactly off
 the clean row of that token, the draft off MASK. The check's has these tokens as clean rows, and each place up to the
-first that does not stand gets its token (`acceptance.py`).
+first that does not stand gets its token (`acceptance.py`). Or it is one, which checks and drafts (`fused_rounds.py`).
 """
 
 from __future__ import annotations
