@@ -146,7 +146,7 @@ class Network:
         if rows.n_pending:
             self.nfe += 1
             with torch.no_grad():  # without a commit: the next forward writes over these keys and values
-                others = self._hidden(self.model, self.cache, rows, replace(self._sight(live), block_size=1))
+                others = self._hidden(self.model, self.cache, rows, replace(self.sight_of(live), block_size=1))
         behind = tokens.shape[1] - 1 - others.shape[1]  # the end of a short last block
         return torch.cat([first, F.pad(others, (0, 0, 0, behind))], dim=1)
 
@@ -160,7 +160,7 @@ class Network:
         before = [self._unread(text, live, row, n) for row, n in zip(live.rows, lengths, strict=True)]
         clean = [torch.cat([b, row[: n - 1]]) for b, row, n in zip(before, tokens, live.n_valid, strict=True)]
         rows = BlockRows(lengths, clean, tokens, live.n_valid).without_live()
-        sight = replace(self._sight(live), reads_clean=True)
+        sight = replace(self.sight_of(live), reads_clean=True)
         # The row that predicts live token j is the j-th of the last n_valid.
         last = send(torch.tensor(rows.counts) - torch.tensor(live.n_valid), tokens.device)
         index = last[:, None] + torch.arange(tokens.shape[1], device=tokens.device)  # (r, B)
@@ -205,7 +205,7 @@ class Network:
         self.cache.commit(rows.counts)
         last = send(torch.tensor(rows.counts), hidden.device) - 1
         first = hidden[torch.arange(len(last), device=hidden.device), last.clamp(min=0)]
-        is_first, documents = last < 0, self._sight(live).documents
+        is_first, documents = last < 0, self.sight_of(live).documents
         if documents is not None:
             here, before = (documents.gather(1, (live.position[:, :1] - i).clamp(min=0)) for i in (0, 1))
             is_first = is_first | (here != before)[:, 0]
@@ -224,12 +224,12 @@ class Network:
     def clean_hidden(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Return hidden states (r, n, dim) of all rows of a forward, the clean ones too; commits nothing."""
         with torch.no_grad():
-            return self._hidden(self.model, self.cache, rows, replace(self._sight(live), reads_clean=True))
+            return self._hidden(self.model, self.cache, rows, replace(self.sight_of(live), reads_clean=True))
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Run the active texts through the network once."""
         with torch.no_grad():
-            return block_hidden(self.model, self.cache, rows, self._sight(live), self._hidden)
+            return block_hidden(self.model, self.cache, rows, self.sight_of(live), self._hidden)
 
     def _hidden(self, model: Transformer, cache: KVCache, rows: BlockRows, sight: Sight) -> Tensor:
         """Do as `rows_hidden`. Longer forwards differ too much to be recorded: prompts, and all without a cache."""
@@ -238,7 +238,7 @@ class Network:
             return rows_hidden(model, cache, rows, sight)
         return self.replays.hidden(model, rows, sight)
 
-    def _sight(self, live: LiveBlocks) -> Sight:
+    def sight_of(self, live: LiveBlocks) -> Sight:
         documents = self.sight.documents
         return self.sight if documents is None else replace(self.sight, documents=documents[live.index[:, 0]])
 

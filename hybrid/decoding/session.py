@@ -31,14 +31,15 @@ class Session(ABC):
         engine: the `Engine` that is asked.
         block_size: what is written first in each text begins at a multiple of it.
         margin: columns of MASK behind the longest text.
+        spare: slots of a cache behind those of the longest text.
     """
 
     def __init__(
         self, engine: Any, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int], watch: Watch | None,
-        block_size: int, margin: int = 0,
+        block_size: int, margin: int = 0, spare: int = 0,
     ):  # fmt: skip
         self.engine, self.mask, self.max_new_tokens = engine, engine.model.mask_token_id, max_new_tokens
-        self.watch, self.block_size = watch, block_size
+        self.watch, self.block_size, self.spare = watch, block_size, spare
         self.kept: list[int] = []  # as that of `Generation`
         longest = max(map(len, prompts)) + max_new_tokens
         width = -(-longest // block_size) * block_size  # the last block of a row may reach beyond what is wanted of it
@@ -74,7 +75,7 @@ class Session(ABC):
 
     def _network(self, model: Transformer, sees_prompts: bool = True) -> Network:
         engine = self.engine
-        n_slots = model.config.begin + self.end
+        n_slots = model.config.begin + self.end + self.spare
         n = len(self.active)
         replays = Replays.take(model, n, n_slots) if engine.config.records(model.device) else None
         cache = model.new_cache(n, n_slots) if replays is None else replays.rows(n)

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from decoding_toy import all_texts, chi_square_alarm, engine, sample_counts
-from torch import Tensor
+from speculation_toy import KINDS, PROMPTS, SAME_TEXT, check_cache, drafting, indifferent, law_at, speculative
 from toy import nll_of, random_tokens, toy_model
 
 from hybrid.decoding.acceptance import RULES
-from hybrid.decoding.denoiser import Network
-from hybrid.model import Transformer
-from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 
-KINDS = ("next_token", "in_place")
-SAME_TEXT = ("match", "argmax", "shared")
-PROMPTS = [[1, 2, 3], [], [4, 4, 0, 1, 2], [6, 1], [7, 7], [5, 7]]  # 6 is end of text, 7 is MASK
 SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
     "plain": {},
@@ -26,30 +19,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hot_top_p": {"top_p": 0.8, "temperature": 1.2},
     "inverse": {"noise": "inverse"},
 }
-
-
-def speculative(rule: str = "shared", length: int = 4) -> dict[str, Any]:
-    return {"name": "speculative", "rule": rule, "length": length}
-
-
-def indifferent(kind: str) -> Transformer:
-    """A model whose law is the same whatever it reads, so that p = q."""
-    model = toy_model("causal", kind)
-    with torch.no_grad():
-        model.embedding.weight.copy_(model.embedding.weight[:1].expand_as(model.embedding.weight).clone())
-        model.head_matrix().mul_(0.02)
-    return model
-
-
-def drafting(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
-    """Change the hidden states off which drafts are read."""
-    read = Network.read_behind
-
-    def changed(*args: Any) -> tuple[Tensor, Tensor]:
-        first, drafts = read(*args)
-        return first, change(drafts)
-
-    monkeypatch.setattr(Network, "read_behind", changed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -146,17 +115,6 @@ def test_rejection_follows_the_autoregressive_law(kind: str, random: bool, monke
     assert chi_square_alarm(counts, law_at(0.8, law)) < 1e-5, "another law is found out"
 
 
-def law_at(temperature: float, law: Tensor) -> Tensor:
-    """(81,) of four tokens, each conditional at a temperature."""
-    joint, result = law.view(3, 3, 3, 3), torch.ones(81, dtype=torch.float64)
-    for i in range(4):
-        marginal = joint.sum(tuple(range(i + 1, 4))) if i < 3 else joint
-        hot = (marginal / marginal.sum(-1, keepdim=True)) ** (1 / temperature)
-        conditional = hot / hot.sum(-1, keepdim=True)
-        result = result * conditional.view(*conditional.shape, *[1] * (3 - i)).expand(3, 3, 3, 3).flatten()
-    return result
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_drafts_of_the_same_law_are_kept_to_the_end_of_the_text(kind: str) -> None:
     """Where p = q every round is full, but for the last: also by rejection. A run may hold the end of text."""
@@ -178,17 +136,7 @@ def test_the_cache_is_that_of_a_fresh_prefill(kind: str, rule: str, monkeypatch:
     model = toy_model("causal", kind)
     run = engine(model, 4, speculative(rule, 6), seq_len=24, stop_at_end=False)
     session = run.decoder.loop(run, [[1, 2, 3], [], [2, 5]], 12, [3, 1, 4], None)
-    for state in session.run():
-        cache = session.network.cache
-        for k, row in enumerate(session.active):
-            n, begin = cache.lengths[k], model.config.begin
-            assert n == begin + row.start - 1
-            text = torch.tensor([model.begin_token_id] * begin + state.sequences[row.index])[:n]
-            fresh, nothing = model.new_cache(1, 40), torch.empty(1, 0, dtype=torch.long)
-            with torch.no_grad():
-                block_hidden(model, fresh, BlockRows([0], [text], nothing, [0]), Sight(1))
-            for own, new in ((cache.keys, fresh.keys), (cache.values, fresh.values)):
-                torch.testing.assert_close(own[:, k, :n], new[:, 0, :n], rtol=0, atol=1e-10)
+    check_cache(model, session)
 
 
 def test_what_it_cannot_do_is_refused() -> None:
