@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -62,9 +63,13 @@ class Sampled(Source):
 
     def _configure(self, stage: Stage, seed: int, folders: dict[str, Any]) -> Any:
         source = [*self.overrides, *self.corpus_settings()]
-        seq_len = load_config(self.config, source).data.seq_len
+        base = load_config(self.config, source)
         own = [f"objective.block_size={self.block_size}", "objective.draws=1"]
-        own += [f"trainer.batch_tokens={stage.rows(self.rows) * seq_len}", f"trainer.steps={stage.steps(self.rows)}"]
+        own += [f"trainer.batch_tokens={stage.rows(self.rows) * base.data.seq_len}"]
+        own += [f"trainer.steps={stage.steps(self.rows)}"]
+        if stage.method.batch < 1:  # smaller batches have noisier gradients, and bear smaller steps
+            rates = {"optim.lr": base.optim.lr, "optim.muon_lr": base.optim.muon_lr}
+            own += [f"{key}={rate * math.sqrt(stage.method.batch):.3g}" for key, rate in rates.items()]
         if stage.start is not None:
             own.append(f"trainer.init_from={folders[stage.start]}")
         if stage.teacher is not None:
