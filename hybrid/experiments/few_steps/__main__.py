@@ -28,10 +28,10 @@ def main() -> int:
     from hybrid.results.publish import publish, refuse_foreign
 
     refuse_foreign(a.output, plots=1)
-    found = {}
-    for name in a.sources:
-        source = SOURCES[name](a.folder, a.forwards, a.judge)
-        found[name] = source, compare(source, a.methods, a.steps, a.seeds)
+    sources = {name: SOURCES[name](a.folder, a.forwards, a.judge) for name in a.sources}
+    for source in sources.values():
+        source.check(a.methods)
+    found = {name: (source, compare(source, a.methods, a.steps, a.seeds)) for name, source in sources.items()}
     parts: list[Any] = [EXPLANATION]
     for name, (source, outcomes) in found.items():
         parts += tables(name, source, outcomes)
@@ -42,6 +42,8 @@ def main() -> int:
 
 def steps_of(text: str) -> int | str:
     """Read a number of steps, or B."""
+    if text != "B" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of steps; give one from 1, or B for one token a step")
     return text if text == "B" else int(text)
 
 
@@ -69,9 +71,13 @@ def parse() -> argparse.Namespace:
     a = parser.parse_args()
     if a.forwards is not None:
         at_least("--forwards", a.forwards, 1)
+    from hybrid.decoding.unmasking import check_count
+
     for steps in a.steps:
         if steps != "B":
-            at_least("--steps", steps, 1)
+            check_count("--steps", steps)
+    for seed in a.seeds:
+        at_least("--seeds", seed, 0)
     from hybrid.experiments.few_steps.methods import METHODS, PLAIN
     from hybrid.experiments.few_steps.sources import SOURCES
 
@@ -80,6 +86,8 @@ def parse() -> argparse.Namespace:
     for name in a.sources:
         if SOURCES[name].needs_judge and a.judge is None:
             raise ValueError(f"--judge: {name} needs a run that reads its texts; give one, or leave {name} out")
+    if a.judge is not None and not any(SOURCES[name].needs_judge for name in a.sources):
+        raise ValueError("--judge: none of the sources has texts for it to read; leave it out, or name pydocs")
     a.seeds, a.steps = list(dict.fromkeys(a.seeds)), list(dict.fromkeys(a.steps))
     return a
 

@@ -1,7 +1,5 @@
 """The exact laws of decoders that read a network causally, too: `copula` and `arpc`, step by step as they decide.
 
-Both reveal a fixed number of tokens a step, so a block takes K steps however short it is.
-
 Shape legend: c canvases, x texts, s sets of masked positions, L positions, V vocabulary.
 """
 
@@ -12,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybrid.decoding.unmasking import UnmaskingSchedule
-from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps
+from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps, even_moves
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 
@@ -26,24 +23,6 @@ def causal_predictions(network: Transformer, canvases: Canvases) -> Tensor:
     nobody = everywhere[:, None][:, :0]
     hidden = two_stream_hidden(network, texts, nobody, 1, autoregressive=everywhere)
     return network.head(hidden).double().log_softmax(-1).view(*texts.shape, -1)
-
-
-def counts(steps: Steps, length: int) -> list[int]:
-    """How many tokens of a block each step reveals, as evenly as can be."""
-    n = length if steps == ONE_BY_ONE else int(steps)
-    return UnmaskingSchedule(n).counts(torch.ones(1, length, dtype=torch.bool))[0].tolist()
-
-
-def even_moves(canvases: Canvases, steps: Steps) -> list[Tensor]:
-    """W (s, s) of each step, which reveals a number of masked tokens, all sets of as many being equally likely."""
-    sets = canvases.sets
-    possible = ~(sets[None] & ~sets[:, None]).any(-1)
-    n_revealed = (sets[:, None] & ~sets[None]).sum(-1)
-    found = []
-    for count in counts(steps, canvases.length):
-        move = (possible & (n_revealed == count)).double()
-        found.append(move / move.sum(1, keepdim=True).clamp(min=1))  # from sets of fewer there is no way, and none here
-    return found
 
 
 def copula_proposals(canvases: Canvases, block: Tensor, causal: Tensor, canvas: str, alpha: float = 1.0) -> Tensor:

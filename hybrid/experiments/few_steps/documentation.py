@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -44,12 +45,19 @@ class Documentation(Sampled):
     }
     texts: ClassVar[int] = 64
     rows_read: ClassVar[int] = 16  # of the validation split
-    tried: ClassVar[tuple[float, ...]] = (0.5, 0.7, 0.85, 1.0)
+    tried: ClassVar[tuple[float, ...]] = (0.3, 0.5, 0.7, 0.85, 1.0)
 
     @cached_property
     def evaluation_model(self) -> EvaluationModel:
         assert self.judge_run is not None
         return load_evaluation_model(self.judge_run, "cpu")
+
+    def check(self, methods: Sequence[str]) -> None:
+        super().check(methods)
+        try:
+            _ = self.evaluation_model
+        except ValueError as error:
+            raise ValueError(f"--{error}") from None  # judge: what is wrong with it
 
     def plain(self, steps: int) -> Spec:
         return {"name": "first_hitting", "steps": steps}

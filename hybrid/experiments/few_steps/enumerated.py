@@ -34,7 +34,6 @@ log = logging.getLogger("hybrid.experiments.few_steps")
 VOCAB, LENGTH, PEAK = 3, 5, 2.0
 LANGUAGE = 4  # a seed whose tokens are nearly uniform one by one: what there is to know is in their dependence
 TRAINING_TEXTS = 1 << 19
-ROWS = 256  # of a batch
 NETWORK = [
     *("model.dim=32", "model.n_layers=2", "model.n_heads=4", "model.hidden_dim=64"),
     *(f"data.seq_len={LENGTH}", f"objective.block_size={LENGTH}", "trainer.precision=fp32"),
@@ -57,7 +56,7 @@ class Enumerated(Source):
         "entropy": Caption("entropy, nats per token"),
         "forwards": Caption("forwards of a text, on average", 2),
     }
-    default_forwards = 2_000_000
+    default_forwards, rows = 2_000_000, 256
 
     @cached_property
     def chain(self) -> Chain:
@@ -114,9 +113,11 @@ class Enumerated(Source):
     def describe(self) -> str:
         return (
             f"A Markov chain of {VOCAB} symbols and order {self.order}, texts of {LENGTH} tokens, one block. All texts "
-            "and all partly written ones are enumerated: no figure has noise but that of training. K: cells of the "
-            "linear time grid; B: one token a step, in a random order. `copula` and `arpc` divide a block evenly, "
-            "and need one more forward once a text, for its first token. Nothing stands before the text, and all MASKs "
+            "and all partly written ones are enumerated: no figure has noise but that of training (those of "
+            "`latent_kept` have errors of up to .015). A step reveals K-th parts of a text, as evenly as can be, at "
+            "random places; B: one token. Rows `_grid` are on a time grid of K cells instead, as papers have it. "
+            "`copula` and `arpc` need one more forward once a text, for its first token. Nothing stands before the "
+            "text, and all MASKs "
             "that see nothing else are alike: only random numbers of their own (`latent`, not `latent_block`) tell "
             f"positions apart in one step. {self.budget:,} forwards a network."
         )
@@ -139,7 +140,7 @@ class Enumerated(Source):
         from hybrid.storage.folders import new_folder
         from hybrid.storage.json_files import read_object
 
-        own = [f"trainer.steps={stage.steps(ROWS)}", f"trainer.batch_tokens={stage.rows(ROWS) * LENGTH}"]
+        own = [f"trainer.steps={stage.steps(self.rows)}", f"trainer.batch_tokens={stage.rows(self.rows) * LENGTH}"]
         own += [f"run.seed={seed}"] + [f"objective.teacher={stage.teacher}"] * (stage.teacher is not None)
         config = load_config(None, [*NETWORK, *stage.settings, *own], checked=False)
         chain = {"order": self.order, "vocab": VOCAB, "peak": PEAK, "language": LANGUAGE, "texts": TRAINING_TEXTS}

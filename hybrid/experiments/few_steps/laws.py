@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from hybrid.decoding.unmasking import UnmaskingSchedule
 from hybrid.experiments.reverse_process.ancestral_law import cell_widths, expected_forwards, total_variation
 
 ONE_BY_ONE = "B"
@@ -92,26 +93,45 @@ def _numerals(base: int, digits: int) -> Tensor:
     return torch.arange(base**digits)[:, None] // places % base
 
 
+def counts(steps: Steps, length: int) -> list[int]:
+    """Divide the tokens of a block among steps, as evenly as can be; with more steps than tokens it is one a step."""
+    n = length if steps == ONE_BY_ONE else min(int(steps), length)
+    return UnmaskingSchedule(n).counts(torch.ones(1, length, dtype=torch.bool))[0].tolist()
+
+
 @lru_cache
-def moves(canvases: Canvases, steps: Steps) -> list[Tensor]:
-    """W (s, s) of each step: `steps` cells of the linear time grid (`ancestral`), or one token at a time."""
-    sets, length = canvases.sets, canvases.length
-    revealed = sets[:, None] & ~sets[None]  # (s, s, L)
-    possible = ~(sets[None] & ~sets[:, None]).any(-1)  # nothing is masked again
-    n_revealed, n_left = revealed.sum(-1), sets.sum(-1)
+def even_moves(canvases: Canvases, steps: Steps) -> list[Tensor]:
+    """W (s, s) of each step, which reveals a number of masked tokens, all sets of as many being equally likely."""
+    possible, n_revealed = _transitions(canvases)
+    found = []
+    for count in counts(steps, canvases.length):
+        move = (possible & (n_revealed == count)).double()
+        found.append(move / move.sum(1, keepdim=True).clamp(min=1))  # from sets of fewer there is no way, and none here
+    return found
+
+
+@lru_cache
+def grid_moves(canvases: Canvases, steps: Steps) -> list[Tensor]:
+    """W (s, s) of each of `steps` cells of the linear time grid (`ancestral`); of ever more, one token at a time."""
     if steps == ONE_BY_ONE:
-        one = possible & (n_revealed == n_left.clamp(max=1)[:, None])
-        return [one / n_left.clamp(min=1)[:, None].double()] * length
-    assert isinstance(steps, int)
+        return even_moves(canvases, steps)
+    possible, n_revealed = _transitions(canvases)
+    n_left = canvases.sets.sum(-1)
     cells = []
-    for cell in range(steps):
-        q = 1 / (steps - cell)  # of the linear schedule
+    for cell in range(int(steps)):
+        q = 1 / (int(steps) - cell)  # of the linear schedule
         cells.append(possible * q ** n_revealed.double() * (1 - q) ** n_left.double())
     return cells
 
 
-def forwards(steps: Steps, length: int) -> float:
-    """Compute how many steps of a block reveal something, on average: each costs a forward."""
+def _transitions(canvases: Canvases) -> tuple[Tensor, Tensor]:
+    """(s, s): whether a set of masked positions can become another, nothing being masked again; how many it loses."""
+    sets = canvases.sets
+    return ~(sets[None] & ~sets[:, None]).any(-1), (sets[:, None] & ~sets[None]).sum(-1)
+
+
+def grid_forwards(steps: Steps, length: int) -> float:
+    """Compute how many cells of the time grid reveal something, on average: each costs a forward."""
     return float(length) if steps == ONE_BY_ONE else expected_forwards(cell_widths(int(steps), "linear"), length)
 
 

@@ -56,11 +56,11 @@ class Method:
 
     def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
         """(x,) the law of the texts written in `steps` steps, from what `look` has seen."""
-        return laws.written(canvases, seen, laws.moves(canvases, steps))
+        return laws.written(canvases, seen, laws.even_moves(canvases, steps))
 
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         """Compute the forwards of a text of one block, on average."""
-        return laws.forwards(steps, canvases.length)
+        return float(len(laws.counts(steps, canvases.length)))
 
     def decoder(self, plain: Spec, steps: int) -> Spec:
         """Say how it writes where nothing is enumerated; `plain` is the decoder of plain texts of these steps."""
@@ -75,6 +75,33 @@ class Mixture(Method):
         return mixture(network, canvases)
 
 
+class OnTimeGrid(Method):
+    """The tokens of a step are those whose random times fall into one of K equal cells (`ancestral`)."""
+
+    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
+        return laws.written(canvases, seen, laws.grid_moves(canvases, steps))
+
+    def passes(self, steps: Steps, canvases: Canvases) -> float:
+        return laws.grid_forwards(steps, canvases.length)
+
+    def decoder(self, plain: Spec, steps: int) -> Spec:
+        return {"name": "ancestral", "steps": steps}
+
+
+@dataclass(frozen=True)
+class PlainOnTimeGrid(OnTimeGrid):
+    """Plain texts on the time grid."""
+
+    network = PLAIN
+
+
+@dataclass(frozen=True)
+class MixtureOnTimeGrid(OnTimeGrid, Mixture):
+    """Texts of `latent` on the time grid."""
+
+    network = "latent"
+
+
 @dataclass(frozen=True)
 class Kept(Method):
     """The random numbers of a block are drawn once: what training does not promise to be right."""
@@ -86,7 +113,7 @@ class Kept(Method):
         return kept_latent(network, canvases)
 
     def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
-        return torch.stack([super(Kept, self).law(proposals, canvases, steps) for proposals in seen]).mean(0)
+        return torch.stack([super(Kept, self).law(proposals.double(), canvases, steps) for proposals in seen]).mean(0)
 
 
 @dataclass(frozen=True)
@@ -99,9 +126,6 @@ class Copula(Method):
     def look(self, network: Transformer, canvases: Canvases) -> Any:
         block, by_causal = predictions(network, canvases), causal.causal_predictions(network, canvases)
         return causal.copula_proposals(canvases, block, by_causal, self.canvas)
-
-    def law(self, seen: Any, canvases: Canvases, steps: Steps) -> Tensor:
-        return laws.written(canvases, seen, causal.even_moves(canvases, steps))
 
     def passes(self, steps: Steps, canvases: Canvases) -> float:
         return causal.copula_forwards(canvases, steps, self.canvas)
@@ -152,14 +176,14 @@ class Autoregressive(Method):
 
 
 LATENTS = 16
-"""Draws of the random numbers over which a likelihood is averaged."""
+"""Draws of the random numbers over which a likelihood is averaged, where nothing else is said."""
 
 
-def with_latent(per: str, start: str | None = None) -> Mixture:
+def with_latent(per: str, latents: int, batch: float, start: str | None = None) -> Mixture:
     """Train on data, without a teacher, the likelihood of all masked tokens together."""
-    objective = f"objective.name={{name: latent, latents: {LATENTS}, share: 1.0}}"
+    objective = f"objective.name={{name: latent, latents: {latents}, share: 1.0}}"
     settings = ("model.latent=4", f"model.latent_per={per}", objective)
-    return Mixture(settings, forwards_per_row=LATENTS, batch=1 / LATENTS, start=start, is_taught=False)
+    return Mixture(settings, forwards_per_row=latents, batch=batch, start=start, is_taught=False)
 
 
 def distilled(divergence: str) -> Method:
@@ -176,14 +200,16 @@ def di4c(latents: int = 8) -> Mixture:
 
 METHODS: dict[str, Method] = {
     PLAIN: Method(),
+    "plain_grid": PlainOnTimeGrid(),
     "sdtt_forward": distilled("kl_forward"),
     "sdtt_reverse": distilled("kl_reverse"),
     "sdtt_mse": distilled("mse"),
     "sdtt_tv": distilled("tv"),
     "di4c": di4c(),
-    "latent": with_latent("position"),
-    "latent_started": with_latent("position", start=PLAIN),
-    "latent_block": with_latent("block"),
+    "latent": with_latent("position", LATENTS, 1 / LATENTS),
+    "latent_grid": MixtureOnTimeGrid(),
+    "latent_started": with_latent("position", 8, 1 / 4, start=PLAIN),
+    "latent_block": with_latent("block", LATENTS, 1 / LATENTS),
     "latent_kept": Kept(),
     "causal": Method(("model.context=causal", "objective.ar_weight=1.0"), forwards_per_row=2),
     "copula": Copula(),

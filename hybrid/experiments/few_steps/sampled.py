@@ -27,6 +27,7 @@ from hybrid.experiments.few_steps.source import (
     Written,
     best_of,
     interpolated,
+    listing,
 )
 from hybrid.experiments.few_steps.stages import Stage, stages
 from hybrid.experiments.measuring.trained import settings, train
@@ -44,7 +45,6 @@ class Sampled(Source):
     config: ClassVar[str]
     overrides: ClassVar[tuple[str, ...]] = ()
     block_size: ClassVar[int]
-    rows: ClassVar[int]
 
     def network(self, method: str, seed: int) -> LanguageModel:
         """Train the stages of a method that are not done yet.
@@ -119,7 +119,7 @@ class Words(Sampled):
         "forwards": Caption("forwards of a block", 2),
     }
     texts: ClassVar[int] = 256
-    tried: ClassVar[tuple[float, ...]] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    tried: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 
     @cached_property
     def corpus(self) -> BlockMarkov:
@@ -167,6 +167,7 @@ class Words(Sampled):
     def describe(self) -> str:
         return (
             f"A chain of 64 words of {self.block_size} letters ({self.config}), a block is a word. {self.texts} texts "
-            f"of {self.corpus.length} letters are counted, so the source itself is not at 0. {self.budget:,} forwards "
-            "a network."
+            f"of {self.corpus.length} letters are counted, so the source itself is not at 0, and no entropy is above "
+            f"{math.log(len(self.real)) / self.block_size:.3f}. Temperatures tried with plain: {listing(self.tried)}. "
+            f"{self.budget:,} forwards a network."
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from hybrid.experiments.few_steps.laws import Steps
+from hybrid.experiments.few_steps.stages import stages
 
 Figures = dict[str, float]
 """Name -> value of what a method writes."""
@@ -35,6 +36,7 @@ class Source(ABC):
         temperature: at which texts are written, where nothing else is said.
         judge_run: a run that reads the texts, of a source that `needs_judge`.
         is_better_high: whether a high value of the first figure is a good one.
+        rows: of a batch of plain networks.
     """
 
     folder: str
@@ -44,6 +46,7 @@ class Source(ABC):
     temperature: ClassVar[float] = 1.0
     is_better_high: ClassVar[bool] = False
     needs_judge: ClassVar[bool] = False
+    rows: ClassVar[int]
     default_forwards: ClassVar[int]
 
     @property
@@ -54,6 +57,12 @@ class Source(ABC):
     @property
     def judged_by(self) -> str:
         return next(iter(self.captions))
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Raise a ValueError, before anything is trained, for what could not be trained or judged."""
+        for method in methods:
+            for stage in stages(method, self.budget):
+                stage.steps(self.rows)
 
     @abstractmethod
     def written_by(self, method: str, seed: int) -> Written:
@@ -80,6 +89,11 @@ def best_of(source: Source, plain: Written, steps: Steps, tried: Sequence[float]
     """Find the temperature, of those that are tried, at which plain texts are judged best."""
     sign = -1 if source.is_better_high else 1
     return min(tried, key=lambda temperature: sign * plain(steps, temperature)[source.judged_by])
+
+
+def listing(temperatures: Sequence[float]) -> str:
+    """Join temperatures for a sentence."""
+    return ", ".join(f"{temperature:g}" for temperature in temperatures)
 
 
 def bisected(entropy: Callable[[float], float], wanted: float, low: float, high: float, rounds: int = 24) -> float:

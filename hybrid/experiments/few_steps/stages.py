@@ -29,8 +29,17 @@ class Stage:
         return max(round(of_source * self.method.batch), 1)
 
     def steps(self, of_source: int) -> int:
-        """Return how many steps there are forwards for."""
-        return max(round(self.forwards / (self.rows(of_source) * self.method.forwards_per_row)), 1)
+        """Return how many steps there are forwards for.
+
+        Raises:
+            ValueError: not even for one.
+        """
+        of_step = self.rows(of_source) * self.method.forwards_per_row
+        if self.forwards < of_step:
+            raise ValueError(
+                f"--forwards: leaves {self.forwards} to {self.name}, of which a step costs {of_step:.0f}; raise it"
+            )
+        return round(self.forwards / of_step)
 
 
 def stages(method_name: str, budget: int) -> list[Stage]:

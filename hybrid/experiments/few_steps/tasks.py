@@ -15,7 +15,7 @@ from hybrid.evaluation.answers import examples_of, score
 from hybrid.experiments.few_steps.laws import Steps
 from hybrid.experiments.few_steps.methods import Spec
 from hybrid.experiments.few_steps.sampled import Sampled
-from hybrid.experiments.few_steps.source import BEST, Caption, Figures, Written, best_of
+from hybrid.experiments.few_steps.source import BEST, Caption, Figures, Written, best_of, listing
 from hybrid.experiments.measuring.subject import validation_of
 from hybrid.lm import LanguageModel
 from hybrid.storage.atomic import write_text_atomic
@@ -46,10 +46,10 @@ class Answered(Sampled):
         return {BEST: best_of(self, plain, steps, self.tried)}
 
     def describe(self) -> str:
-        tried = ", ".join(f"{temperature:g}" for temperature in self.tried)
         return (
             f"{self.config}, blocks of {self.block_size}; {self.answers} answers of the validation split, decoder "
-            f"margin, temperature 0. Temperatures tried with plain: {tried}. {self.budget:,} forwards a network."
+            f"margin, temperature 0. Temperatures tried with plain: {listing(self.tried)}; right or wrong, there is no "
+            f"entropy to compare. {self.budget:,} forwards a network."
         )
 
 
@@ -133,5 +133,6 @@ class LooseSudoku(Answered):
         return (
             f"{self.config}, but with {self.clues} clues at random, so that a puzzle has several solutions, each of "
             f"which is right and as likely as the others. {self.answers // 2} puzzles of the validation split, two "
-            f"answers to each, decoder margin, temperature 1. {self.budget:,} forwards a network."
+            f"answers to each, decoder margin, temperature 1. Temperatures tried with plain: {listing(self.tried)}. "
+            f"{self.budget:,} forwards a network."
         )
