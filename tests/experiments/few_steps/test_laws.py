@@ -1,16 +1,13 @@
-"""Few steps: laws by enumeration against other code and against samples, and the command."""
+"""Laws of few steps by enumeration, against other code and against samples."""
 
 from __future__ import annotations
 
 import copy
 import math
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Command
 
 from hybrid.decoding import GenerationConfig
 from hybrid.decoding.engine import Engine
@@ -18,10 +15,7 @@ from hybrid.experiments.few_steps import causal, laws, mixtures
 from hybrid.experiments.few_steps.enumerated import Chain1, Chain2, Enumerated
 from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps
 from hybrid.experiments.few_steps.methods import METHODS, predictions
-from hybrid.experiments.few_steps.sampled import Words
-from hybrid.experiments.few_steps.source import best_of, bisected, interpolated
-from hybrid.experiments.few_steps.stages import stages
-from hybrid.experiments.few_steps.tasks import LooseSudoku, Sums
+from hybrid.experiments.few_steps.source import bisected, interpolated
 from hybrid.experiments.reverse_process.ancestral_law import (
     LENGTH,
     VOCAB,
@@ -108,6 +102,7 @@ def test_a_latent_of_no_weight_changes_nothing(with_latent: Transformer, monkeyp
 def test_a_mixture_is_the_mean_over_the_latent(with_latent: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against 4,000 random draws at positions 0 and 2, on the canvas where 1 is known: five standard errors."""
     monkeypatch.setattr(mixtures, "POINTS", 1 << 14)
+    monkeypatch.setattr(mixtures, "KEPT", 128)
     canvases = Canvases(2, 3)
     model = copy.deepcopy(with_latent)
     assert model.latent_weight is not None and model.head_weight is not None
@@ -123,6 +118,12 @@ def test_a_mixture_is_the_mean_over_the_latent(with_latent: Transformer, monkeyp
     error = each.std(0) / 4000**0.5
     canvas = int((torch.tensor([2, 1, 2]) * torch.tensor([9, 3, 1])).sum())
     assert ((found[canvas][[2, 3, 6, 7]] - each.mean(0)).abs() < 5 * error).all()
+    kept, fresh = mixtures.kept_latent(model, canvases), METHODS["latent"]
+    of_kept = [METHODS["latent_kept"].law(kept, canvases, steps) for steps in (1, 3)]
+    apart = [
+        float((law - fresh.law(found, canvases, n)).abs().sum() / 2) for law, n in zip(of_kept, (1, 3), strict=True)
+    ]
+    assert apart[0] < 0.03 < apart[1]  # in one step there is nothing to keep
     independent = each.mean(0).view(2, 2).sum(1)[:, None] * each.mean(0).view(2, 2).sum(0)
     assert (independent.flatten() - each.mean(0)).abs().max() > 10 * error.max()  # it is another law than that
 
@@ -191,95 +192,7 @@ def test_the_temperature_of_an_entropy() -> None:
     assert interpolated(known, 0.0) == 0.4 and interpolated(known, 2.0) == 0.7
 
 
-def test_stages_cost_what_was_asked_for() -> None:
-    """A start has half, and rounds share the rest; each begins as the one before is, and most learn from it."""
-    for name in METHODS:
-        found = stages(name, 1200)
-        assert sum(stage.forwards for stage in found) == 1200
-        assert [stage.start for stage in found] == [None, *(stage.name for stage in found[:-1])]
-        assert all(stage.teacher == (None if name == "latent_started" else stage.start) for stage in found)
-    plain, first, second = stages("sdtt_reverse", 1200)
-    assert (plain.forwards, first.forwards, second.forwards) == (600, 300, 300)
-    assert plain.name == stages("plain", 600)[0].name  # one teacher for all
-    assert first.steps(10) == 300 / 3 / 10 and (first.settings, second.settings) == METHODS["sdtt_reverse"].rounds
-    assert stages("copula", 1200) == stages("causal", 1200)
-
-
-def test_the_law_of_blocks_that_are_counted() -> None:
-    source = Words("nowhere")
-    law = dict(zip(source.corpus.spelling, source.corpus.chain.stationary, strict=True))
-    (one, p), (two, q), *_ = law.items()
-    found = source.law_of([one, one, two, "nonsense"])
-    assert found["words"] == 0.75 and found["entropy"] == pytest.approx(1.5 * math.log(2) / 8)
-    assert found["variation"] == pytest.approx(1 - min(0.5, p) - min(0.25, q))
-
-
-def test_a_source_is_judged_better_high_or_low() -> None:
-    def plain(steps: Steps, temperature: float) -> dict[str, float]:
-        return {"solved": temperature, "variation": temperature}
-
-    tried = (0.5, 0.1, 0.9)
-    assert best_of(Sums("nowhere"), plain, 1, tried) == 0.9 and best_of(Chain1("nowhere"), plain, 1, tried) == 0.1
-
-
-WORDS = ["--sources", "chain1", "--methods", "plain", "--forwards", 1024, "--seeds", 0, "--steps", 1]
-
-
-@pytest.mark.slow
-def test_the_command_trains_once(command: Command, tmp_path: Path) -> None:
-    output, folder = tmp_path / "docs" / "few.md", tmp_path / "nets"
-    words = [*WORDS, "--folder", folder]
-    done = command("experiments.few_steps.__main__", *words, "--output", output)
-    assert done.code == 0, done.err
-    assert all(line in output.read_text() for line in done.out.splitlines())
-    assert output.with_suffix(".png").exists()
-    lines = [line for line in done.out.splitlines() if line.startswith("| plain |")]
-    assert lines[-1] == "| plain | 1.00 |"  # forwards of a text
-    saved = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
-    assert len(saved) == 1
-    assert command("experiments.few_steps.__main__", *words).out == done.out
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")} == saved
-    (record,) = folder.rglob("record.json")
-    record.write_text(record.read_text().replace('"optim.lr": 0.003', '"optim.lr": 0.3'))
-    error = command("experiments.few_steps.__main__", *words).error
-    assert re.search("made with optim.lr = 0.3, .* wants 0.003; choose another --folder", error), error
-
-
-BAD = [
-    ("--sources chain3", "--sources: 'chain3' is not one of .*chain1"),
-    ("--methods plian", "--methods: 'plian' is not one of .*did you mean 'plain'"),
-    ("--steps 0", "--steps: 0 is too small; it must be at least 1"),
-    ("--steps two", "--steps: .*two"),
-    ("--sources pydocs", "--judge: pydocs needs a run that reads its texts; give one, or leave pydocs out"),
-    ("--forwards 0", "--forwards: 0 is too small; it must be at least 1"),
-]
-
-
-@pytest.mark.parametrize("words, message", BAD, ids=[words for words, _ in BAD])
-def test_a_wrong_option_is_one_line(words: str, message: str, command: Command) -> None:
-    error = command("experiments.few_steps.__main__", *words.split()).error
-    assert re.search(message, error), error
-
-
 def test_figures_of_a_law() -> None:
     law, source = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.25, 0.75]).double()
     wanted = {"variation": 0.75, "nll": math.log(4) / 2, "entropy": 0.0}
     assert laws.judged(law, source, length=2) == pytest.approx(wanted)
-
-
-def test_every_solution_of_a_loose_puzzle_is_right() -> None:
-    source = LooseSudoku("nowhere")
-    puzzles, answers = zip(*source.documents()[:50], strict=True)
-    assert all(
-        p in ("0", a) for puzzle, grid in zip(puzzles, answers, strict=True) for p, a in zip(puzzle, grid, strict=True)
-    )
-    n_solutions = [len(source.right(puzzle)) for puzzle in puzzles]
-    assert min(n_solutions) > 1  # so there is something to choose
-    puzzle = puzzles[0]
-    a, b, *_ = sorted(source.right(puzzle))
-    wrong = a[:-1] + ("1" if a[-1] != "1" else "2")
-    assert source.judged([puzzle] * 4, [a, a, b, wrong]) == {"solved": 0.75, "again": 1.0}
-    assert source.judged([puzzle] * 4, [a, b, b, b]) == {"solved": 1.0, "again": 0.5}
-    assert source.judged([puzzle] * 2, [wrong, a]) == {"solved": 0.5}
-    ((_, known),) = source.references(1).items()
-    assert 1 / max(n_solutions) < known["again"] < 0.5
