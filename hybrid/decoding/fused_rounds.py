@@ -20,7 +20,7 @@ from hybrid.decoding.acceptance import checked, drafted, draw
 from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.speculation import Draft, Lengths, Speculation, picked
 from hybrid.device import send
-from hybrid.model.block_pass import BlockRows, rows_hidden
+from hybrid.model.block_pass import BlockRows
 from hybrid.model.branches import Branches
 
 
@@ -49,6 +49,7 @@ class FusedRounds(Speculation):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.network.recorded = self.length * (1 + self.length)
         self.lengths = Lengths(least=2, most=self.length, adapts=self.lengths.adapts)  # one token is drafted
         nothing = torch.empty(len(self.active), 0)
         self.guess = Guess(nothing, nothing, [0] * len(self.active))
@@ -94,14 +95,13 @@ class FusedRounds(Speculation):
         k = torch.arange(n, device=device)
         sight = network.sight_of(live)
         sight = Branches(
-            sight.block_size, sight.documents, sight.window, reads_clean=True,
+            sight.block_size, sight.documents, sight.window,
             width=m, drafted=guess.counts, n_valid=torch.minimum(most, left - k).clamp(min=0),
         )  # fmt: skip
         masks = live.tokens.new_full((len(clean), n * m), network.model.mask_token_id)
         rows = BlockRows(network.cache.lengths, clean, masks, [n * m] * len(clean), self._latents(live, n, m))
         network.nfe += 1
-        with torch.no_grad():
-            hidden = rows_hidden(network.model, network.cache, rows, sight)
+        hidden = network.clean_hidden(rows, sight)
         last = send(torch.tensor([len(b) - 1 for b in before]), device)[:, None]
         law = self._log_probs(picked(hidden, (last + k).clamp(max=rows.n_pending - 1)))
         is_draft = k[:-1] < send(torch.tensor(guess.counts), device)[:, None]
