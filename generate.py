@@ -17,7 +17,8 @@ With --chat one types a message a line. Ctrl-C stops a reply; /quit or Ctrl-D en
 messages are forgotten, which is said.
 
 JSON: prompt (or messages), texts (behind the prompt; with --infill the whole, and `filled` has the gaps of each),
-finish_reasons of each text (length, end_of_text, stop), tokens (those of the texts), forwards, seconds, seed.
+finish_reasons of each text (length, end_of_text, stop), tokens (those of the texts), forwards, seconds, law
+(autoregressive, or blocks of B), seed; of speculation rounds_by_tokens_kept (how many wrote 0, 1, 2, ... tokens).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from hybrid.decoding import GenerationConfig
+    from hybrid.decoding.engine import Engine
     from hybrid.distributed import Ranks
     from hybrid.lm import LanguageModel
     from hybrid.text.console import Console, Texts
@@ -101,11 +103,11 @@ def generate(arguments: argparse.Namespace, prompt: str, device: torch.device, r
             parts.append(console.follow(states, len(row_keys)))
         generation = Texts.one_after_another(parts).of_all(ranks)
         if ranks.is_main:
-            show(generation, arguments, prompt, console, config.seed)
+            show(generation, arguments, prompt, console, engine)
     finally:  # whatever stdout says: it may be full, or nobody reads it any more
         if page is not None and trace.texts:
             facts = facts_of(arguments.checkpoint, config, engine.block_size, Texts.one_after_another(parts))
-            write_page(page, trace, lm.tokenizer, facts)
+            write_page(page, trace, lm.tokenizer, {**facts, "law": engine.law})
             print(f"wrote {page}", file=sys.stderr)
 
 
@@ -118,10 +120,10 @@ def converse(arguments: argparse.Namespace, lm: LanguageModel, config: Generatio
     prompts = ChatPrompts.of(lm)
     engine = replace(lm.engine(config=config), document_mask=False)  # a conversation is one document
     session = ChatSession(engine, prompts, arguments.max_new_tokens, arguments.stop, sys.stdin.isatty())
-    print(session.converse(typed(sys.stdin), arguments.system).summary(), file=sys.stderr)
+    print(session.converse(typed(sys.stdin), arguments.system).summary(engine.law_of_two), file=sys.stderr)
 
 
-def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console: Console, seed: int) -> None:
+def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console: Console, engine: Engine) -> None:
     """Texts on stdout, unless they stand there already; figures on stderr."""
     from hybrid.text.console import BETWEEN
 
@@ -130,11 +132,12 @@ def show(generation: Texts, arguments: argparse.Namespace, prompt: str, console:
         told: dict[str, object] = {**asked, "texts": generation.texts}
         if console.gaps:
             told["filled"] = generation.filled
-        told |= {"finish_reasons": generation.finish_reasons, **generation.statistics(), "seed": seed}
+        told |= {"finish_reasons": generation.finish_reasons, **generation.statistics(), "law": engine.law}
+        told["seed"] = engine.config.seed
         print(json.dumps(told), flush=True)
     elif not console.live:
         print(BETWEEN.join(console.prompt + text for text in generation.texts), flush=True)
-    print(generation.summary(), file=sys.stderr)
+    print(generation.summary(engine.law_of_two), file=sys.stderr)
 
 
 def prompt_ids(arguments: argparse.Namespace, lm: LanguageModel, prompt: str) -> list[int]:
@@ -266,9 +269,7 @@ def parse() -> argparse.Namespace:
         "--graphs", action=argparse.BooleanOptionalAction, default=None,
         help="record the forwards of a block and replay them (default: on a GPU, with a cache)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true",
-        help="print one JSON object: texts and statistics",
-    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON object: texts and statistics")
     parser.add_argument("--trace", metavar="FILE.html", help="write a page in which one steps through the unmasking")
     parser.add_argument(
         "--verbose", action="store_true",

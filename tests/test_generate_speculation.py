@@ -14,15 +14,23 @@ from hybrid.data.tokenizers import CharTokenizer
 from hybrid.lm import LanguageModel
 
 
+def saved(configure: Configure, folder: Path, kind: str) -> Path:
+    options = [
+        "model.context=causal",
+        f"model.prediction={kind}",
+        "data.seq_len=32",
+        "objective.block_size=[4,1]",
+    ]
+    sizes = ["model.dim=16", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.hidden_dim=64"]
+    config = configure(folder / "run", *options, *sizes)
+    model = toy_model("causal", kind, seed=1).float()
+    return LanguageModel(config, CharTokenizer("abcdef"), model).save(folder / "saved")
+
+
 @pytest.fixture(scope="module")
 def causal(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `next_token` network."""
-    folder = tmp_path_factory.mktemp("causal")
-    options = ["model.context=causal", "model.prediction=next_token", "data.seq_len=32", "objective.block_size=[4,1]"]
-    sizes = ["model.dim=16", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.hidden_dim=64"]
-    config = configure(folder / "run", *options, *sizes)
-    model = toy_model("causal", "next_token", seed=1).float()
-    return LanguageModel(config, CharTokenizer("abcdef"), model).save(folder / "saved")
+    return saved(configure, tmp_path_factory.mktemp("causal"), "next_token")
 
 
 def told(command: Command, *words: Any) -> tuple[dict[str, Any], str]:
@@ -37,12 +45,30 @@ def test_its_text_is_the_autoregressive_one_and_its_rounds_are_counted(command: 
     at_1, _ = told(command, *words, "--block-size", 1)
     found, line = told(command, *words, "--decoder", "speculative", "rule=shared", "length=8")
     for other in (at_1, found):
+        assert other["law"] == plain["law"] == "autoregressive"
         assert (other["texts"], other["finish_reasons"]) == (plain["texts"], plain["finish_reasons"])
     assert "rounds_by_tokens_kept" not in plain and found["forwards"] <= plain["forwards"]
     rounds = found["rounds_by_tokens_kept"]
     ends = found["finish_reasons"].count("end_of_text")
     assert ends > 0 and len(rounds) == 9 and sum(k * n for k, n in enumerate(rounds)) == found["tokens"]
     assert f"{found['tokens'] / sum(rounds):.2f} tokens kept a round" in line
+
+
+@pytest.mark.slow
+def test_every_output_says_which_law_was_asked_for(command: Command, configure: Configure, tmp_path: Path) -> None:
+    """Of an in_place network block size 1 reads MASKs, which is another law than that of its clean rows."""
+    in_place, page = saved(configure, tmp_path, "in_place"), tmp_path / "page.html"
+    texts = []
+    for law, *words in [
+        ("autoregressive", "--decoder", "autoregressive"),
+        ("autoregressive", "--decoder", "speculative"),
+        ("blocks of 1", "--block-size", 1),
+        ("blocks of 4",),
+    ]:
+        found, line = told(command, "--checkpoint", in_place, "--prompt", "abc", *words, "--trace", page)
+        assert found["law"] == law and f"law: {law}" in line and f'"law": "{law}"' in page.read_text()
+        texts.append(found["texts"])
+    assert texts[0] == texts[1] != texts[2]
 
 
 def test_it_stops_at_strings_and_is_traced(command: Command, causal: Path, tmp_path: Path) -> None:
@@ -70,18 +96,24 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
 @pytest.mark.slow
 def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, causal: Path, tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
-    words = ["--checkpoint", causal, "--length", 4, "--batch", 1, 2, "--new-tokens", 9, "--repeats", 1, "--json", file]
+    sizes = ["--length", 4, "--batch", 1, 2, "--new-tokens", 6, "--repeats", 1, "--json", file]
+    asked = ["--prompt", "abc", "d", "", "--seed", 0, 1, "--rule", "shared", "--also", "length=2"]
+    words = ["--checkpoint", causal, *asked, *sizes]
     done = command("bench.__main__", "speculate", *words)
     assert done.code == 0, done.err
     results = json.loads(file.read_text())["results"]
     assert [(row["batch"], row["rows of a text"]) for row in results["forwards"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
     rows = results["texts"]
-    assert len(rows) == 2 * (2 + 5), "at temperature 0 all rules are one"
+    assert len(rows) == 2 * (3 + 3), "at temperature 0 all rules are one"
     for row in rows:
         if row["decoder"] == "autoregressive":
-            assert row["forwards"] == 9 and row["tokens kept a round"] is None and row["of plain"] == 1
+            assert row["forwards a token"] == row["of plain"] == 1 and row["tokens kept a round"] is None
         else:
             counts = [int(n) for n in row["rounds by tokens kept"].split()]
-            assert sum(k * n for k, n in enumerate(counts)) == 9 * row["batch"] and row["pays above"] > 0
+            assert sum(k * n for k, n in enumerate(counts)) == 6 * row["texts"] and row["pays above"] > 0
+            assert row["tokens kept a round"] == round(6 * row["texts"] / sum(counts), 2)
+        n_seeds = 2 if row["temperature"] else 1
+        assert row["texts"] == n_seeds * (3 if row["batch"] == 1 else 4), "two batches of two for three prompts"
     error = command("bench.__main__", "speculate", *words, "--temperature", "-1").error
     assert "temperature: -1.0 must be" in error
+    assert "--rule: 'share' is not one of" in command("bench.__main__", "speculate", *words, "--rule", "share").error

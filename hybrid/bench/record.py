@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,13 +21,15 @@ from hybrid.storage.overwriting import has_keys, refuse_overwriting
 class Record:
     """Tables by name, in the files that the options name: Markdown, and JSON with what was measured with what."""
 
-    def __init__(self, arguments: argparse.Namespace, config: Config, device: torch.device):
+    def __init__(
+        self, arguments: argparse.Namespace, config: Config, device: torch.device, seeds: Sequence[int] = (0,)
+    ):
         self.output, self.json = arguments.output, arguments.json
         self.arguments = arguments
         self.tables: dict[str, Table] = {}
         self.facts = {"options": vars(arguments), "config": dataclasses.asdict(config)}
         self.facts["environment"] = environment(device)
-        self.origin = publish.provenance(publish.command_of("hybrid.bench"), [0], str(device))
+        self.origin = publish.provenance(publish.command_of("hybrid.bench"), list(seeds), str(device))
 
     def write(self, name: str, table: Table) -> None:
         """Write what there is by now, `table` being what is called `name`."""

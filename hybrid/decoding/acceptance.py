@@ -15,29 +15,42 @@ Shape legend: r rows, n places that are checked, all but the last with a draft, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hybrid import rng
-from hybrid.decoding.sampling import Sampling
+from hybrid.decoding.sampling import Sampling, gumbel
 
 RULES = ("match", "argmax", "shared", "rejection")
 
 
-class Noise(NamedTuple):
+@dataclass
+class Noise:
     """float64 uniforms (r, n)."""
 
     check: Tensor  # of plain decoding
     draft: Tensor
     accept: Tensor
+    _made: Tensor | None = field(default=None, init=False)
+
+    def behind_the_first(self) -> Noise:
+        """Return that of all places but the first."""
+        return Noise(self.check[:, 1:], self.draft[:, 1:], self.accept[:, 1:])
+
+    def of_check(self, sampling: Sampling, vocab: int) -> Tensor | None:
+        """(r, n, V) Gumbel noise of `check`, made once for draft and check; None: tokens are drawn without."""
+        if self._made is None and sampling.is_gumbel:
+            self._made = gumbel(self.check.flatten(), vocab).view(*self.check.shape, vocab)
+        return self._made
 
 
-def draw(sampling: Sampling, log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """(r, n, V), (r, n) -> (r, n) tokens"""
-    return sampling.draw(log_probs.flatten(0, 1), uniform.flatten()).view(uniform.shape)
+def draw(sampling: Sampling, log_probs: Tensor, uniform: Tensor, noise: Tensor | None = None) -> Tensor:
+    """(r, n, V), (r, n) -> (r, n) tokens; `noise` (r, n, V) as that of `Sampling.draw`."""
+    made = None if noise is None else noise.flatten(0, 1)
+    return sampling.draw(log_probs.flatten(0, 1), uniform.flatten(), made).view(uniform.shape)
 
 
 def drafted(rule: str, sampling: Sampling, q: Tensor, noise: Noise) -> Tensor:
@@ -45,7 +58,8 @@ def drafted(rule: str, sampling: Sampling, q: Tensor, noise: Noise) -> Tensor:
     if rule == "argmax":
         return q.argmax(-1)
     if rule == "shared":
-        return draw(sampling, q, noise.check[:, :-1])
+        made = noise.of_check(sampling, q.shape[-1])
+        return draw(sampling, q, noise.check[:, :-1], None if made is None else made[:, :-1])
     if rule == "match":
         return draw(sampling, q, noise.draft[:, :-1])
     return _invert(probabilities(sampling, q), noise.draft[:, :-1])
@@ -64,7 +78,7 @@ def checked(
         is_draft: (r, n - 1) False where there is none after all, since the text ends.
     """
     if rule != "rejection":
-        tokens = draw(sampling, p, noise.check)
+        tokens = draw(sampling, p, noise.check, noise.of_check(sampling, p.shape[-1]))
         kept = (tokens[:, :-1] == draft) & is_draft
     else:
         p, q = probabilities(sampling, p), probabilities(sampling, q) * is_draft[..., None]

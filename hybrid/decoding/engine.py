@@ -20,6 +20,7 @@ from hybrid.decoding.prompts import check_no_gap, check_prompts
 from hybrid.decoding.results import Change, Generation, GenerationState, added
 from hybrid.distributed import ALONE, Ranks
 from hybrid.model import Transformer
+from hybrid.model.two_stream import reads_causally
 from hybrid.options import build, needs
 
 BATCH = 64
@@ -76,6 +77,20 @@ class Engine:
                     "take a model with the same tokenizer"
                 )
 
+    @property
+    def law(self) -> str:
+        """What a token follows: `autoregressive`, off the clean row before it, or `blocks of B`, off a MASK."""
+        model = self.model.config
+        from_the_left = self.block_size == 1 and bool(model.begin)
+        if from_the_left or (has_own_loop(self.decoder) and getattr(self.decoder, "reads_causally", False)):
+            return "autoregressive"
+        return f"blocks of {self.block_size}"
+
+    @property
+    def law_of_two(self) -> str:
+        """`law`, of a network that has both; of others, which need not say it, nothing."""
+        return self.law if reads_causally(self.model.config) else ""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None
     ) -> Generation:
@@ -89,10 +104,10 @@ class Engine:
         seconds = time.perf_counter() - started
         if not states:
             rows = prompt_ids(prompts)
-            return Generation([[] for _ in rows], 0, seconds, ["length"] * len(rows), rows)
+            return Generation([[] for _ in rows], 0, seconds, ["length"] * len(rows), rows, law=self.law)
         (last,) = states
         reasons = list(map(str, last.finish_reasons))
-        return Generation(last.tokens, last.nfe, seconds, reasons, last.sequences, list(last.kept))
+        return Generation(last.tokens, last.nfe, seconds, reasons, last.sequences, list(last.kept), self.law)
 
     def stream(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, row_keys: Sequence[int] | None = None,
@@ -145,7 +160,7 @@ def generate_shared(
     costs = ranks.gather((sum(done.nfe for done, _ in parts), sum(done.seconds for done, _ in parts)))
     kept = added(ranks.gather(added(done.kept for done, _ in parts)))
     nfe, seconds = (max(values) for values in zip(*costs, strict=True))
-    return Generation(tokens, nfe, seconds, reasons, sequences, kept)
+    return Generation(tokens, nfe, seconds, reasons, sequences, kept, engine.law)
 
 
 def n_batches(texts: int, ranks: Ranks = ALONE, batch: int = BATCH) -> int:

@@ -49,7 +49,8 @@ class Generation:
     whole, the prompt with its gaps filled and the new tokens. `finish_reasons[i]` says why it ended: `end_of_text`, or
     `length` (it has all tokens that were asked for). `nfe` counts every forward of the batch by any network (the
     prompt's pass rides in the first). `kept[k]` counts the rounds of speculation that wrote k tokens of a text; other
-    decoders have none.
+    decoders have none. `law` is that of the `Engine`: of a network that has both, whether it was asked for the
+    autoregressive law or that of blocks.
     """
 
     tokens: list[list[int]]
@@ -58,6 +59,7 @@ class Generation:
     finish_reasons: list[str] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    law: str = ""
 
 
 def added(histograms: Iterable[Sequence[int]]) -> list[int]:

@@ -74,13 +74,21 @@ class Sampling:
             logits = logits.masked_fill(is_out, -torch.inf)
         return logits
 
-    def draw(self, log_probs: Tensor, uniform: Tensor) -> Tensor:
-        """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens."""
+    @property
+    def is_gumbel(self) -> bool:
+        """Whether tokens are drawn by Gumbel noise."""
+        return self.noise == "gumbel" and self.temperature > 0
+
+    def draw(self, log_probs: Tensor, uniform: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(m, V) log-probabilities and (m,) float64 uniforms -> (m,) tokens.
+
+        `noise` (m, V) is the `gumbel` of the uniforms, if it has been made; that is most of the time of a draw.
+        """
         if self.temperature == 0:
             return log_probs.argmax(-1)
         logits = self.truncate(log_probs)
-        if self.noise == "gumbel":
-            return (logits + gumbel(uniform, logits.shape[-1])).argmax(-1)
+        if self.is_gumbel:
+            return (logits + (gumbel(uniform, logits.shape[-1]) if noise is None else noise)).argmax(-1)
         return rng.categorical(logits, uniform)
 
 

@@ -106,7 +106,7 @@ class Speculation(Session):
         n_valid = send(torch.tensor(live.n_valid), tokens.device)
         laws, stand = [start], torch.ones_like(n_valid)
         if max(live.n_valid) > 1:
-            rest = Noise(*(uniform[:, 1:] for uniform in noise))
+            rest = noise.behind_the_first()
             q = self._log_probs(drafts[:, 1:-1])
             draft = drafted(self.rule, sampling, q, rest)
             tokens[:, 1:-1] = draft

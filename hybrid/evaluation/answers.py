@@ -55,7 +55,7 @@ def score(engine: Engine, split: PackedTokens, rows: int = 0, batch_rows: int = 
     Raises:
         ValueError: rows that do not begin with a prompt and its whole answer.
     """
-    examples = sorted(_examples(split, rows), key=lambda example: len(example.answer))
+    examples = sorted(examples_of(split, rows), key=lambda example: len(example.answer))
     ends = int(len(examples[0].answer) != len(examples[-1].answer))  # whether an answer's end is part of it
     solved = right = wanted = nfe = tokens = 0
     seconds = 0.0
@@ -81,7 +81,7 @@ def _batches(examples: list[Example], batch_rows: int) -> Iterator[list[Example]
             yield same[start : start + batch_rows]
 
 
-def _examples(split: PackedTokens, rows: int) -> list[Example]:
+def examples_of(split: PackedTokens, rows: int) -> list[Example]:
     """Cut from each row the prompt and the answer that it begins with."""
     if split.is_target is None:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 
 _STYLES = ("o-", "s--", "^:", "D-.", "v-", "x--")
+_INSIDE = 8  # curves, of which the legend finds room among them; that of more stands beside them
 
 
 def rasterise(figure: Figure) -> np.ndarray:
@@ -38,13 +40,17 @@ class Panel:
 
 def curves(panels: Sequence[Panel]) -> np.ndarray:
     """Draw panels side by side, x on a logarithmic scale; uint8 [height, width, 3]."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import StrMethodFormatter
 
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), dpi=110, layout="constrained")
+    is_crowded = any(len(panel.curves) > _INSIDE for panel in panels)
+    width, height = (6.4, 4.6) if is_crowded else (4.2, 3.2)
+    figure = Figure(figsize=(width * len(panels), height), dpi=110, layout="constrained")
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), number + 1)
-        for style, (label, curve) in zip(_STYLES * 3, panel.curves.items(), strict=False):
+        axes.set_prop_cycle(color=colormaps["tab20" if is_crowded else "tab10"](range(20 if is_crowded else 10)))
+        for style, (label, curve) in zip(cycle(_STYLES), panel.curves.items(), strict=False):
             error = curve[2] if len(curve) > 2 else None
             axes.errorbar(
                 curve[0], curve[1], error, fmt=style, label=label, markersize=4, linewidth=1.2, capsize=2, alpha=0.85
@@ -62,6 +68,8 @@ def curves(panels: Sequence[Panel]) -> np.ndarray:
         axes.set_title(panel.title, fontsize=8, loc="left")
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-        if panel.curves:
-            axes.legend(fontsize=7 if len(panel.curves) < 8 else 5)
+        if is_crowded:
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.3, frameon=False)
+        elif panel.curves:
+            axes.legend(fontsize=7)
     return rasterise(figure)

@@ -31,15 +31,23 @@ def interleave(
     repeats: int,
     device: torch.device,
     clock: Callable[[], float] = time.perf_counter,
+    uncounted: int = 2,
 ) -> dict[str, Timing]:
-    """Time every variant `repeats` times, in turns, after two that are not counted."""
+    """Time every variant `repeats` times, in turns, after a few that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats + 2):
+    for repeat in range(repeats + uncounted):
         for name, run in variants.items():
             taken = elapsed(run, device, clock)
-            if repeat >= 2:
+            if repeat >= uncounted:
                 seconds[name].append(taken)
     return {name: Timing(s) for name, s in seconds.items()}
+
+
+def clock_of(device: torch.device) -> tuple[str, Callable[[], float]]:
+    """Take the time of a single thread, which other work on the machine hardly changes; of several that of the wall."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return "this process's thread", time.process_time
+    return "the wall clock", time.perf_counter
 
 
 def elapsed(run: Callable[[], Any], device: torch.device, clock: Callable[[], float] = time.perf_counter) -> float:

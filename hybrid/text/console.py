@@ -70,13 +70,15 @@ class Texts:
             **rounds,
         }
 
-    def summary(self) -> str:
+    def summary(self, law: str = "") -> str:
+        """Say in a line what was written, and by which `Engine.law` if it is given."""
         s = self.statistics()
         rounds, kept = sum(self.kept), sum(k * n for k, n in enumerate(self.kept))
         a_round = f", {kept / rounds:.2f} tokens kept a round" if rounds else ""
         return (
             f"{self.n_tokens} tokens in {self.seconds:.2f} s ({s['tokens_per_second']:.0f} tokens/s), {self.nfe} "
             f"forwards ({s['tokens_per_forward']:.2f} tokens per forward){a_round}"
+            f"{law and f', law: {law}'}"
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybrid.decoding import Sampling
+from hybrid.decoding import Sampling, acceptance
 from hybrid.decoding.acceptance import RULES, Noise, checked, drafted, probabilities
+from hybrid.decoding.sampling import gumbel
 
 P, Q = (torch.tensor(law, dtype=torch.float64) for law in ([0.6, 0.3, 0.1], [0.5, 0.3, 0.2]))
 ACCEPTED = {
@@ -51,6 +52,19 @@ def test_a_draft_of_the_same_law_is_kept_by_rejection_and_by_shared_noise(settin
         draft = drafted(rule, sampling, q, noise)
         tokens, stand = checked(rule, sampling, p, q, draft, is_draft, noise)
         assert (stand == 6).all() and (tokens[:, :5] == draft).all()
+
+
+def test_noise_that_draft_and_check_share_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, generator, sampling = [], torch.Generator().manual_seed(3), Sampling(noise="gumbel", top_p=0.9)
+    monkeypatch.setattr(acceptance, "gumbel", lambda u, vocab: made.append(len(u)) or gumbel(u, vocab))
+    p, q = torch.randn(2, 5, 4, 8, generator=generator, dtype=torch.float64).log_softmax(-1)
+    noise = Noise(*torch.rand(3, 5, 5, generator=generator, dtype=torch.float64)).behind_the_first()
+    draft = drafted("shared", sampling, q[:, :-1], noise)
+    tokens, _ = checked("shared", sampling, p, q[:, :-1], draft, torch.ones(5, 3, dtype=torch.bool), noise)
+    assert made == [20]
+    for law, drawn in ((q, draft), (p, tokens)):
+        expected = [sampling.draw(law[:, i], noise.check[:, i]) for i in range(drawn.shape[1])]
+        assert torch.equal(drawn, torch.stack(expected, dim=1))
 
 
 def test_what_top_k_rules_out_is_never_written() -> None:

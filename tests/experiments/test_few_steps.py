@@ -18,9 +18,10 @@ from hybrid.experiments.few_steps import causal, laws, mixtures
 from hybrid.experiments.few_steps.enumerated import Chain1, Chain2, Enumerated
 from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Canvases, Steps
 from hybrid.experiments.few_steps.methods import METHODS, predictions
-from hybrid.experiments.few_steps.sampled import Sums, Words
+from hybrid.experiments.few_steps.sampled import Words
 from hybrid.experiments.few_steps.source import best_of, bisected, interpolated
 from hybrid.experiments.few_steps.stages import stages
+from hybrid.experiments.few_steps.tasks import LooseSudoku, Sums
 from hybrid.experiments.reverse_process.ancestral_law import (
     LENGTH,
     VOCAB,
@@ -191,11 +192,12 @@ def test_the_temperature_of_an_entropy() -> None:
 
 
 def test_stages_cost_what_was_asked_for() -> None:
-    """A teacher has half, and rounds share the rest; each learns from the one before."""
+    """A start has half, and rounds share the rest; each begins as the one before is, and most learn from it."""
     for name in METHODS:
         found = stages(name, 1200)
         assert sum(stage.forwards for stage in found) == 1200
-        assert [stage.teacher for stage in found] == [None, *(stage.name for stage in found[:-1])]
+        assert [stage.start for stage in found] == [None, *(stage.name for stage in found[:-1])]
+        assert all(stage.teacher == (None if name == "latent_started" else stage.start) for stage in found)
     plain, first, second = stages("sdtt_reverse", 1200)
     assert (plain.forwards, first.forwards, second.forwards) == (600, 300, 300)
     assert plain.name == stages("plain", 600)[0].name  # one teacher for all
@@ -240,7 +242,7 @@ def test_the_command_trains_once(command: Command, tmp_path: Path) -> None:
     (record,) = folder.rglob("record.json")
     record.write_text(record.read_text().replace('"optim.lr": 0.003', '"optim.lr": 0.3'))
     error = command("experiments.few_steps.__main__", *words).error
-    assert re.search("trained with optim.lr = 0.3, .* wants 0.003; choose another --folder", error), error
+    assert re.search("made with optim.lr = 0.3, .* wants 0.003; choose another --folder", error), error
 
 
 BAD = [
@@ -263,3 +265,21 @@ def test_figures_of_a_law() -> None:
     law, source = torch.tensor([1.0, 0.0]).double(), torch.tensor([0.25, 0.75]).double()
     wanted = {"variation": 0.75, "nll": math.log(4) / 2, "entropy": 0.0}
     assert laws.judged(law, source, length=2) == pytest.approx(wanted)
+
+
+def test_every_solution_of_a_loose_puzzle_is_right() -> None:
+    source = LooseSudoku("nowhere")
+    puzzles, answers = zip(*source.documents()[:50], strict=True)
+    assert all(
+        p in ("0", a) for puzzle, grid in zip(puzzles, answers, strict=True) for p, a in zip(puzzle, grid, strict=True)
+    )
+    n_solutions = [len(source.right(puzzle)) for puzzle in puzzles]
+    assert min(n_solutions) > 1  # so there is something to choose
+    puzzle = puzzles[0]
+    a, b, *_ = sorted(source.right(puzzle))
+    wrong = a[:-1] + ("1" if a[-1] != "1" else "2")
+    assert source.judged([puzzle] * 4, [a, a, b, wrong]) == {"solved": 0.75, "again": 1.0}
+    assert source.judged([puzzle] * 4, [a, b, b, b]) == {"solved": 1.0, "again": 0.5}
+    assert source.judged([puzzle] * 2, [wrong, a]) == {"solved": 0.5}
+    ((_, known),) = source.references(1).items()
+    assert 1 / max(n_solutions) < known["again"] < 0.5

@@ -51,7 +51,7 @@ def parse() -> argparse.Namespace:
         "--sources",
         nargs="+",
         metavar="NAME",
-        help="chain1, chain2, block_markov, sums, sudoku4, pydocs (default: chain1 chain2)",
+        help="chain1, chain2, block_markov, sums, sudoku4, sudoku4_any, pydocs (default: chain1 chain2)",
     )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all; plain is always among them")
     parser.add_argument(

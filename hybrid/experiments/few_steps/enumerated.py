@@ -26,9 +26,9 @@ from hybrid.experiments.few_steps.laws import Canvases, Steps
 from hybrid.experiments.few_steps.methods import METHODS, PLAIN, predictions
 from hybrid.experiments.few_steps.source import BEST, SHARPENED, Caption, Figures, Source, Written, best_of, bisected
 from hybrid.experiments.few_steps.stages import Stage, stages
+from hybrid.experiments.measuring.remembered import refuse_other_settings
 from hybrid.model import Transformer
 from hybrid.model.build import build_model
-from hybrid.options import shown
 
 log = logging.getLogger("hybrid.experiments.few_steps")
 VOCAB, LENGTH, PEAK = 3, 5, 2.0
@@ -133,10 +133,11 @@ class Enumerated(Source):
         assert network is not None
         return network
 
-    def _trained(self, stage: Stage, seed: int, teacher: Transformer | None) -> Transformer:
+    def _trained(self, stage: Stage, seed: int, start: Transformer | None) -> Transformer:
         from hybrid.checkpoints.tensor_files import open_tensors, save_tensors
         from hybrid.storage.atomic import write_json_atomic
         from hybrid.storage.folders import new_folder
+        from hybrid.storage.json_files import read_object
 
         own = [f"trainer.steps={stage.steps(ROWS)}", f"trainer.batch_tokens={stage.rows(ROWS) * LENGTH}"]
         own += [f"run.seed={seed}"] + [f"objective.teacher={stage.teacher}"] * (stage.teacher is not None)
@@ -146,12 +147,15 @@ class Enumerated(Source):
         folder = Path(self.folder) / f"chain{self.order}-{stage.name}-s{seed}"
         model = build_model(config.model, VOCAB, VOCAB - 1, torch.device("cpu"), seed=seed)
         if folder.exists():
-            check_record(folder / "record.json", record)
+            recorded = folder / "record.json"
+            refuse_other_settings(recorded, read_object(recorded), record, remove=folder)
             with open_tensors(folder / "model.safetensors") as file:
                 model.load_state_dict({key: file.get_tensor(key) for key in model.state_dict()})
         else:
             log.info("training %s: %d steps", folder.name, config.trainer.steps)
-            train(model, config, self.split, teacher)
+            if start is not None:
+                model.load_state_dict(start.state_dict(), strict=False)
+            train(model, config, self.split, teacher=start if stage.method.is_taught else None)
             with new_folder(folder) as new:
                 save_tensors(model.state_dict(), new / "model.safetensors")
                 write_json_atomic(new / "record.json", record)
@@ -173,13 +177,11 @@ class Chain2(Enumerated):
 
 
 def train(model: Transformer, config: Config, split: PackedTokens, teacher: Transformer | None) -> None:
-    """Make all steps of a configuration; a network with a teacher starts as the teacher is."""
+    """Make all steps of a configuration."""
     from hybrid.objectives import build_objective
     from hybrid.training.optim import Optimizer
     from hybrid.training.step import Stepper
 
-    if teacher is not None:
-        model.load_state_dict(teacher.state_dict(), strict=False)
     step = Stepper(
         model=model, optimizer=Optimizer(model, config.optim), ema=None, split=split,
         objective=build_objective(config.objective, teacher), block_sizes=[LENGTH], optim=config.optim,
@@ -189,17 +191,3 @@ def train(model: Transformer, config: Config, split: PackedTokens, teacher: Tran
         result = step(number)
         if number % 1000 == 0:
             log.info("step %d: loss %.4f", number, result.loss)
-
-
-def check_record(file: Path, wanted: dict[str, Any]) -> None:
-    """Raise a ValueError if a network was trained otherwise than is wanted now."""
-    from hybrid.storage.json_files import read_object
-
-    was = read_object(file)
-    changed = sorted(key for key in {*was, *wanted} if was.get(key) != wanted.get(key))
-    if changed:
-        key = changed[0]
-        raise ValueError(
-            f"{file}: was trained with {key} = {shown(was.get(key))}, and this experiment wants "
-            f"{shown(wanted.get(key))}; choose another --folder, or remove {file.parent}"
-        )

@@ -37,14 +37,16 @@ class Method:
     Attributes:
         rounds: settings of each training after the other; a method with a teacher learns in each from what it was.
         batch: rows of a batch, as a share of those that a source trains plain networks on.
-        teacher: the method whose network it starts from, and learns from first.
+        start: the method whose network it starts from, which has had a share of the forwards.
+        is_taught: whether that network is its teacher, too; else it learns from data alone.
     """
 
     settings: tuple[str, ...] = ()
     rounds: tuple[tuple[str, ...], ...] = ((),)
     forwards_per_row: float = 1.0
     batch: float = 1.0
-    teacher: str | None = None
+    start: str | None = None
+    is_taught: bool = True
     network: ClassVar[str | None] = None  # the method whose network it writes with, if it has none of its own
     generation: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # further options of a generation
 
@@ -153,24 +155,23 @@ LATENTS = 16
 """Draws of the random numbers over which a likelihood is averaged."""
 
 
-def with_latent(per: str) -> Mixture:
+def with_latent(per: str, start: str | None = None) -> Mixture:
     """Train on data, without a teacher, the likelihood of all masked tokens together."""
     objective = f"objective.name={{name: latent, latents: {LATENTS}, share: 1.0}}"
-    return Mixture(
-        ("model.latent=4", f"model.latent_per={per}", objective), forwards_per_row=LATENTS, batch=1 / LATENTS
-    )
+    settings = ("model.latent=4", f"model.latent_per={per}", objective)
+    return Mixture(settings, forwards_per_row=LATENTS, batch=1 / LATENTS, start=start, is_taught=False)
 
 
 def distilled(divergence: str) -> Method:
     """SDTT in two rounds: a step of the student stands for two of the teacher, of one token and then of two."""
     rounds = tuple((f"objective.name={{name: sdtt, divergence: {divergence}, per_step: {n}}}",) for n in (1, 2))
-    return Method((), rounds, forwards_per_row=3, teacher=PLAIN)
+    return Method((), rounds, forwards_per_row=3, start=PLAIN)
 
 
 def di4c(latents: int = 8) -> Mixture:
     """Learn from a step of the teacher and the student's own next one: two forwards a latent, and the teacher's."""
     settings = ("model.latent=4", "model.latent_per=position", f"objective.name={{name: di4c, latents: {latents}}}")
-    return Mixture(settings, forwards_per_row=2 * latents + 1, batch=1 / latents, teacher=PLAIN)
+    return Mixture(settings, forwards_per_row=2 * latents + 1, batch=1 / latents, start=PLAIN)
 
 
 METHODS: dict[str, Method] = {
@@ -181,6 +182,7 @@ METHODS: dict[str, Method] = {
     "sdtt_tv": distilled("tv"),
     "di4c": di4c(),
     "latent": with_latent("position"),
+    "latent_started": with_latent("position", start=PLAIN),
     "latent_block": with_latent("block"),
     "latent_kept": Kept(),
     "causal": Method(("model.context=causal", "objective.ar_weight=1.0"), forwards_per_row=2),

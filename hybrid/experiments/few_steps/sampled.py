@@ -15,7 +15,6 @@ import numpy as np
 from hybrid.config import load_config
 from hybrid.data.corpora.markov import BlockMarkov
 from hybrid.decoding.engine import generate_shared, n_batches
-from hybrid.evaluation.answers import score
 from hybrid.experiments.few_steps.laws import ONE_BY_ONE, Steps
 from hybrid.experiments.few_steps.methods import METHODS, Spec
 from hybrid.experiments.few_steps.source import (
@@ -29,7 +28,6 @@ from hybrid.experiments.few_steps.source import (
     interpolated,
 )
 from hybrid.experiments.few_steps.stages import Stage, stages
-from hybrid.experiments.measuring.subject import validation_of
 from hybrid.experiments.measuring.trained import settings, train
 from hybrid.lm import LanguageModel, load
 from hybrid.runs.run_folder import folder_of
@@ -63,13 +61,20 @@ class Sampled(Source):
         return load(folders[todo[-1].name], device="cpu")
 
     def _configure(self, stage: Stage, seed: int, folders: dict[str, Any]) -> Any:
-        seq_len = load_config(self.config, self.overrides).data.seq_len
+        source = [*self.overrides, *self.corpus_settings()]
+        seq_len = load_config(self.config, source).data.seq_len
         own = [f"objective.block_size={self.block_size}", "objective.draws=1"]
         own += [f"trainer.batch_tokens={stage.rows(self.rows) * seq_len}", f"trainer.steps={stage.steps(self.rows)}"]
+        if stage.start is not None:
+            own.append(f"trainer.init_from={folders[stage.start]}")
         if stage.teacher is not None:
-            own += [f"{key}={folders[stage.teacher]}" for key in ("objective.teacher", "trainer.init_from")]
+            own.append(f"objective.teacher={folders[stage.teacher]}")
         named = settings(self.folder, f"{self.name}-{stage.name}", seed)
-        return load_config(self.config, [*self.overrides, *own, *stage.settings, *named])
+        return load_config(self.config, [*source, *own, *stage.settings, *named])
+
+    def corpus_settings(self) -> list[str]:
+        """Write what training reads, where it is no corpus of the table, and return the settings that name it."""
+        return []
 
     def written_by(self, method: str, seed: int) -> Written:
         lm, entry = self.network(method, seed), METHODS[method]
@@ -160,51 +165,3 @@ class Words(Sampled):
             f"of {self.corpus.length} letters are counted, so the source itself is not at 0. {self.budget:,} forwards "
             "a network."
         )
-
-
-@dataclass(frozen=True)
-class Answered(Sampled):
-    """A task with right answers, which are one block; the best token at the surest places."""
-
-    captions: ClassVar[dict[str, Caption]] = {
-        "solved": Caption("share of right answers"),
-        "forwards": Caption("forwards of an answer", 2),
-    }
-    temperature = 0.0
-    is_better_high = True
-    answers: ClassVar[int] = 500
-    tried: ClassVar[tuple[float, ...]] = (0.0, 0.3, 0.6, 1.0)
-
-    def plain(self, steps: int) -> Spec:
-        return {"name": "margin", "steps": steps}
-
-    def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
-        engine = lm.engine(self.block_size, **options)
-        found = score(engine, validation_of(lm), self.answers, batch_rows=self.answers)
-        return {"solved": found.solved, "forwards": found.nfe / n_batches(found.n)}
-
-    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
-        return {BEST: best_of(self, plain, steps, self.tried)}
-
-    def describe(self) -> str:
-        tried = ", ".join(f"{temperature:g}" for temperature in self.tried)
-        return (
-            f"{self.config}, blocks of {self.block_size}; {self.answers} answers of the validation split, decoder "
-            f"margin, temperature 0. Temperatures tried with plain: {tried}. {self.budget:,} forwards a network."
-        )
-
-
-@dataclass(frozen=True)
-class Sums(Answered):
-    """Sums of two numbers of 5 digits."""
-
-    name, config, block_size, rows, default_forwards = "sums", "configs/sums.yaml", 6, 128, 200_000
-    overrides = ("eval.sample_prompts=[]",)
-
-
-@dataclass(frozen=True)
-class Sudoku(Answered):
-    """Sudoku of size 4."""
-
-    name, config, block_size, rows, default_forwards = "sudoku4", "configs/sudoku/4.yaml", 16, 64, 100_000
-    overrides = ("eval.sample_prompts=[]",)

@@ -1,4 +1,4 @@
-"""In which stages a network is trained: itself, or its teacher first and then rounds of learning from it."""
+"""In which stages a network is trained: itself, or what it starts from first, which may be its teacher."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from dataclasses import dataclass
 
 from hybrid.experiments.few_steps.methods import METHODS, Method
 
-DISTILLED = 0.5
-"""Share of the forwards of a method with a teacher that train the student; the others have trained the teacher."""
+OWN = 0.5
+"""Share of the forwards of a method with a start that train it; the others have trained the start."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A training: its name and settings, how many forwards it may cost, and the stage whose network is its teacher."""
+    """A training: its name and settings, how many forwards it may cost, and the stage whose network it starts from."""
 
     name: str
     settings: tuple[str, ...]
     method: Method
     forwards: int
-    teacher: str | None = None
+    start: str | None = None
+
+    @property
+    def teacher(self) -> str | None:
+        return self.start if self.method.is_taught else None
 
     def rows(self, of_source: int) -> int:
         """Return the rows of a batch, of those that a source trains plain networks on."""
@@ -36,11 +40,11 @@ def stages(method_name: str, budget: int) -> list[Stage]:
     """
     name = METHODS[method_name].network or method_name
     method = METHODS[name]
-    if method.teacher is None:
+    if method.start is None:
         return [Stage(f"{name}-{budget}", method.settings, method, budget)]
-    of_teacher = round(budget * (1 - DISTILLED))
-    found = stages(method.teacher, of_teacher)
-    share = (budget - of_teacher) // len(method.rounds)
+    of_start = round(budget * (1 - OWN))
+    found = stages(method.start, of_start)
+    share = (budget - of_start) // len(method.rounds)
     for number, settings in enumerate(method.rounds, 1):
         own = f"{name}-{budget}-round{number}"
         found.append(Stage(own, (*method.settings, *settings), method, share, found[-1].name))

@@ -1,4 +1,4 @@
-"""Numbers that an experiment remembers from one start to the next: step times, learning rates."""
+"""What an experiment remembers from one start to the next, as long as it is made from the same settings."""
 
 from __future__ import annotations
 
@@ -56,19 +56,28 @@ def remembered(
     kept: dict[str, float] = {}
     if file.is_file():
         before = Remembered.read(file)
-        defaults = json.loads(to_json(flatten(load_config(None, []))))  # those of settings that came later
-        was, kept = {**{k: defaults[k] for k in wanted if k in defaults}, **before.made_from}, before.values
-        changed = sorted(k for k in {*was, *wanted} if was.get(k) != wanted.get(k))
-        if changed:
-            key = changed[0]
-            raise ValueError(
-                f"{file}: was made with {key} = {shown(was.get(key))}, and this experiment wants "
-                f"{shown(wanted.get(key))}; choose another --folder, or remove the file"
-            )
+        refuse_other_settings(file, before.made_from, wanted, remove=file)
+        kept = before.values
     values = make(kept)
     if values != kept:
         Remembered(wanted, values).write(file)
     return values
+
+
+def refuse_other_settings(file: Path, was: Mapping[str, Any], wanted: Mapping[str, Any], remove: Path) -> None:
+    """Raise a ValueError if what is there was made from other settings than are wanted now; `remove` says what to do.
+
+    Settings that came after it was made count as having been at their defaults.
+    """
+    wanted, defaults = (json.loads(to_json(known)) for known in (wanted, flatten(load_config(None, []))))
+    was = {**{key: defaults[key] for key in wanted if key in defaults}, **was}
+    changed = sorted(key for key in {*was, *wanted} if was.get(key) != wanted.get(key))
+    if changed:
+        key = changed[0]
+        raise ValueError(
+            f"{file}: was made with {key} = {shown(was.get(key))}, and this experiment wants "
+            f"{shown(wanted.get(key))}; choose another --folder, or remove {remove}"
+        )
 
 
 def basis(config: Config) -> dict[str, Any]:
