@@ -15,6 +15,7 @@ Shape legend: r rows, n places that are checked, all but the last with a draft, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +40,12 @@ class Noise:
     def behind_the_first(self) -> Noise:
         """Return that of all places but the first."""
         return Noise(self.check[:, 1:], self.draft[:, 1:], self.accept[:, 1:])
+
+    def part(self, rows: Sequence[int] | slice, places: int) -> Noise:
+        """Return that of some rows, and of the first places."""
+        part = Noise(*(uniform[rows][:, :places] for uniform in (self.check, self.draft, self.accept)))
+        part._made = None if self._made is None else self._made[rows][:, :places]
+        return part
 
     def of_check(self, sampling: Sampling, vocab: int) -> Tensor | None:
         """(r, n, V) Gumbel noise of `check`, made once for draft and check; None: tokens are drawn without."""

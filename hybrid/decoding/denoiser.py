@@ -201,7 +201,7 @@ class Network:
             if not rows.n_pending:
                 return self.alone.expand(len(tokens), -1), self.alone.expand(*tokens.shape, -1)
         self.nfe += 1
-        hidden = self.clean_hidden(rows, live)
+        hidden = self.clean_hidden(rows, self.sight_of(live))
         self.cache.commit(rows.counts)
         last = send(torch.tensor(rows.counts), hidden.device) - 1
         first = hidden[torch.arange(len(last), device=hidden.device), last.clamp(min=0)]
@@ -221,10 +221,10 @@ class Network:
         with torch.no_grad():
             return self.model(mask, TwoStream.of(1, 1, device=mask.device))[0, 0]
 
-    def clean_hidden(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
+    def clean_hidden(self, rows: BlockRows, sight: Sight) -> Tensor:
         """Return hidden states (r, n, dim) of all rows of a forward, the clean ones too; commits nothing."""
         with torch.no_grad():
-            return self._hidden(self.model, self.cache, rows, replace(self.sight_of(live), reads_clean=True))
+            return self._hidden(self.model, self.cache, rows, replace(sight, reads_clean=True))
 
     def forward(self, rows: BlockRows, live: LiveBlocks) -> Tensor:
         """Run the active texts through the network once."""

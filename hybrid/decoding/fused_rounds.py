@@ -16,11 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from hybrid.decoding.acceptance import checked, drafted, draw
+from hybrid.decoding.acceptance import Noise, checked, drafted, draw
 from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.speculation import Draft, Lengths, Speculation, picked
 from hybrid.device import send
-from hybrid.model.block_pass import BlockRows, rows_hidden
+from hybrid.model.block_pass import BlockRows
 from hybrid.model.branches import Branches
 
 
@@ -29,6 +29,7 @@ class Guess(NamedTuple):
 
     tokens: Tensor  # (r, m - 1)
     law: Tensor  # (r, m - 1, V): log-probabilities off which they were drawn
+    noise: Noise  # (r, m) of these places and of the one behind them, for draft and check
     counts: list[int]  # of each row, how many of them it has
 
 
@@ -49,28 +50,29 @@ class FusedRounds(Speculation):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
+        self.network.recorded = self.length * (1 + self.length)
         self.lengths = Lengths(least=2, most=self.length, adapts=self.lengths.adapts)  # one token is drafted
-        nothing = torch.empty(len(self.active), 0)
-        self.guess = Guess(nothing, nothing, [0] * len(self.active))
+        self.guess: Guess | None = None  # there is none before the first forward
 
     def _round(self, n_round: int) -> None:
-        lengths, guess = [self.lengths[row] for row in self.active], self.guess
-        found = self._checked(lengths, n_round) if n_round else self._begun(lengths)
+        lengths, before = [self.lengths[row] for row in self.active], self.guess
+        found = self._begun(lengths) if before is None else self._checked(before, lengths)
         live, stand = found.live, found.stand
         position = live.position[:, :1] + stand[:, None]
         position = position + torch.arange(found.hidden.shape[1] + 1, device=position.device)
         q = self._log_probs(found.hidden)
-        tokens = drafted(self.rule, self.engine.config, q, self._noise(live, position, n_round))
+        noise = self._noise(live, position, n_round)
+        tokens = drafted(self.rule, self.engine.config, q, noise)
         counts = self._keep(live, found.tokens, stand, found.law if self.watch is not None else None)
-        for row, count, n in zip(live.rows, counts, guess.counts, strict=True):
+        for row, count, n in zip(live.rows, counts, before.counts if before else [0] * len(counts), strict=True):
             if n:
                 self.lengths.learn(row, count == n + 1)
         going = [k for k, row in enumerate(live.rows) if row.finish_reason is None]
         if len(going) < len(live.rows):
-            tokens, q = tokens[going], q[going]
+            tokens, q, noise = tokens[going], q[going], noise.part(going, position.shape[1])
         # The last place of a text needs no draft.
         n_guessed = [min(lengths[k], live.rows[k].end - live.rows[k].start) - 1 for k in going]
-        self.guess = Guess(tokens, q, n_guessed)
+        self.guess = Guess(tokens, q, noise, n_guessed)
 
     def _begun(self, lengths: list[int]) -> Outcome:
         """Read the prompts, and MASKs behind them."""
@@ -80,9 +82,9 @@ class FusedRounds(Speculation):
         tokens[:, :1] = draw(self.engine.config, law, self._noise(live, live.position, 0).check[:, :1])
         return Outcome(live, tokens, torch.ones_like(live.index[:, 0]), law, hidden[:, 1:])
 
-    def _checked(self, lengths: list[int], n_round: int) -> Outcome:
+    def _checked(self, guess: Guess, lengths: list[int]) -> Outcome:
         """Read a draft, and MASKs behind each part of it."""
-        network, guess, live = self.network, self.guess, Draft(self, [1 + n for n in self.guess.counts])
+        network, live = self.network, Draft(self, [1 + n for n in guess.counts])
         n, device = live.tokens.shape[1], live.tokens.device
         if not network.cached:
             network.cache.reset()
@@ -94,20 +96,19 @@ class FusedRounds(Speculation):
         k = torch.arange(n, device=device)
         sight = network.sight_of(live)
         sight = Branches(
-            sight.block_size, sight.documents, sight.window, reads_clean=True,
+            sight.block_size, sight.documents, sight.window,
             width=m, drafted=guess.counts, n_valid=torch.minimum(most, left - k).clamp(min=0),
         )  # fmt: skip
         masks = live.tokens.new_full((len(clean), n * m), network.model.mask_token_id)
         rows = BlockRows(network.cache.lengths, clean, masks, [n * m] * len(clean), self._latents(live, n, m))
         network.nfe += 1
-        with torch.no_grad():
-            hidden = rows_hidden(network.model, network.cache, rows, sight)
+        hidden = network.clean_hidden(rows, sight)
         last = send(torch.tensor([len(b) - 1 for b in before]), device)[:, None]
         law = self._log_probs(picked(hidden, (last + k).clamp(max=rows.n_pending - 1)))
         is_draft = k[:-1] < send(torch.tensor(guess.counts), device)[:, None]
         tokens, stand = checked(
             self.rule, self.engine.config, law, guess.law[:, : n - 1], guess.tokens[:, : n - 1], is_draft,
-            self._noise(live, live.position, n_round),
+            guess.noise.part(slice(None), n),
         )  # fmt: skip
         branch = picked(hidden, rows.n_pending + (stand - 1)[:, None] * m + torch.arange(m, device=device))
         return Outcome(live, tokens, stand, law, branch[:, :-1] if network.model.config.begin else branch[:, 1:])

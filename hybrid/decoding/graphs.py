@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows, Sight
+from hybrid.model.branches import Branched, Branches
 from hybrid.model.cache import KVCache
 from hybrid.model.fused import FusedLayer
 from hybrid.model.masks import Cached
@@ -49,6 +50,7 @@ class Shape(NamedTuple):
     stop: int  # behind the last
     has_window: bool
     has_documents: bool
+    has_branches: bool
 
 
 class Static:
@@ -66,6 +68,8 @@ class Static:
         self.begin = held(shape.rows, shape.width) if shape.has_window else None
         self.document = held(shape.rows, shape.width) if shape.has_documents else None
         self.slot_document = held(shape.rows, shape.stop) if shape.has_documents else None
+        names = ("position", "own_start", "own_end") if shape.has_branches else ()
+        self.branches: dict[str, Any] = {name: held(shape.rows, shape.width) for name in names}
         latent = model.embedding.weight.new_zeros(shape.rows, shape.width, model.config.latent)
         self.latent = latent if model.config.latent else None
         self.stand: Any = None  # where the rows stand for which the inputs are there
@@ -81,13 +85,14 @@ class Static:
             latent = rows.latents(model.mask_token_id)
             self.latent[:r] = 0 if latent is None else latent
         stand = (rows.places, rows.n_pending, sight.block_size, sight.window)
-        if stand == self.stand and sight.documents is None:
+        if stand == self.stand and sight.documents is None and not self.branches:
             return
         self.stand = stand
         pattern = sight.new_pattern(rows, model.config, self.cache, with_slots=True)
         inputs = [
             (self.slots, pattern.slots), (self.end, pattern.visible_end), (self.begin, pattern.visible_start),
             (self.document, pattern.query_document),
+            *((own, getattr(pattern, name)) for name, own in self.branches.items()),
         ]  # fmt: skip
         for own, new in inputs:
             if own is not None:
@@ -99,10 +104,11 @@ class Static:
     def run(self, model: Transformer) -> Tensor:
         """(R, q, dim) from the inputs as they are."""
         shape = self.shape
-        pattern = Cached(
+        kind: type[Cached] = Branched if shape.has_branches else Cached
+        pattern = kind(
             self.slots, self.cache.n_slots, self.end, slice(shape.start, shape.stop), visible_start=self.begin,
             query_document=self.document, slot_document=self.slot_document,
-            first_query=shape.first_query,
+            first_query=shape.first_query, **self.branches,
         )  # fmt: skip
         with torch.no_grad():
             return model(self.tokens, pattern, self.cache, latent=self.latent)
@@ -224,6 +230,7 @@ class Replays:
         shape = Shape(
             n_rows, rows.n_pending + rows.live.shape[1], sight.first_query(rows, model.config), start, stop,
             sight.window is not None, sight.documents is not None,
+            isinstance(sight, Branches) and rows.live.shape[1] > 0,
         )  # fmt: skip
         static = self.statics.pop(shape, None)
         if static is None:

@@ -150,7 +150,7 @@ class Speculation(Session):
         clean = [torch.cat([b, row[: n - 1]]) for b, row, n in zip(before, tokens, live.n_valid, strict=True)]
         rows = BlockRows(network.cache.lengths, clean, tokens, live.n_valid).without_live()
         network.nfe += 1
-        hidden = network.clean_hidden(rows, live)
+        hidden = network.clean_hidden(rows, network.sight_of(live))
         first = send(torch.tensor([len(b) for b in before]), tokens.device)[:, None]
         index = (first + torch.arange(tokens.shape[1] - 1, device=tokens.device)).clamp(max=rows.n_pending - 1)
         return picked(hidden, index)

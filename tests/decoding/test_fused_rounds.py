@@ -88,7 +88,7 @@ def test_each_branch_is_the_draft_that_a_forward_of_its_own_makes(
     with_outcomes(monkeypatch, look)
     setting = {"temperature": 3.0, "noise": "gumbel", "stop_at_end": False, "seq_len": 16, **options}
     plain = engine(model, 4, "autoregressive", **setting).generate(prompts, 9)
-    for more in ({}, {"cache": False}):
+    for more in ({}, {"cache": False}, {"graphs": True}):
         assert engine(model, 4, fused(length=3), **setting, **more).generate(prompts, 9).tokens == plain.tokens
     assert len(set(seen)) > 1
 
