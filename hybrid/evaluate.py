@@ -93,7 +93,8 @@ def evaluate_likelihoods(
 
     lines = scores.lines(sizes, arguments.enumerate, orders, ALL in arguments.orders, likelihoods)
     if scores.ranks.is_main:
-        print("\n".join([table(lines), *notes(lines), where]))
+        latent = arguments.latent or "fresh"
+        print("\n".join([table(lines, latent), *notes(lines, latent), where]))
     return {"results": [line.as_json() for line in lines]}
 
 
@@ -113,7 +114,8 @@ def evaluate_texts(
     )  # fmt: skip
     lines = compared.lines(sizes, decoders)
     if scores.ranks.is_main:
-        print("\n".join(["", table(lines), *notes(lines, setting, model), where]))
+        has_latent = bool(scores.lm.config.model.latent)
+        print("\n".join(["", table(lines), *notes(lines, setting, model, has_latent), where]))
     return {"generation": [line.as_json() for line in lines], "judge": None if model is None else model.about}
 
 
@@ -161,7 +163,9 @@ def prepare_generation(lm: LanguageModel, arguments: argparse.Namespace) -> tupl
     setting = setting_for(
         lm.config.data.seq_len, arguments.new_tokens, arguments.prompt_tokens, samples=arguments.samples,
         temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed,
+        latent=arguments.latent or "fresh",
     )  # fmt: skip
+    setting.generation.check_latent(lm.config.model.latent)
     if arguments.judge is None:
         return setting, None
     from hybrid.evaluation.evaluation_model import load_evaluation_model
@@ -198,7 +202,7 @@ def refuse_foreign_output(output: Path) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say what the results depend on, as eval.json has it: some only where they are given."""
-    optional = ("imports", "likelihoods", "dtype", "length")
+    optional = ("imports", "likelihoods", "dtype", "length", "latent")
     return {key: value for key, value in vars(arguments).items() if key != "output" and (value or key not in optional)}
 
 
@@ -285,6 +289,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> list[str]:
         group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0: most probable (default: 1)"),
         group.add_argument("--top-k", type=int, metavar="K", help="sample among the K most probable tokens"),
         group.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of mass P"),
+        group.add_argument("--latent", metavar="WHEN", help="of random numbers in MASK: fresh (default), keep or none"),
     ]  # fmt: skip
     return [action.dest for action in more]
 

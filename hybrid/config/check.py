@@ -9,7 +9,7 @@ from typing import Any
 from hybrid.config.schema import SPECS, Config, check_specs, known_keys, table, value_of
 from hybrid.data.corpora.locating import is_embedded
 from hybrid.device import parse_device
-from hybrid.objectives.build import build_estimator, check_latent, check_teacher, draws_latent, fields_of
+from hybrid.objectives.build import build_estimator, check_entry, draws_latent, fields_of
 from hybrid.objectives.estimators import Count
 from hybrid.objectives.objective import is_elbo
 from hybrid.objectives.weightings import Elbo
@@ -205,8 +205,7 @@ def _check_run(config: Config) -> None:
 
 def _check_objective(config: Config, block_sizes: list[int]) -> None:
     objective = config.objective
-    check_teacher(objective)
-    check_latent(objective, config.model.latent)
+    check_entry(objective, config.model, block_sizes)
     if objective.ar_weight > 0 and config.model.context != "causal":
         raise ValueError(
             f"objective.ar_weight: {objective.ar_weight} needs model.context=causal, not {config.model.context!r}: "

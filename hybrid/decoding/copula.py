@@ -19,9 +19,11 @@ from torch import Tensor
 from hybrid.decoding.decoder import View
 from hybrid.decoding.fixed_order import FirstHitting
 from hybrid.decoding.unmasking import check_count, check_number
-from hybrid.options import option, pick
+from hybrid.options import at_most, option, pick
 
 CANVASES = ("start", "drawn")
+MAX_ALPHA = 1000
+"""Far beyond what makes sense; of much larger ones the logits are no numbers any more."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Copula:
         check_count("steps", self.steps)
         pick("canvas", self.canvas, CANVASES)
         check_number("alpha", self.alpha, least=0)
+        at_most("alpha", self.alpha, MAX_ALPHA)
 
     def start(self, view: View) -> Tensor:
         """(r, B) the step at which each position is due: a random order, as that of `first_hitting`."""

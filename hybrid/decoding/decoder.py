@@ -161,6 +161,7 @@ class Decoder(Protocol):
         ignores_sampling: True for a decoder whose tokens follow a law of its own; temperature, top_k and top_p are then
             refused.
         reads_causally: True for a decoder that reads with `causal`; networks that cannot be read so are then refused.
+        reads_masks: False for a decoder that reads no MASK, so that random numbers in it have no effect.
         step_sizes: a method `(view, state) -> (S,)` of a decoder that never re-masks, and knows when a block starts how
             many positions of all rows together each of its first S steps reveals; or None. A GPU's host then waits once
             for a block, not at every step. It is read where it stands in the class that `select` stands in: of one

@@ -63,6 +63,11 @@ class Engine:
         flag("document_mask", self.document_mask)
         config.check_latent(self.model.config.latent)
         check_decoder(self.decoder, self.model.config, config)
+        if config.latent != "fresh" and (self._is_from_the_left or not getattr(self.decoder, "reads_masks", True)):
+            warnings.warn(
+                f"latent: {config.latent!r} has no effect, since nothing is read off a MASK: block_size = "
+                f"{self.block_size}, decoder {self.decoder!r}", stacklevel=3,
+            )  # fmt: skip
         if config.graphs and not config.cache:
             warnings.warn(
                 "graphs: without a cache forwards grow; those of more than two blocks run as usual", stacklevel=3
@@ -80,11 +85,14 @@ class Engine:
     @property
     def law(self) -> str:
         """What a token follows: `autoregressive`, off the clean row before it, or `blocks of B`, off a MASK."""
-        model = self.model.config
-        from_the_left = self.block_size == 1 and bool(model.begin)
-        if from_the_left or (has_own_loop(self.decoder) and getattr(self.decoder, "reads_causally", False)):
+        if self._is_from_the_left or (has_own_loop(self.decoder) and getattr(self.decoder, "reads_causally", False)):
             return "autoregressive"
         return f"blocks of {self.block_size}"
+
+    @property
+    def _is_from_the_left(self) -> bool:
+        """Whether blocks are read off clean rows alone."""
+        return self.block_size == 1 and bool(self.model.config.begin)
 
     @property
     def law_of_two(self) -> str:

@@ -16,7 +16,10 @@ from hybrid.decoding.confidence import surest_first
 from hybrid.decoding.decoder import View
 from hybrid.decoding.unmasking import check_count, check_number
 from hybrid.objectives.schedules import SCHEDULES, Schedule
-from hybrid.options import build, option, pick
+from hybrid.options import build, option, pick, shown
+
+MAX_CORRECTIONS = 10_000
+"""Steps of the corrector. Each draws anew, so none can be left out, however few tokens a block has."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class CausalCorrector:
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
+        if self.steps > MAX_CORRECTIONS:
+            raise ValueError(
+                f"steps: {shown(self.steps)} of two forwards each take too long, whatever a block's length; give at "
+                f"most {MAX_CORRECTIONS:,}"
+            )
         build(SCHEDULES, self.kappa, "kappa")
 
     def start(self, view: View) -> list[float]:

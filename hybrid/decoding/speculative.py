@@ -26,6 +26,7 @@ class Autoregressive:
     """A token a forward, off the clean row before it; of a `next_token` network the same as block size 1."""
 
     reads_causally: ClassVar[bool] = True
+    reads_masks: ClassVar[bool] = False
 
     def loop(
         self, engine: Any, prompts: list[list[int]], max_new_tokens: int, row_keys: Sequence[int], watch: Watch | None

@@ -105,15 +105,23 @@ def table(results: Sequence[DecoderResult]) -> str:
     return aligned(cells)
 
 
-def notes(results: Sequence[DecoderResult], setting: Setting, evaluation_model: EvaluationModel | None) -> list[str]:
-    """List what must be said below the table."""
+def notes(
+    results: Sequence[DecoderResult], setting: Setting, evaluation_model: EvaluationModel | None,
+    has_latent: bool = False,
+) -> list[str]:  # fmt: skip
+    """List what must be said below the table, of a model that has random numbers in MASK or has not."""
     prompts = f" behind {setting.prompt_tokens} prompt tokens" if setting.prompt_tokens else ""
     found = [
         f"{setting.samples} texts of {setting.new_tokens} tokens{prompts}; entropy in nats; NFE/tok: forwards of a "
         "batch per token of a text"
     ]
     if any(result.policy_nats_per_token is not None for result in results):
-        found.append("policy: nats per token of the real text in the decoder's order, where that is deterministic")
+        latent = setting.generation.latent
+        of_mask = f"; of MASK without random numbers, not of texts written with --latent {latent}"
+        found.append(
+            "policy: nats per token of the real text in the decoder's order, where that is deterministic"
+            + (of_mask if has_latent and latent != "none" else "")
+        )
     for metric in metrics_for(evaluation_model):
         found += metric.notes([result.metrics for result in results], evaluation_model)
     return found

@@ -30,6 +30,7 @@ from hybrid.results.text import aligned, formatted
 log = logging.getLogger(__name__)
 
 TIGHTEST = "tightest"
+_OF_MASK = {"none": "of MASK without random numbers: "}
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Scores:
         """
         found = []
         for size in sizes:
-            found.append(bound(self.lm.model, self.split, size, **self._how))
+            found.append(self._of_latent(bound(self.lm.model, self.split, size, **self._how)))
             if size > 1 or every:
                 found += self._beside_the_bound(size, enumerated, decoders or {}, every)
             for label, method in (named or {}).items():
@@ -139,18 +140,28 @@ class Scores:
     def _line(self, size: int, likelihood: str, rows: RowLikelihoods) -> SplitLikelihood:
         tokens = int(rows.tokens.sum())  # not zero, else `bound` had said so
         nats, stderr = float(rows.nll.sum()) / tokens, math.sqrt(float((rows.stderr**2).sum())) / tokens
-        return SplitLikelihood(size, likelihood, nats, stderr, self.split.bits_per_byte(nats), tokens)
+        return self._of_latent(SplitLikelihood(size, likelihood, nats, stderr, self.split.bits_per_byte(nats), tokens))
+
+    def _of_latent(self, line: SplitLikelihood) -> SplitLikelihood:
+        """Say of which texts a line is the likelihood, where the model has random numbers in MASK."""
+        model = self.lm.config.model
+        if not model.latent or (line.block_size == 1 and model.begin):  # which reads no MASK
+            return line
+        return replace(line, latent=_entry(line).latent)
 
 
-def table(lines: Sequence[SplitLikelihood]) -> str:
-    """Write plain text; `+-` is the standard error of the noise, for these rows of text."""
+def table(lines: Sequence[SplitLikelihood], latent: str = "fresh") -> str:
+    """Write plain text; `+-` is the standard error of the noise, for these rows of text.
+
+    `latent`: how texts draw the random numbers of MASK. A likelihood of texts that do otherwise is marked.
+    """
     rows = [["block size", "likelihood", "nats/token", "+-", "perplexity", "bits/byte"]]
     for line in lines:
         rows.append(
             [
                 str(line.block_size),
                 f"{line.likelihood} {line.decoder or ''}".rstrip(),
-                f"{_entry(line).relation:<2}{line.nats_per_token:>8.4f}",
+                f"{_relation(line, latent):<2}{line.nats_per_token:>8.4f}",
                 "nan" if math.isnan(line.stderr) else f"{line.stderr:.4f}",
                 f"{line.perplexity:.3f}",
                 formatted(line.bits_per_byte, ".4f"),
@@ -164,7 +175,16 @@ def _entry(line: SplitLikelihood) -> type[LikelihoodMethod]:
     return BestOrder if line.likelihood == TIGHTEST else LIKELIHOODS[line.likelihood.partition(":")[0]]
 
 
-def notes(lines: Sequence[SplitLikelihood]) -> list[str]:
+def _relation(line: SplitLikelihood, latent: str) -> str:
+    return _entry(line).relation if line.latent in (None, latent) else NO_PROCEDURE
+
+
+def notes(lines: Sequence[SplitLikelihood], latent: str = "fresh") -> list[str]:
     """Say below the table what the numbers marked `~` are, each reason once."""
-    said = (_entry(line).note for line in lines if _entry(line).relation == NO_PROCEDURE)
+    said = [_entry(line).note for line in lines if _entry(line).relation == NO_PROCEDURE]
+    said += [
+        f"{_OF_MASK.get(line.latent, '')}the likelihood of texts written with --latent {line.latent}, not {latent}"
+        for line in lines
+        if line.latent not in (None, latent)
+    ]
     return [f"{NO_PROCEDURE}  {note}" for note in dict.fromkeys(said)]

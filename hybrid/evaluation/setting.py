@@ -30,7 +30,7 @@ class Setting:
 
 
 SETTING_KEYS = ("samples", "new_tokens", "prompt_tokens", *LAW, "seed")
-"""What eval.json says of a setting, by the names of the options of hybrid.evaluate."""
+"""The numbers that eval.json says of a setting, by the names of the options of hybrid.evaluate."""
 
 
 def setting_for(seq_len: int, new_tokens: int | None, prompt_tokens: int, *, samples: int, **options: Any) -> Setting:

@@ -88,6 +88,10 @@ class LikelihoodMethod(ABC):
     note: ClassVar[str] = "the likelihood of no procedure"
     """Said once below a table in which its relation is `NO_PROCEDURE`."""
 
+    latent: ClassVar[str | None] = "none"
+    """Of a model with random numbers in MASK: how texts draw them of which it is the likelihood, as the option `latent`
+    of a generation; None: however they do, since it reads no MASK."""
+
     is_exact_at_1: ClassVar[bool] = False
     """Whether it is `exact` at block size 1, so that it needs no line of its own there."""
 

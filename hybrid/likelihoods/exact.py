@@ -43,6 +43,7 @@ class Exact(LikelihoodMethod):
 class Causal(LikelihoodMethod):
     """-sum_l log p(x_l | x_<l), each token off the clean row before it, whatever the block size."""
 
+    latent: ClassVar[str | None] = None
     takes_all_draws: ClassVar[bool] = True
 
     @classmethod

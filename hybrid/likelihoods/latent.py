@@ -41,6 +41,7 @@ class LatentBound(LikelihoodMethod):
     """
 
     relation: ClassVar[str] = BOUND
+    latent: ClassVar[str | None] = "fresh"
 
     steps: int = option(MISSING, "K, steps of a block: of the likelihood of which generation this is a bound")
     latents: int = option(MISSING, "M, draws of the random numbers at each step: more are a tighter bound")

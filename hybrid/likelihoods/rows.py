@@ -46,6 +46,8 @@ class SplitLikelihood:
         by_count: of a bound, the mean cross-entropy of a masked token by the number of masked tokens of its block (of a
             range of numbers: by its upper end).
         decoder: of a policy.
+        latent: of a model with random numbers in MASK, how texts draw them of which this is the likelihood; None: it
+            has none, or this reads no MASK.
     """
 
     block_size: int
@@ -56,6 +58,7 @@ class SplitLikelihood:
     tokens: int = 0
     by_count: dict[int, float] = field(default_factory=dict)
     decoder: str | None = None
+    latent: str | None = None
 
     @property
     def perplexity(self) -> float:
@@ -80,6 +83,7 @@ class SplitLikelihood:
             "stderr": self.stderr, "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens, **({"by_count": self.by_count} if self.by_count else {}),
             **({} if self.decoder is None else {"decoder": self.decoder}),
+            **({} if self.latent is None else {"latent": self.latent}),
         }  # fmt: skip
 
     @classmethod
@@ -94,6 +98,7 @@ class SplitLikelihood:
             line.integer("block_size", 1), line.text("likelihood"), line.number("nats_per_token"),
             line.number("stderr", math.nan, least=0), line.number("bits_per_byte", None), line.integer("tokens", 0, 0),
             {} if counts is None else counted(counts.content), line.text("decoder", None),
+            line.text("latent", None),
         )  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hybrid.model import Transformer
+from hybrid.model import ModelConfig, Transformer
 from hybrid.objectives.cross_entropy import MaskedCrossEntropy
 from hybrid.objectives.di4c import Di4C
 from hybrid.objectives.estimators import ESTIMATORS, Estimator
@@ -15,7 +15,7 @@ from hybrid.objectives.latent import Latent
 from hybrid.objectives.objective import Objective
 from hybrid.objectives.proposals import PROPOSALS, Published
 from hybrid.objectives.sdtt import SelfDistillation
-from hybrid.objectives.weightings import WEIGHTINGS
+from hybrid.objectives.weightings import WEIGHTINGS, weighs_tokens
 from hybrid.options import build, needs, option, shown, title
 
 OBJECTIVES: dict[str, Any] = {
@@ -56,6 +56,7 @@ def build_estimator(config: ObjectiveConfig) -> Estimator:
 def build_objective(config: ObjectiveConfig, teacher: Transformer | None = None) -> Objective:
     """Build the objective of a configuration; `teacher` is the loaded model of `objective.teacher`."""
     check_teacher(config)
+    check_weighting(config)
     provided = {
         "estimator": build_estimator(config),
         "weighting": build(WEIGHTINGS, config.weighting, "objective.weighting"),
@@ -73,6 +74,13 @@ def fields_of(config: ObjectiveConfig) -> Mapping[str, dataclasses.Field[Any]]:
     """Return the fields of the objective's entry by name: what it reads."""
     entry = type(build(OBJECTIVES, config.name, "objective.name"))
     return {f.name: f for f in dataclasses.fields(entry)}
+
+
+def check_entry(config: ObjectiveConfig, model: ModelConfig, block_sizes: Sequence[int]) -> None:
+    """Raise a ValueError if the objective that is named does not suit the teacher, the weighting or the model."""
+    check_teacher(config)
+    check_weighting(config)
+    check_latent(config, model, block_sizes)
 
 
 def check_teacher(config: ObjectiveConfig) -> None:
@@ -100,14 +108,40 @@ def draws_latent(config: ObjectiveConfig) -> bool:
     return getattr(build(OBJECTIVES, config.name, "objective.name"), "draws_latent", False)
 
 
-def check_latent(config: ObjectiveConfig, numbers: int) -> None:
-    """Refuse an objective that trains random numbers in MASK for a model that has none.
+def noisy_copies(config: ObjectiveConfig) -> int:
+    """Return how many noisy copies of a token training has in one forward, on average over a batch."""
+    objective = build(OBJECTIVES, config.name, "objective.name")
+    return int(config.draws * getattr(objective, "copies", 1))
+
+
+def check_weighting(config: ObjectiveConfig) -> None:
+    """Refuse different weights for masked tokens of a block that are scored together.
 
     Raises:
-        ValueError: names model.latent, the objective, and the way out.
+        ValueError: names objective.weighting, the objective, and the way out.
     """
-    if draws_latent(config) and not numbers:
+    objective = build(OBJECTIVES, config.name, "objective.name")
+    weighting = build(WEIGHTINGS, config.weighting, "objective.weighting")
+    if getattr(objective, "scores_together", False) and weighs_tokens(weighting):
         raise ValueError(
-            f"model.latent: 0, but objective.name = {title(config.name)} trains random numbers in MASK; give it some, "
-            "e.g. model.latent=4"
+            f"objective.weighting: {title(config.weighting)} weighs masked tokens of a block differently, and "
+            f"objective.name = {title(config.name)} scores them together; choose another weighting, e.g. elbo"
+        )
+
+
+def check_latent(config: ObjectiveConfig, model: ModelConfig, block_sizes: Sequence[int]) -> None:
+    """Refuse an objective that trains random numbers in MASK for a model that has none, or that never reads MASK.
+
+    Raises:
+        ValueError: names the key, the objective, and the way out.
+    """
+    if not draws_latent(config):
+        return
+    trains = f"objective.name = {title(config.name)} trains random numbers in MASK"
+    if not model.latent:
+        raise ValueError(f"model.latent: 0, but {trains}; give it some, e.g. model.latent=4")
+    if model.begin and max(block_sizes) == 1:
+        raise ValueError(
+            f"objective.block_size: 1, but {trains}, which model.prediction = {model.prediction} does not read at that "
+            "size; take larger blocks, or objective.name=masked"
         )

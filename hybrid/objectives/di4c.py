@@ -37,12 +37,12 @@ from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.divergences import kl_forward
 from hybrid.objectives.estimators import Masking
+from hybrid.objectives.latent import MAX_LATENTS
 from hybrid.objectives.mixture import Mixture, consistency
 from hybrid.objectives.noise import NoiseKeys, block_view, latent_noise, position_uniforms
 from hybrid.objectives.objective import Loss, MaskedObjective
-from hybrid.objectives.teacher import TeacherCanvas, log_probs_of
-from hybrid.objectives.weightings import refuse_weights_of_tokens
-from hybrid.options import at_least, option, provided
+from hybrid.objectives.teacher import TeacherCanvas, check_steps, log_probs_of
+from hybrid.options import at_least, at_most, option, provided
 
 if TYPE_CHECKING:
     from hybrid.data.batches import Batch
@@ -53,6 +53,7 @@ class Di4C(MaskedObjective):
     """Learn as a mixture over the latent what a step of the teacher and the model's own next step give together."""
 
     draws_latent: ClassVar[bool] = True
+    scores_together: ClassVar[bool] = True
 
     latents: int = option(8, "M, parts of the mixture; each is one more noisy copy of a row, in two passes")
     per_step: int = option(1, "tokens of a block that the teacher reveals before the model goes on")
@@ -61,11 +62,15 @@ class Di4C(MaskedObjective):
     teacher: Transformer = provided()
 
     def __post_init__(self) -> None:
-        at_least("latents", self.latents, 1)
-        at_least("per_step", self.per_step, 1)
+        at_least("latents", self.latents, 2)  # one part is a product: nothing would be dependent
+        at_most("latents", self.latents, MAX_LATENTS)
+        check_steps(per_step=self.per_step)
         at_least("small", self.small, 0)
         at_least("correlation", self.correlation, 0)
-        refuse_weights_of_tokens("di4c", self.weighting)
+
+    @property
+    def copies(self) -> int:
+        return self.latents
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         masking = self.draw(batch, noise, block_size)

@@ -17,8 +17,10 @@ Shape legend: b rows, D noise draws, M draws of z, N text length, g blocks, B bl
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
@@ -31,11 +33,12 @@ from hybrid.objectives.cross_entropy import masked_loss
 from hybrid.objectives.estimators import Masking
 from hybrid.objectives.noise import NoiseKeys, block_view, latent_noise
 from hybrid.objectives.objective import Loss, MaskedObjective
-from hybrid.objectives.weightings import refuse_weights_of_tokens
-from hybrid.options import at_least, option
+from hybrid.options import at_least, at_most, option
 
 if TYPE_CHECKING:
     from hybrid.data.batches import Batch
+
+MAX_LATENTS = 2**16
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,24 @@ class Latent(MaskedObjective):
     cross-entropy, without z, for the others."""
 
     draws_latent: ClassVar[bool] = True
+    scores_together: ClassVar[bool] = True
 
     latents: int = option(16, "M, draws of the random numbers; each is one more noisy copy of a row")
     share: float = option(0.5, "of the rows of a batch; the others are trained without random numbers")
 
     def __post_init__(self) -> None:
         at_least("latents", self.latents, 1)
+        at_most("latents", self.latents, MAX_LATENTS)
         if not 0 < self.share <= 1:
             raise ValueError(f"share: {self.share} must be above 0 and at most 1; for 0 take objective.name=masked")
-        refuse_weights_of_tokens("latent", self.weighting)
+
+    @property
+    def copies(self) -> float:
+        return self.share * self.latents + 1 - self.share
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         masking = self.draw(batch, noise, block_size)
-        first, n = noise.first, len(batch.tokens)
-        # Evenly over the global batch, whatever part of it this is.
-        has_z = [math.floor((i + 1) * self.share) > math.floor(i * self.share) for i in range(first, first + n)]
+        n, has_z = len(batch.tokens), self._has_z(noise)
         some, mixed, keys = _only([i for i in range(n) if has_z[i]], batch, masking, noise)
         draws = mixed.masked.shape[1] * self.latents
         z = latent_noise(keys, model.config, some.tokens.shape[1], block_size, draws)
@@ -67,6 +73,17 @@ class Latent(MaskedObjective):
             others, plain, _ = _only([i for i in range(n) if not has_z[i]], batch, masking, noise)
             total = total + masked_loss(model, others.tokens, plain, block_size, others.documents).total
         return Loss(total, logged={"loss": total.detach(), "latent_kl": latent_kl})
+
+    def _has_z(self, noise: NoiseKeys) -> list[bool]:
+        """Choose rows evenly over the global batch, whatever part of it this is, and on from one batch to the next.
+
+        What a batch leaves over is counted exactly: else a share of less than a row a batch would never be drawn.
+        """
+        exact = Fraction(self.share).limit_denominator(10**12)  # 3/10 of 0.3
+        over = noise.step * noise.total * exact % 1
+        share = exact if over else self.share
+        last = [math.floor(i * share + over) for i in range(noise.first, noise.first + len(noise.row) + 1)]
+        return [b > a for a, b in itertools.pairwise(last)]
 
 
 def _only(rows: list[int], batch: Batch, masking: Masking, noise: NoiseKeys) -> tuple[Batch, Masking, NoiseKeys]:

@@ -49,8 +49,12 @@ class Loss:
 class Objective(Protocol):
     """What a training step minimises.
 
-    One that draws the random numbers of `model.latent` says so in an attribute `draws_latent`, True; it is then refused
-    for a model that has none.
+    Attributes that an objective may have:
+        draws_latent: True for one that draws the random numbers of `model.latent`; it is then refused for a model that
+            has none.
+        scores_together: True for one that scores the masked tokens of a block together; weightings in which they differ
+            are then refused.
+        copies: how many noisy streams it has for each noise draw, on average over the rows of a batch; else 1.
     """
 
     @property

@@ -33,8 +33,8 @@ from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.divergences import DIVERGENCES
 from hybrid.objectives.noise import NoiseKeys
 from hybrid.objectives.objective import Loss, MaskedObjective
-from hybrid.objectives.teacher import TeacherCanvas, log_probs_of, teacher_targets
-from hybrid.options import at_least, option, provided
+from hybrid.objectives.teacher import TeacherCanvas, check_steps, log_probs_of, teacher_targets
+from hybrid.options import option, provided
 
 if TYPE_CHECKING:
     from hybrid.data.batches import Batch
@@ -50,8 +50,7 @@ class SelfDistillation(MaskedObjective):
     teacher: Transformer = provided()
 
     def __post_init__(self) -> None:
-        at_least("teacher_steps", self.teacher_steps, 1)
-        at_least("per_step", self.per_step, 1)
+        check_steps(teacher_steps=self.teacher_steps, per_step=self.per_step)
 
     def loss(self, model: Transformer, batch: Batch, noise: NoiseKeys, block_size: int) -> Loss:
         masking = self.draw(batch, noise, block_size)

@@ -16,9 +16,20 @@ from hybrid.device import send
 from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives.noise import NoiseKeys, block_view, latent_noise, position_uniforms, ranks
+from hybrid.options import at_least, at_most
 
 if TYPE_CHECKING:
     from hybrid.data.batches import Batch
+
+MAX_COUNT = 2**24
+"""Of steps, and of tokens a step: as many as a row may have."""
+
+
+def check_steps(**counts: int) -> None:
+    """Raise a ValueError unless these are from 1 to MAX_COUNT."""
+    for name, count in counts.items():
+        at_least(name, count, 1)
+        at_most(name, count, MAX_COUNT)
 
 
 def log_probs_of(model: Transformer, hidden: Tensor, banned: int | None = None) -> Tensor:

@@ -109,13 +109,9 @@ class Cart(PlainCrossEntropy):
         return (~masked).double() @ (kernel * own) + (kernel * before).sum(1)
 
 
-def refuse_weights_of_tokens(objective: str, weighting: Weighting) -> None:
-    """Raise a ValueError for a weighting in which the masked tokens of a block differ: they are scored together."""
-    if type(weighting).of_tokens is not Weighting.of_tokens:
-        raise ValueError(
-            f"{objective} takes no objective.weighting that weighs tokens of a block differently ({weighting!r}): "
-            "the loss is of all together; choose another, e.g. elbo"
-        )
+def weighs_tokens(weighting: Weighting) -> bool:
+    """Return whether the masked tokens of a block may differ in weight."""
+    return type(weighting).of_tokens is not Weighting.of_tokens
 
 
 WEIGHTINGS: dict[str, Any] = {

@@ -53,7 +53,7 @@ class Evaluation:
     precision: str
     checkpoint: dict[str, Any] | None  # step and hash of what was evaluated; None: made by an earlier version
     generated: list[DecoderResult]  # of the decoders that wrote texts, and of the real text
-    how_generated: dict[str, float | None]
+    how_generated: dict[str, float | str | None]
     evaluation_model: dict[str, Any] | None  # name, path and, if known, checkpoint
 
     @classmethod
@@ -76,7 +76,10 @@ class Evaluation:
             precision=environment.text("precision", None) or settings.text("precision", "fp32"),
             checkpoint=None if checkpoint is None else _identity(checkpoint),
             generated=[_decoder_result(line) for line in content.rows("generation", [])],
-            how_generated={name: settings.number(name, None) for name in SETTING_KEYS},
+            how_generated={
+                **{name: settings.number(name, None) for name in SETTING_KEYS},
+                "latent": settings.text("latent", None) or "fresh",
+            },
             evaluation_model=None if model is None else _evaluation_model(model),
         )
 

@@ -26,6 +26,7 @@ from hybrid.device import keep_freed_memory, precision_context, resolve_device, 
 from hybrid.distributed import ALONE, Ranks
 from hybrid.model import ModelConfig, Transformer
 from hybrid.model.build import build_model, check_batch, compile_layers, compiles
+from hybrid.objectives.build import noisy_copies
 from hybrid.options import path_of, shown
 from hybrid.runs.resuming import ResumePlan
 from hybrid.training.parallel import shard_model
@@ -129,8 +130,18 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
 
 
 def _with_latent(model: Transformer, tensors: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
-    """Add the weights of a latent to a model that lacks them: at zero, where they change nothing."""
-    if model.latent_weight is None or LATENT in tensors:
+    """Add the weights of a latent to a model that lacks them: at zero, where they change nothing.
+
+    Raises:
+        ValueError: the model has others, or none where the start has some; the message says how many there are.
+    """
+    ours, theirs = model.config.latent, tensors[LATENT].shape[-1] if LATENT in tensors else 0
+    if theirs not in (0, ours):
+        raise ValueError(
+            f"trainer.init_from: {path!r} has {theirs} random numbers in MASK, not model.latent = {ours}; set "
+            f"model.latent={theirs}"
+        )
+    if model.latent_weight is None or theirs:
         return tensors
     log.info("model.latent = %d: %s has no such weights, so they start at zero", model.config.latent, path)
     zeros = torch.zeros(model.latent_weight.shape)
@@ -170,7 +181,7 @@ def _check_memory(config: Config, n_validation_rows: int, machine: Machine) -> N
     c, trainer = config, config.trainer
     key = "trainer.batch_tokens" if trainer.micro_batch_tokens is None else "trainer.micro_batch_tokens"
     tokens = min(trainer.micro_batch_tokens or trainer.batch_tokens, trainer.batch_tokens // machine.ranks.world)
-    check_batch(c.model, tokens, c.objective.draws, key, machine.device, c.model.n_layers)
+    check_batch(c.model, tokens, noisy_copies(c.objective), key, machine.device, c.model.n_layers)
     rows = min(c.eval.batch_rows, c.eval.rows or n_validation_rows, n_validation_rows)
     check_batch(c.model, rows * c.data.seq_len, c.eval.draws, "eval.batch_rows", machine.device, 1)
 

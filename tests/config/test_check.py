@@ -91,6 +91,14 @@ def test_bad_block_sizes(value: Any, words: list[str]) -> None:
         (["objective.draws=0"], ["objective.draws", "0"]),
         (["objective.ar_weight=0.5"], ["objective.ar_weight: 0.5", "model.context=causal"]),
         (["objective.name=latent"], ["model.latent: 0", "objective.name = latent", "model.latent=4"]),
+        (
+            ["objective.name=latent", "model.latent=2", "model.prediction=next_token", "objective.block_size=1"],
+            ["objective.block_size: 1", "objective.name = latent", "model.prediction = next_token"],
+        ),
+        (
+            ["objective.name=latent", "model.latent=2", "objective.weighting={name: cart, p: 0.5}"],
+            ["objective.weighting: cart (p 0.5)", "objective.name = latent"],
+        ),
         (["model.latent=-1"], ["model.latent: -1"]),
         (["objective.complementary=true"], ["objective.draws: 1 is odd", "complementary"]),
         (["objective.proposal={name: explicit, weights: [1, 2]}"], ["weights: 2 weights", "block size is 8"]),

@@ -110,6 +110,18 @@ def test_it_is_exact_where_it_must_be_and_is_not_where_it_must_not(due: list[int
         assert total_variation(law_of(Copula(2, alpha=0.0), source, due)[0], source) > 0.01
 
 
+@pytest.mark.parametrize("canvas", ["start", "drawn"])
+def test_half_the_correction(canvas: str) -> None:
+    """Where one token is missing and all behind it are known: p(x | before) (p(x | all) / p(x | before))^alpha."""
+    source, missing = chain(2), 1
+    known = TEXTS.index_fill(1, torch.tensor([missing]), V)
+    before = conditionals(source, known.index_fill(1, torch.arange(missing, L), V))[:, missing]
+    expected = before * (conditionals(source, known)[:, missing] / before) ** 0.5
+    expected = (expected / expected.sum(-1, keepdim=True)).gather(-1, TEXTS[:, [missing]])[:, 0]
+    due = torch.full((len(TEXTS), L), 0)
+    torch.testing.assert_close(Table(source, known, due).step(Copula(2, canvas, alpha=0.5), 0), expected)
+
+
 def test_what_it_reads() -> None:
     """A causal forward a token; of the start one for the canvas and one for each stretch; of drawn tokens two each."""
     source = chain(1)
@@ -139,7 +151,9 @@ def test_networks_and_options_that_do_not_suit_it() -> None:
         ({"name": "copula", "canvas": "drawm"}, "did you mean 'drawn'"),
         ({"name": "copula", "steps": 0}, "steps: 0 is too small"),
         ({"name": "copula", "alpha": -1.0}, "alpha: -1.0 is too small"),
+        ({"name": "copula", "alpha": 1e300}, "alpha: 1e[+]300 is too large; it must be at most 1,000"),
         ({"name": "arpc", "kappa": "lienar"}, "did you mean 'linear'"),
+        ({"name": "arpc", "steps": 10**6}, "steps: 1000000 of two forwards each take too long, .* at most 10,000"),
     ]:
         with pytest.raises(ValueError, match=message):
             build(DECODERS, spec, "decoder")

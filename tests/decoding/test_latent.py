@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -96,3 +97,15 @@ def test_what_cannot_be_is_refused() -> None:
         engine(toy_model(), 4, latent="keep")
     with pytest.raises(ValueError, match="latent: 'new' is not one of fresh, keep, none"):
         engine(latent_model(), 4, latent="new")
+
+
+def test_what_reads_no_mask_says_so() -> None:
+    """The autoregressive decoder, and a `next_token` network at block size 1."""
+    model = latent_model("causal", "next_token")
+    for size, decoder in ((4, "autoregressive"), (1, "first_hitting")):
+        with pytest.warns(UserWarning, match="latent: 'keep' has no effect, since nothing is read off a MASK"):
+            engine(model, size, decoder, latent="keep")
+    for size, decoder in ((4, "first_hitting"), (4, "speculative")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            engine(model, size, decoder, latent="keep")

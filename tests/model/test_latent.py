@@ -69,6 +69,10 @@ def test_noise_is_one_of_a_block_or_of_a_position():
         assert z.shape == (2, 3, 10, 3)
         assert torch.equal(z[:, :, 0], z[:, :, 3]) == same and torch.equal(z[:, :, 8], z[:, :, 9]) == same
         assert len(z[:, :, ::4].unique()) == z[:, :, ::4].numel(), "rows, draws, blocks and numbers differ"
+    steps = [
+        latent_noise(NoiseKeys(0, step, torch.arange(2), 0, 2), latent_model().config, 10, 4, 3) for step in (1, 2)
+    ]
+    assert (steps[0] != steps[1]).all(), "a step of training has its own"
 
 
 def test_noise_is_standard_normal():

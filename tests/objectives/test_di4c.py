@@ -150,13 +150,21 @@ def test_latents_of_samples_are_others_than_those_that_score():
     assert not torch.allclose(log_marginals, reader.read(start).log_marginals().detach())
 
 
-@pytest.mark.parametrize(("option", "value"), [("latents", 0), ("per_step", 0), ("small", -1), ("correlation", -1.0)])
+@pytest.mark.parametrize(("option", "value"), [("latents", 1), ("per_step", 0), ("small", -1), ("correlation", -1.0)])
 def test_what_cannot_be_is_refused(option: str, value: float) -> None:
+    """One latent too: a mixture of one product has no dependence."""
     with pytest.raises(ValueError, match=f"objective.name.{option}: {value} is too small; it must be at least"):
         di4c(toy_model(), **{option: value})
 
 
-def test_tokens_of_a_block_weigh_the_same():
-    config = ObjectiveConfig(name="di4c", weighting="cart", teacher="a run")
-    with pytest.raises(ValueError, match=r"di4c takes no objective\.weighting that weighs tokens of a block"):
+@pytest.mark.parametrize("option", ["latents", "per_step"])
+def test_what_is_too_large_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"objective.name.{option}: {10**21} is too large; it must be at most"):
+        di4c(toy_model(), **{option: 10**21})
+
+
+@pytest.mark.parametrize("name", ["latent", "di4c"])
+def test_tokens_of_a_block_weigh_the_same(name: str) -> None:
+    config = ObjectiveConfig(name=name, weighting="cart", teacher="a run" if name == "di4c" else None)
+    with pytest.raises(ValueError, match=f"objective.weighting: cart weighs .* objective.name = {name} scores them"):
         build_objective(config, toy_model())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -14,7 +15,7 @@ from hybrid.objectives.cross_entropy import MaskedCrossEntropy
 from hybrid.objectives.estimators import Time
 from hybrid.objectives.latent import Latent
 from hybrid.objectives.noise import NoiseKeys, latent_noise
-from hybrid.objectives.weightings import Cart, PlainCrossEntropy
+from hybrid.objectives.weightings import PlainCrossEntropy
 
 
 def batch_of(rows: int = 4) -> Batch:
@@ -96,11 +97,30 @@ def test_a_share_of_the_rows_has_random_numbers(share: float) -> None:
     assert whole == pytest.approx(sum(a for a, _ in of_rows), rel=1e-12)
 
 
+def rows_with_z(share: float, step: int, total: int, first: int = 0, rows: int | None = None) -> list[bool]:
+    keys = torch.arange(first, first + (total if rows is None else rows))
+    return Latent(share=share)._has_z(NoiseKeys(0, step, keys, first, total))
+
+
+def test_what_a_batch_leaves_over_is_counted() -> None:
+    """Rows of a global batch go on from the one before, so that a small share of a small batch is drawn at times. Where
+    a batch leaves nothing over every one has the same rows, those that a floor of its own share gives."""
+    for share, total in ((0.1, 4), (0.3, 1), (0.9, 3), (1 / 3, 2), (0.001, 8)):
+        seen = [row for step in range(1000) for row in rows_with_z(share, step, total)]
+        assert sum(seen) == math.floor(1000 * total * share + 1e-9)
+        parts = [rows_with_z(share, 7, total, first, 1)[0] for first in range(total)]
+        assert parts == rows_with_z(share, 7, total), "whatever the ranks and the accumulation"
+    for share, total in ((0.5, 4), (0.3, 10), (0.29, 100), (1 / 3, 3), (1.0, 2)):
+        floors = [math.floor(i * share) for i in range(total + 1)]
+        for step in (1, 2, 1001):
+            assert rows_with_z(share, step, total) == [b > a for a, b in itertools.pairwise(floors)]
+
+
 def test_what_cannot_be_is_refused() -> None:
     for options, message in [
         ({"latents": 0}, "latents: 0 is too small"),
         ({"share": 0.0}, r"share: 0.0 must be above 0 .* objective.name=masked"),
-        ({"weighting": Cart()}, "objective.weighting that weighs tokens of a block differently"),
+        ({"latents": 10**9}, "latents: 1000000000 is too large; it must be at most 65,536"),
     ]:
         with pytest.raises(ValueError, match=message):
             Latent(**options)

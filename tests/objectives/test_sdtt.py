@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
-from toy import random_tokens, toy_model
+from toy import latent_model, random_tokens, toy_model
 
 from hybrid import rng
 from hybrid.data.batches import Batch
@@ -19,7 +19,7 @@ from hybrid.model.two_stream import two_stream_hidden
 from hybrid.objectives import build_objective, teacher
 from hybrid.objectives.build import ObjectiveConfig
 from hybrid.objectives.divergences import DIVERGENCES
-from hybrid.objectives.noise import NoiseKeys
+from hybrid.objectives.noise import NoiseKeys, latent_noise
 from hybrid.objectives.teacher import TeacherCanvas, teacher_targets
 
 V = L = 3
@@ -183,6 +183,37 @@ def test_a_teacher_with_a_latent_draws_it_at_each_step():
     first, *others = (canvas.predict() for canvas in (start, start, replace(start, done=1)))
     assert torch.equal(first, others[0]) and not torch.allclose(first, others[1])
     assert not torch.allclose(first[:4], first[4:]), "rows have their own"
+    z = latent_noise(start.noise, model.config, 4, 4, 1)
+    as_student = model.head(two_stream_hidden(model, tokens, everything, 4, latent=z)).log_softmax(-1)
+    assert not torch.allclose(first, as_student), "nor are they those of a student"
+
+
+def test_the_teacher_draws_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it predicts in float32, too: float32 draws are biased where the vocabulary is large."""
+    seen = []
+    draw = rng.categorical
+    monkeypatch.setattr(rng, "categorical", lambda p, u: (seen.append((p.dtype, u.dtype)), draw(p, u))[1])
+    everything = torch.ones(2, 1, 4, dtype=torch.bool)
+    batch = Batch(random_tokens(2, 4), everything[:, 0])
+    model = toy_model(dtype=torch.float32)
+    start = TeacherCanvas.of(model, batch, everything, NoiseKeys.of_rows(0, torch.arange(2)), 4)
+    teacher_targets(start, 3, 1)
+    assert seen == [(torch.float64, torch.float64)] * 2
+
+
+@pytest.mark.parametrize("name", ["sdtt", "di4c"])
+def test_the_student_is_banned_what_the_teacher_bans(name: str) -> None:
+    """An id that the teacher never writes is none of the student's classes: its row of the head gets no gradient."""
+    theirs, model = toy_model(seed=1, mask_token_id=3, ban_mask=True), latent_model(mask_token_id=3, ban_mask=False)
+    assert (theirs.banned_token_id, model.banned_token_id) == (3, None)
+    tokens = random_tokens(3, 10, vocab=3)
+    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    objective = build_objective(ObjectiveConfig(name=name, teacher="a run"), theirs)
+    total = objective.loss(model, batch, NoiseKeys(0, 2, torch.arange(3), 0, 3), 4).total
+    assert total.isfinite()
+    assert model.head_weight is not None
+    (gradient,) = torch.autograd.grad(total, [model.head_weight])
+    assert not gradient[3].any() and gradient[2].any()
 
 
 @pytest.mark.parametrize("divergence", sorted(DIVERGENCES))
@@ -204,3 +235,5 @@ def test_the_loss_is_the_weighted_divergence(divergence: str) -> None:
 def test_what_cannot_be_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match=f"objective.name.{option}: 0 is too small; it must be at least 1"):
         build_objective(ObjectiveConfig(name={"name": "sdtt", option: 0}, teacher="a run"), toy_model())
+    with pytest.raises(ValueError, match=f"objective.name.{option}: {10**21} is too large; it must be at most"):
+        build_objective(ObjectiveConfig(name={"name": "sdtt", option: 10**21}, teacher="a run"), toy_model())

@@ -9,10 +9,12 @@ import pytest
 import torch
 from conftest import Configure
 from safetensors.torch import load_file
+from toy import toy_model
 from training_toy import assert_same_tensors, train
 
 import hybrid
 from hybrid.checkpoints import finding
+from hybrid.runs.preparation import _with_latent
 from hybrid.runs.run import Run
 
 
@@ -51,6 +53,26 @@ def test_a_layer_of_a_latent_that_the_start_lacks_begins_at_zero(
     weights = dict(run.model.state_dict())
     assert not weights.pop("latent_weight").any() and "has no such weights, so they start at zero" in caplog.text
     assert_same_tensors(weights, dict(hybrid.load(trained).model.state_dict()))
+
+
+def test_a_start_with_another_latent_is_refused() -> None:
+    for numbers in (0, 3):
+        message = f"trainer.init_from: 'x' has 2 random .* not model.latent = {numbers}; set model.latent=2$"
+        with pytest.raises(ValueError, match=message):
+            _with_latent(toy_model(latent=numbers), {"latent_weight": torch.zeros(16, 2)}, "x")
+
+
+@pytest.mark.parametrize("name", ["latent", "di4c"])
+def test_draws_of_a_latent_need_memory(
+    name: str, configure: Configure, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `latent` for its share of the rows, half; each noise draw has so many noisy copies."""
+    asked = []
+    monkeypatch.setattr("hybrid.runs.preparation.check_batch", lambda _, tokens, copies, *rest: asked.append(copies))
+    teacher = [f"objective.teacher={trained}"] if name == "di4c" else []
+    options = f"objective.name={{name: {name}, latents: 11}}"
+    Run.of(configure(tmp_path, options, "model.latent=2", "objective.draws=3", *teacher))
+    assert asked[0] == {"latent": 3 * 6, "di4c": 3 * 11}[name]
 
 
 @pytest.mark.parametrize(
