@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SIZES = {"dim": "dim", "n_layers": "n_layers", "n_heads": "n_heads", "n_kv_heads": "kv_heads",
          "head_dim": "head_width", "hidden_dim": "mlp_dim"} | {key: key for key in (
-             "norm", "mlp", "qkv_bias", "mlp_bias", "qk_norm", "tied_embeddings", "vocab_size")}  # fmt: skip
+             "norm", "mlp", "qkv_bias", "mlp_bias", "qk_norm", "tied_embeddings", "vocab_size", "latent")}  # fmt: skip
 """What decides the names and shapes of weights: keys of group `model`, and what says their value where it is null."""
 
 
@@ -45,6 +45,8 @@ def refuse_other_sizes(model: ModelConfig, theirs: ModelConfig, init_from: str, 
     differing = {key: (getattr(model, name), getattr(theirs, name))
                  for key, name in SIZES.items() if getattr(model, key) != getattr(theirs, key)}  # fmt: skip
     wrong = {key: values for key, values in differing.items() if values[0] != values[1]}
+    if not theirs.latent:  # a layer that starts at zero
+        wrong.pop("latent", None)
     if not wrong:
         return
     found = ", ".join(f"model.{key} = {shown(ours)} (there {shown(other)})" for key, (ours, other) in wrong.items())

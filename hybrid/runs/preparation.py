@@ -130,18 +130,8 @@ def load_initial_weights(model: Transformer, config: Config, tokenizer: Tokenize
 
 
 def _with_latent(model: Transformer, tensors: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
-    """Add the weights of a latent to a model that lacks them: at zero, where they change nothing.
-
-    Raises:
-        ValueError: the model has others, or none where the start has some; the message says how many there are.
-    """
-    ours, theirs = model.config.latent, tensors[LATENT].shape[-1] if LATENT in tensors else 0
-    if theirs not in (0, ours):
-        raise ValueError(
-            f"trainer.init_from: {path!r} has {theirs} random numbers in MASK, not model.latent = {ours}; set "
-            f"model.latent={theirs}"
-        )
-    if model.latent_weight is None or theirs:
+    """Add the weights of a latent to a model that lacks them: at zero, where they change nothing."""
+    if model.latent_weight is None or LATENT in tensors:
         return tensors
     log.info("model.latent = %d: %s has no such weights, so they start at zero", model.config.latent, path)
     zeros = torch.zeros(model.latent_weight.shape)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Configure
 from safetensors.torch import load_file
-from toy import toy_model
 from training_toy import assert_same_tensors, train
 
 import hybrid
 from hybrid.checkpoints import finding
-from hybrid.runs.preparation import _with_latent
+from hybrid.checkpoints.importers import Origin, open_model
+from hybrid.config.start import refuse_other_sizes
+from hybrid.model import ModelConfig
 from hybrid.runs.run import Run
 
 
@@ -53,13 +55,23 @@ def test_a_layer_of_a_latent_that_the_start_lacks_begins_at_zero(
     weights = dict(run.model.state_dict())
     assert not weights.pop("latent_weight").any() and "has no such weights, so they start at zero" in caplog.text
     assert_same_tensors(weights, dict(hybrid.load(trained).model.state_dict()))
+    refuse_other_sizes(ModelConfig(latent=2), ModelConfig(), "a folder in another format", is_taken=True)
 
 
-def test_a_start_with_another_latent_is_refused() -> None:
-    for numbers in (0, 3):
-        message = f"trainer.init_from: 'x' has 2 random .* not model.latent = {numbers}; set model.latent=2$"
+@pytest.mark.parametrize("numbers", [0, 3])
+def test_a_start_with_another_latent_is_refused(
+    numbers: int, configure: Configure, copy_of_trained: Path, tmp_path: Path
+) -> None:
+    """The run that is started from is made to have one."""
+    settings = copy_of_trained / "config.yaml"
+    settings.write_text(settings.read_text().replace("latent: 0", "latent: 2"))
+    stored, _ = open_model(copy_of_trained)
+    theirs = replace(stored, tensors={**stored.tensors, "latent_weight": torch.zeros(16, 2)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hybrid.runs.preparation.open_model", lambda _: (theirs, Origin(folder=copy_of_trained)))
+        message = rf"trainer.init_from: .* model.latent = {numbers} \(there 2\); set model.latent=2$"
         with pytest.raises(ValueError, match=message):
-            _with_latent(toy_model(latent=numbers), {"latent_weight": torch.zeros(16, 2)}, "x")
+            Run.of(configure(tmp_path / "new", f"trainer.init_from={copy_of_trained}", f"model.latent={numbers}"))
 
 
 @pytest.mark.parametrize("name", ["latent", "di4c"])
