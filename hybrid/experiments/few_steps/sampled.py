@@ -35,6 +35,8 @@ from hybrid.lm import LanguageModel, load
 from hybrid.runs.run_folder import folder_of
 
 log = logging.getLogger("hybrid.experiments.few_steps")
+STARTED = 0.1
+"""Learning rates of what starts from a trained network, as a share of those that it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ class Sampled(Source):
         own = [f"objective.block_size={self.block_size}", "objective.draws=1"]
         own += [f"trainer.batch_tokens={stage.rows(self.rows) * base.data.seq_len}"]
         own += [f"trainer.steps={stage.steps(self.rows)}"]
-        if stage.method.batch < 1:  # smaller batches have noisier gradients, and bear smaller steps
+        # Smaller batches have noisier gradients, and bear smaller steps; what is learned already is to be kept.
+        slower = math.sqrt(stage.method.batch) if stage.start is None else STARTED
+        if slower != 1:
             rates = {"optim.lr": base.optim.lr, "optim.muon_lr": base.optim.muon_lr}
-            own += [f"{key}={rate * math.sqrt(stage.method.batch):.3g}" for key, rate in rates.items()]
+            own += [f"{key}={rate * slower:.3g}" for key, rate in rates.items()]
         if stage.start is not None:
             own.append(f"trainer.init_from={folders[stage.start]}")
         if stage.teacher is not None:
