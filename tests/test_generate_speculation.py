@@ -14,15 +14,16 @@ from hybrid.data.tokenizers import CharTokenizer
 from hybrid.lm import LanguageModel
 
 
-def saved(configure: Configure, folder: Path, kind: str) -> Path:
+def saved(configure: Configure, folder: Path, kind: str, *more: str) -> Path:
     options = [
         "model.context=causal",
         f"model.prediction={kind}",
         "data.seq_len=32",
         "objective.block_size=[4,1]",
+        "objective.ar_weight=0.5",
     ]
     sizes = ["model.dim=16", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.hidden_dim=64"]
-    config = configure(folder / "run", *options, *sizes)
+    config = configure(folder / "run", *options, *sizes, *more)
     model = toy_model("causal", kind, seed=1).float()
     return LanguageModel(config, CharTokenizer("abcdef"), model).save(folder / "saved")
 
@@ -85,12 +86,39 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
     error = command("generate.py", "--checkpoint", trained, *words).error
     assert "decoder: Speculative(" in error and "needs a network of prediction=next_token, or an in_place one" in error
     for more, message in [
-        (["--guidance", 2], "guidance: not with Speculative("),
+        (["--guidance", 2], "guidance: 2.0 is nothing for decoder speculative, which asks one network alone"),
         (["--noise", "gumble"], "noise: 'gumble' is not one of gumbel, inverse (did you mean 'gumbel'?)"),
     ]:
         assert message in command("generate.py", "--checkpoint", causal, *words, *more).error
     error = command("generate.py", "--checkpoint", causal, *words, "lenght=3").error
     assert "decoder" in error and "did you mean 'length'?" in error
+
+
+def test_it_warns_of_what_keeps_less_and_of_a_law_that_was_not_trained(
+    command: Command, configure: Configure, tmp_path: Path
+) -> None:
+    trained = saved(configure, tmp_path / "trained", "next_token", "objective.block_size=4")
+    plain = saved(configure, tmp_path / "plain", "next_token", "objective.block_size=4", "objective.ar_weight=0")
+    words = ["--max-new-tokens", 4, "--decoder"]
+    untrained = "warning: decoder: the autoregressive law was not trained; it is by objective.ar_weight or a block size"
+    for folder, decoder, more, warned in [
+        (trained, "speculative", [], "warning: noise: with rule=shared noise=gumbel (--noise gumbel) keeps more"),
+        (trained, "speculative", ["--noise", "gumbel"], None),
+        (trained, "speculative", ["--temperature", 0], None),
+        (trained, "autoregressive", ["--block-size", 1], None),
+        (trained, "speculative", ["--temperature", 0, "--block-size", 1], None),
+        (trained, "speculative", ["--temperature", 0, "--block-size", 8], "warning: block_size: 8 was not trained"),
+        (plain, "autoregressive", [], untrained),
+    ]:
+        _, said = told(command, "--checkpoint", folder, *words, decoder, *more)
+        found = [line for line in said.splitlines() if line.startswith("warning: ")]
+        assert len(found) == (warned is not None) and (warned is None or found[0].startswith(warned))
+
+
+def test_a_gap_is_refused_before_a_block_size_is_recommended(command: Command, causal: Path) -> None:
+    words = ["--checkpoint", causal, "--infill", "--prompt", "ab<gap:6>c", "--noise", "gumbel"]
+    error = command("generate.py", *words, "--decoder", "speculative").error
+    assert "decoder: speculative writes from the left" in error and "choose another decoder" in error
 
 
 @pytest.mark.slow

@@ -173,3 +173,8 @@ def test_the_cache_is_that_of_a_fresh_prefill(kind: str, rule: str) -> None:
     run = engine(model, 4, fused(rule, 4), seq_len=24, stop_at_end=False)
     session = run.decoder.loop(run, [[1, 2, 3], [], [2, 5]], 9, [3, 1, 4], None)
     check_cache(model, session)
+
+
+def test_a_draft_of_no_given_length_is_short() -> None:
+    run = engine(toy_model("causal", "next_token"), 8, {"name": "speculative", "fused": True}, seq_len=24)
+    assert len(run.generate([[]], 9).kept) == 1 + 4
