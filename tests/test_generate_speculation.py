@@ -85,6 +85,8 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
     words = ["--decoder", "speculative"]
     error = command("generate.py", "--checkpoint", trained, *words).error
     assert "decoder: Speculative(" in error and "needs a network of prediction=next_token, or an in_place one" in error
+    error = command("bench.__main__", "speculate", "--checkpoint", trained, "--repeats", 1).error
+    assert "needs a network of prediction=next_token" in error
     for more, message in [
         (["--guidance", 2], "guidance: 2.0 is nothing for decoder speculative, which asks one network alone"),
         (["--noise", "gumble"], "noise: 'gumble' is not one of gumbel, inverse (did you mean 'gumbel'?)"),
@@ -125,7 +127,7 @@ def test_a_gap_is_refused_before_a_block_size_is_recommended(command: Command, c
 def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, causal: Path, tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     sizes = ["--length", 4, "--batch", 1, 2, "--new-tokens", 6, "--repeats", 1, "--json", file]
-    asked = ["--prompt", "abc", "d", "", "--seed", 0, 1, "--rule", "shared", "--also", "length=2"]
+    asked = ["--prompt", "abc", "d", "", "--seed", 0, 1, "--rule", "shared", "--also", "fused=true,adapt=true"]
     words = ["--checkpoint", causal, *asked, *sizes]
     done = command("bench.__main__", "speculate", *words)
     assert done.code == 0, done.err
@@ -133,6 +135,9 @@ def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, c
     assert [(row["batch"], row["rows of a text"]) for row in results["forwards"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
     rows = results["texts"]
     assert len(rows) == 2 * (3 + 3), "at temperature 0 all rules are one"
+    assert {row["decoder"] for row in rows} >= {
+        f"{rule}, length 4, fused=true,adapt=true" for rule in ("argmax", "shared")
+    }
     for row in rows:
         if row["decoder"] == "autoregressive":
             assert row["forwards a token"] == row["of plain"] == 1 and row["tokens kept a round"] is None
@@ -142,6 +147,12 @@ def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, c
             assert row["tokens kept a round"] == round(6 * row["texts"] / sum(counts), 2)
         n_seeds = 2 if row["temperature"] else 1
         assert row["texts"] == n_seeds * (3 if row["batch"] == 1 else 4), "two batches of two for three prompts"
+    for also, message in [
+        ("lenght=2", "--also lenght=2: decoder.lenght"),
+        ("adapt", "--also adapt: "),
+        ("fused=true,length=17", "--also fused=true,length=17: decoder.length: 17 must be at most 16"),
+    ]:
+        assert message in command("bench.__main__", "speculate", *words[: -len(sizes)], "--also", also).error
     error = command("bench.__main__", "speculate", *words, "--temperature", "-1").error
     assert "temperature: -1.0 must be" in error
     assert "--rule: 'share' is not one of" in command("bench.__main__", "speculate", *words, "--rule", "share").error
