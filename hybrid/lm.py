@@ -27,18 +27,14 @@ from hybrid.config import Config, load_config, resolve_block_sizes, to_yaml
 from hybrid.config.dialect import as_text
 from hybrid.data.batches import document_numbers
 from hybrid.data.tokenizers import Tokenizer
+from hybrid.decoding import DECODERS
 from hybrid.decoding.config import GenerationConfig, takes_options
+from hybrid.decoding.decoder import has_own_loop, name_of
 from hybrid.decoding.engine import Engine
-from hybrid.decoding.prompts import infilling_size
+from hybrid.decoding.prompts import check_no_gap, infilling_size
 from hybrid.decoding.results import Generation, GenerationState
-from hybrid.device import (
-    HALVES,
-    autocast_dtype,
-    precision_context,
-    resolve_device,
-    resolve_dtype,
-    resolve_precision,
-)
+from hybrid.decoding.speculative import warn_of_speculation
+from hybrid.device import HALVES, autocast_dtype, precision_context, resolve_device, resolve_dtype, resolve_precision
 from hybrid.likelihoods import Likelihood, Rows
 from hybrid.likelihoods.arguments import chosen_likelihood, number_of_draws, with_decoder
 from hybrid.likelihoods.base import checked
@@ -46,7 +42,7 @@ from hybrid.model import Transformer
 from hybrid.model.build import build_model
 from hybrid.model.fused import for_inference
 from hybrid.model.two_stream import two_stream_hidden
-from hybrid.options import path_of, title
+from hybrid.options import build, path_of, title
 
 log = logging.getLogger(__name__)
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Sequence[Tensor] | Tensor
@@ -126,7 +122,12 @@ class LanguageModel:
     ) -> Engine:  # fmt: skip
         """Make the engine that `generate` and `stream` run; with it all gaps of `prompts` see what follows them."""
         config = GenerationConfig.of(config, *values, **options)
-        size = self._block_size(self._infilling_size(prompts, config.block_size), self.config.data.seq_len)
+        decoder, size, reads_blocks = build(DECODERS, config.decoder, "decoder"), config.block_size, True
+        if has_own_loop(decoder):
+            check_no_gap(prompts, self.mask_token_id, name_of(config.decoder))
+            warn_of_speculation(decoder, config, self.model.config, self.block_sizes, self.config.objective.ar_weight)
+            reads_blocks = size != 1 and getattr(decoder, "length", 1) is None  # a draft is a block
+        size = self._block_size(self._infilling_size(prompts, size), self.config.data.seq_len, reads_blocks)
         planner = None if config.planner is None else self._planner(config.planner, size)
         return Engine(
             model=self.model,
@@ -201,12 +202,12 @@ class LanguageModel:
         save_model(target, weights, to_yaml(self.config), self.tokenizer, facts, made_from, card)
         return target
 
-    def _block_size(self, value: int | None, length: int) -> int:
-        """Choose the block size that is meant, with a warning if it was not trained."""
+    def _block_size(self, value: int | None, length: int, is_read: bool = True) -> int:
+        """Choose the block size that is meant, with a warning if it was not trained and is read."""
         if value is None:
             return min(self.block_sizes[0], length)
         value = self._possible_size(value)
-        if value not in self.block_sizes:
+        if is_read and value not in self.block_sizes:
             known = ", ".join(map(str, self.block_sizes))
             warnings.warn(f"block_size: {value} was not trained (trained: {known})", stacklevel=3)
         return value

@@ -186,6 +186,8 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         capsys.readouterr()
         with warnings.catch_warnings():
             warnings.filterwarnings("default", message="block_size: ")  # of a size that was not trained: one line
+            for key in ("decoder", "noise"):
+                warnings.filterwarnings("default", message=f"{key}: ")  # of speculation: one line
             warnings.filterwarnings("default", message=r"data\.")  # of what the data lacks: one line
             try:
                 code = cli.run(module.main)

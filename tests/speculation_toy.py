@@ -11,6 +11,7 @@ from torch import Tensor
 from toy import toy_model
 
 from hybrid.decoding.denoiser import Network
+from hybrid.decoding.fused_rounds import FusedRounds, Outcome
 from hybrid.model import Transformer
 from hybrid.model.block_pass import BlockRows, Sight, block_hidden
 
@@ -33,14 +34,19 @@ def indifferent(kind: str) -> Transformer:
 
 
 def drafting(monkeypatch: pytest.MonkeyPatch, change: Callable[[Tensor], Tensor]) -> None:
-    """Change the hidden states off which drafts are read."""
-    read = Network.read_behind
+    """Change the hidden states off which drafts are read, in rounds of two forwards and of one."""
+    read, check = Network.read_behind, FusedRounds._checked
 
     def changed(*args: Any) -> tuple[Tensor, Tensor]:
         first, drafts = read(*args)
         return first, change(drafts)
 
+    def changed_branch(*args: Any) -> Outcome:
+        found = check(*args)
+        return found._replace(hidden=change(found.hidden))
+
     monkeypatch.setattr(Network, "read_behind", changed)
+    monkeypatch.setattr(FusedRounds, "_checked", changed_branch)
 
 
 def law_at(temperature: float, law: Tensor, vocab: int = 3) -> Tensor:

@@ -14,15 +14,16 @@ from hybrid.data.tokenizers import CharTokenizer
 from hybrid.lm import LanguageModel
 
 
-def saved(configure: Configure, folder: Path, kind: str) -> Path:
+def saved(configure: Configure, folder: Path, kind: str, *more: str) -> Path:
     options = [
         "model.context=causal",
         f"model.prediction={kind}",
         "data.seq_len=32",
         "objective.block_size=[4,1]",
+        "objective.ar_weight=0.5",
     ]
     sizes = ["model.dim=16", "model.n_layers=2", "model.n_heads=4", "model.n_kv_heads=2", "model.hidden_dim=64"]
-    config = configure(folder / "run", *options, *sizes)
+    config = configure(folder / "run", *options, *sizes, *more)
     model = toy_model("causal", kind, seed=1).float()
     return LanguageModel(config, CharTokenizer("abcdef"), model).save(folder / "saved")
 
@@ -84,8 +85,10 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
     words = ["--decoder", "speculative"]
     error = command("generate.py", "--checkpoint", trained, *words).error
     assert "decoder: Speculative(" in error and "needs a network of prediction=next_token, or an in_place one" in error
+    error = command("bench.__main__", "speculate", "--checkpoint", trained, "--repeats", 1).error
+    assert "needs a network of prediction=next_token" in error
     for more, message in [
-        (["--guidance", 2], "guidance: not with Speculative("),
+        (["--guidance", 2], "guidance: 2.0 is nothing for decoder speculative, which asks one network alone"),
         (["--noise", "gumble"], "noise: 'gumble' is not one of gumbel, inverse (did you mean 'gumbel'?)"),
     ]:
         assert message in command("generate.py", "--checkpoint", causal, *words, *more).error
@@ -93,11 +96,38 @@ def test_what_it_needs_is_said(command: Command, causal: Path, trained: Path) ->
     assert "decoder" in error and "did you mean 'length'?" in error
 
 
+def test_it_warns_of_what_keeps_less_and_of_a_law_that_was_not_trained(
+    command: Command, configure: Configure, tmp_path: Path
+) -> None:
+    trained = saved(configure, tmp_path / "trained", "next_token", "objective.block_size=4")
+    plain = saved(configure, tmp_path / "plain", "next_token", "objective.block_size=4", "objective.ar_weight=0")
+    words = ["--max-new-tokens", 4, "--decoder"]
+    untrained = "warning: decoder: the autoregressive law was not trained; it is by objective.ar_weight or a block size"
+    for folder, decoder, more, warned in [
+        (trained, "speculative", [], "warning: noise: with rule=shared noise=gumbel (--noise gumbel) keeps more"),
+        (trained, "speculative", ["--noise", "gumbel"], None),
+        (trained, "speculative", ["--temperature", 0], None),
+        (trained, "autoregressive", ["--block-size", 1], None),
+        (trained, "speculative", ["--temperature", 0, "--block-size", 1], None),
+        (trained, "speculative", ["--temperature", 0, "--block-size", 8], "warning: block_size: 8 was not trained"),
+        (plain, "autoregressive", [], untrained),
+    ]:
+        _, said = told(command, "--checkpoint", folder, *words, decoder, *more)
+        found = [line for line in said.splitlines() if line.startswith("warning: ")]
+        assert len(found) == (warned is not None) and (warned is None or found[0].startswith(warned))
+
+
+def test_a_gap_is_refused_before_a_block_size_is_recommended(command: Command, causal: Path) -> None:
+    words = ["--checkpoint", causal, "--infill", "--prompt", "ab<gap:6>c", "--noise", "gumbel"]
+    error = command("generate.py", *words, "--decoder", "speculative").error
+    assert "decoder: speculative writes from the left" in error and "choose another decoder" in error
+
+
 @pytest.mark.slow
 def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, causal: Path, tmp_path: Path) -> None:
     file = tmp_path / "speed.json"
     sizes = ["--length", 4, "--batch", 1, 2, "--new-tokens", 6, "--repeats", 1, "--json", file]
-    asked = ["--prompt", "abc", "d", "", "--seed", 0, 1, "--rule", "shared", "--also", "length=2"]
+    asked = ["--prompt", "abc", "d", "", "--seed", 0, 1, "--rule", "shared", "--also", "fused=true,adapt=true"]
     words = ["--checkpoint", causal, *asked, *sizes]
     done = command("bench.__main__", "speculate", *words)
     assert done.code == 0, done.err
@@ -105,6 +135,9 @@ def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, c
     assert [(row["batch"], row["rows of a text"]) for row in results["forwards"]] == [(1, 1), (1, 4), (2, 1), (2, 4)]
     rows = results["texts"]
     assert len(rows) == 2 * (3 + 3), "at temperature 0 all rules are one"
+    assert {row["decoder"] for row in rows} >= {
+        f"{rule}, length 4, fused=true,adapt=true" for rule in ("argmax", "shared")
+    }
     for row in rows:
         if row["decoder"] == "autoregressive":
             assert row["forwards a token"] == row["of plain"] == 1 and row["tokens kept a round"] is None
@@ -114,6 +147,12 @@ def test_its_benchmark_says_what_a_round_keeps_and_must_keep(command: Command, c
             assert row["tokens kept a round"] == round(6 * row["texts"] / sum(counts), 2)
         n_seeds = 2 if row["temperature"] else 1
         assert row["texts"] == n_seeds * (3 if row["batch"] == 1 else 4), "two batches of two for three prompts"
+    for also, message in [
+        ("lenght=2", "--also lenght=2: decoder.lenght"),
+        ("adapt", "--also adapt: "),
+        ("fused=true,length=17", "--also fused=true,length=17: decoder.length: 17 must be at most 16"),
+    ]:
+        assert message in command("bench.__main__", "speculate", *words[: -len(sizes)], "--also", also).error
     error = command("bench.__main__", "speculate", *words, "--temperature", "-1").error
     assert "temperature: -1.0 must be" in error
     assert "--rule: 'share' is not one of" in command("bench.__main__", "speculate", *words, "--rule", "share").error

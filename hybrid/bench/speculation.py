@@ -83,6 +83,7 @@ def main(arguments: argparse.Namespace) -> int:
     new = _n_new(arguments.new_tokens, lm.config.data.seq_len - longest)
     if device.type == "cpu":
         keep_freed_memory()
+    check_decoders(lm, arguments)
     record = Record(arguments, lm.config, device, arguments.seed)
     asked = f"{counted(len(prompts), 'prompt')}, {counted(len(arguments.seed), 'seed')}"
     about = f"{new} tokens a text, {asked}; medians of interleaved repeats, {{}} of them, by {clock_of(device)[0]}."
@@ -144,12 +145,27 @@ def texts(
                 yield _row(rows, temperature, name, length, timing, plain, plain / found[PLAIN].nfe, found[name])
 
 
+def check_decoders(lm: LanguageModel, arguments: argparse.Namespace) -> None:
+    """Raise a ValueError for a network or an option that does not fit, before anything is timed."""
+    from hybrid.config import parse_options
+
+    options = {"temperature": max(arguments.temperature), "noise": arguments.noise}
+    lm.engine(decoder=PLAIN, **options)
+    for also in arguments.also:
+        try:
+            for length in arguments.length:
+                asked = {"name": "speculative", "length": length, **parse_options(also.split(","))}
+                lm.engine(decoder=asked, **options)
+        except ValueError as error:
+            raise ValueError(f"--also {also}: {error}") from None
+
+
 def decoders_of(arguments: argparse.Namespace, temperature: float) -> dict[str, Any]:
     from hybrid.config import parse_options
     from hybrid.decoding.acceptance import RULES
 
     decoders: dict[str, Any] = {PLAIN: {"name": PLAIN}}
-    also = [("", {}), *((f", {option}", parse_options([option])) for option in arguments.also)]
+    also = [("", {}), *((f", {options}", parse_options(options.split(","))) for options in arguments.also)]
     for length in arguments.length:
         for rule in arguments.rule or RULES if temperature else ("argmax",):  # at temperature 0 all rules are one
             for label, options in also:
@@ -235,7 +251,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--rule", nargs="+", metavar="RULE", help="how a draft is drawn and kept (default: all rules)")
     parser.add_argument(
-        "--also", nargs="+", default=[], metavar="key=value", help="options of `speculative`, each timed beside without"
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="key=value,...",
+        help="options of `speculative`, timed beside without: each word, or several joined by commas, is one variant",
     )
     parser.add_argument("--noise", default="gumbel", metavar="NOISE", help="gumbel or inverse (default: gumbel)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="counted timings (default: 7)")

@@ -5,7 +5,7 @@ Shape legend: r rows of the batch, B positions of the live block, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from hybrid.decoding.config import GenerationConfig
 from hybrid.decoding.sampling import LAW, Sampling
 from hybrid.model import ModelConfig
 from hybrid.model.two_stream import check_reads_causally, reads_causally
+from hybrid.options import shown, title
 
 MAX_IDLE_STEPS = 10_000
 """Consecutive steps without a revealed token, or steps of a block that re-mask beyond those that the decoder has by its
@@ -194,12 +195,21 @@ def has_own_loop(decoder: Any) -> bool:
     return hasattr(decoder, "loop")
 
 
+def name_of(decoder: Any) -> str:
+    """Name a decoder, given as a user gives it: by name, as a mapping, or as an instance."""
+    return title(decoder) if isinstance(decoder, (str, Mapping)) else repr(decoder)
+
+
 def check_decoder(decoder: Decoder, config: ModelConfig, options: GenerationConfig) -> None:
     """Raise a ValueError if the network cannot be read as the decoder reads it, or if it ignores what is asked for."""
     if has_own_loop(decoder):
         for name in ("guidance", "planner"):
-            if getattr(options, name):
-                raise ValueError(f"{name}: not with {decoder!r}, which asks one network alone; leave it out")
+            if value := getattr(options, name):
+                what = shown(value) if name == "guidance" else "another network"
+                raise ValueError(
+                    f"{name}: {what} is nothing for decoder {name_of(options.decoder)}, which asks one network alone; "
+                    "leave it out, or choose another decoder"
+                )
     if not suits(decoder, config):
         check_reads_causally(config, f"decoder: {decoder!r}")
     if not getattr(decoder, "ignores_sampling", False):

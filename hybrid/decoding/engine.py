@@ -14,7 +14,7 @@ from hybrid.arguments import SEEDS, flag, integer, prompt_ids
 from hybrid.decoding import DECODERS
 from hybrid.decoding.block_loop import BlockLoop
 from hybrid.decoding.config import GenerationConfig
-from hybrid.decoding.decoder import Decoder, check_decoder, has_own_loop
+from hybrid.decoding.decoder import Decoder, check_decoder, has_own_loop, name_of
 from hybrid.decoding.denoiser import Network
 from hybrid.decoding.prompts import check_no_gap, check_prompts
 from hybrid.decoding.results import Change, Generation, GenerationState, added
@@ -136,7 +136,7 @@ class Engine:
         size = self.block_size
         if has_own_loop(self.decoder):
             size = 1  # it writes from the left
-            check_no_gap(prompt_ids(prompts), self.model.mask_token_id, repr(self.decoder))
+            check_no_gap(prompt_ids(prompts), self.model.mask_token_id, name_of(self.config.decoder))
         rows, n = check_prompts(self.model, prompts, max_new_tokens, size, self.seq_len, slide)
         keys = rng.row_keys(rows) if row_keys is None else [integer("row_keys", key, *SEEDS) for key in row_keys]
         if len(keys) != len(rows):

@@ -41,6 +41,8 @@ def test_it_grows_while_drafts_stand_and_shrinks_where_not(kind: str, monkeypatc
     drafting(monkeypatch, lambda hidden: -9 * hidden)
     (worst,) = rounds(bad, [[1, 2]], 16, monkeypatch, rule="argmax", length=9, adapt=True)
     assert [length for length, _ in worst][:4] == [4, 3, 3, 3]
+    (worst,) = rounds(bad, [[1, 2]], 16, monkeypatch, rule="argmax", length=9, adapt=True, fused=True)
+    assert [length for length, _ in worst][:5] == [4, 3, 2, 2, 2]
     (fixed,) = rounds(bad, [[1, 2]], 16, monkeypatch, length=5)
     assert {length for length, _ in fixed} == {5}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from decoding_toy import all_texts, chi_square_alarm, engine, sample_counts
-from speculation_toy import KINDS, PROMPTS, SAME_TEXT, check_cache, indifferent, law_at, speculative
+from speculation_toy import KINDS, PROMPTS, SAME_TEXT, check_cache, drafting, indifferent, law_at, speculative
 from torch import Tensor
 from toy import nll_of, random_tokens, toy_model
 
@@ -72,7 +72,7 @@ def test_each_branch_is_the_draft_that_a_forward_of_its_own_makes(
     model = toy_model("causal", kind)
     prompts = [[1, 2, 6], [6, 3, 1], [], [2, 6, 4, 4]]
     prompts = [prompt * 4 for prompt in prompts if prompt] if options.get("slide") else prompts
-    seen = []
+    seen, cut = [], []
 
     def look(session: FusedRounds, found: Outcome) -> None:
         for k, row in enumerate(found.live.rows):
@@ -84,13 +84,14 @@ def test_each_branch_is_the_draft_that_a_forward_of_its_own_makes(
             drafts = drafts_behind(session, k, found.tokens[k, : stand - 1], n)
             torch.testing.assert_close(found.hidden[k, : n - 1], drafts, rtol=0, atol=1e-9)
             seen.append(stand)
+            cut.append(n < session.length)
 
     with_outcomes(monkeypatch, look)
     setting = {"temperature": 3.0, "noise": "gumbel", "stop_at_end": False, "seq_len": 16, **options}
     plain = engine(model, 4, "autoregressive", **setting).generate(prompts, 9)
     for more in ({}, {"cache": False}, {"graphs": True}):
-        assert engine(model, 4, fused(length=3), **setting, **more).generate(prompts, 9).tokens == plain.tokens
-    assert len(set(seen)) > 1
+        assert engine(model, 4, fused(length=4), **setting, **more).generate(prompts, 9).tokens == plain.tokens
+    assert len(set(seen)) > 1 and len(set(cut)) == 2
 
 
 def drafts_behind(session: FusedRounds, k: int, kept: Tensor, n: int) -> Tensor:
@@ -107,25 +108,27 @@ def drafts_behind(session: FusedRounds, k: int, kept: Tensor, n: int) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, random", [("in_place", False), ("next_token", True)])
-def test_rejection_follows_the_autoregressive_law(kind: str, random: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chi-square of 3,000 texts of five tokens against the product of the conditionals; at temperature 0.7, of random
-    drafts and lengths that adapt, against theirs. False alarm below 1e-5 a case."""
-    model = toy_model("causal", kind, vocab=2)
-    law, temperature, decoder = (-nll_of(model, all_texts(2, 6), 1, "causal").nll).exp(), 1.0, fused("rejection", 3)
-    if random:
-        torch.manual_seed(0)
-        checked = FusedRounds._checked
-
-        def noisy(self: FusedRounds, *args: Any) -> Outcome:
-            found = checked(self, *args)
-            return found._replace(hidden=torch.randn(found.hidden.shape, dtype=torch.float64))
-
-        monkeypatch.setattr(FusedRounds, "_checked", noisy)
-        law, temperature, decoder = law_at(0.7, law, 2), 0.7, fused("rejection", 4, adapt=True)
-    counts = sample_counts(model, decoder, 4, 2, 6, n=3000, temperature=temperature)
+@pytest.mark.parametrize("kind, drafts", [("in_place", "own"), ("next_token", "random"), ("in_place", "fixed")])
+def test_rejection_follows_the_autoregressive_law(kind: str, drafts: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chi-square of 3,000 texts against the product of the conditionals; of random drafts and lengths that adapt at
+    temperature 0.7, against theirs; of one bad q everywhere with four tokens, of which a refusal has several to choose
+    from. False alarm below 1e-5 a case."""
+    vocab, n, temperature = (4, 4, 1.0) if drafts == "fixed" else (2, 6, 0.7 if drafts == "random" else 1.0)
+    model = toy_model("causal", kind, vocab=vocab, seed=4 if drafts == "fixed" else 0)
+    with torch.no_grad():
+        model.head_matrix().mul_(0.1 if drafts == "fixed" else 1.0)  # p is wide, so that the residual is, too
+    law = law_at(temperature, (-nll_of(model, all_texts(vocab, n), 1, "causal").nll).exp(), vocab)
+    torch.manual_seed(0)
+    first = model.head_matrix()[0].detach()
+    bad = 2.5 * first / first.norm() ** 2  # q = (.65, .14, .18, .03)
+    if drafts == "random":
+        drafting(monkeypatch, torch.randn_like)
+    elif drafts == "fixed":
+        drafting(monkeypatch, bad.expand_as)
+    decoder = fused("rejection", 4 if drafts == "random" else 3, adapt=drafts == "random")
+    counts = sample_counts(model, decoder, 4, vocab, n, n=3000, temperature=temperature)
     assert chi_square_alarm(counts, law) > 1e-5
-    assert chi_square_alarm(counts, law_at(0.8, law, 2)) < 1e-5, "another law is found out"
+    assert chi_square_alarm(counts, law_at(0.5, law, vocab)) < 1e-5, "another law is found out"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,3 +173,8 @@ def test_the_cache_is_that_of_a_fresh_prefill(kind: str, rule: str) -> None:
     run = engine(model, 4, fused(rule, 4), seq_len=24, stop_at_end=False)
     session = run.decoder.loop(run, [[1, 2, 3], [], [2, 5]], 9, [3, 1, 4], None)
     check_cache(model, session)
+
+
+def test_a_draft_of_no_given_length_is_short() -> None:
+    run = engine(toy_model("causal", "next_token"), 8, {"name": "speculative", "fused": True}, seq_len=24)
+    assert len(run.generate([[]], 9).kept) == 1 + 4

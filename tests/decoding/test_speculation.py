@@ -145,11 +145,15 @@ def test_what_it_cannot_do_is_refused() -> None:
     model = toy_model("causal", "next_token")
     for options, message in [
         ({"decoder": speculative(length=1)}, "decoder.length: 1 must be an integer from 2 to 1000000, or null"),
+        ({"decoder": speculative(length=17, fused=True)}, "decoder.length: 17 must be at most 16 with fused=true"),
         ({"decoder": speculative("guess")}, "rule: 'guess' is not one of argmax, match, rejection, shared"),
-        ({"decoder": speculative(), "guidance": 1.0}, r"guidance: not with Speculative\(.*\), which asks one network"),
-        ({"decoder": "autoregressive", "planner": model}, r"planner: not with Autoregressive\(\)"),
+        (
+            {"decoder": speculative(), "guidance": 1.0},
+            r"guidance: 1.0 is nothing for decoder speculative \(.*\), which",
+        ),
+        ({"decoder": "autoregressive", "planner": model}, "planner: another network is nothing for decoder auto"),
     ]:
         with pytest.raises(ValueError, match=message):
             engine(model, 4, **options)
-    with pytest.raises(ValueError, match=r"decoder: Speculative\(.* behind the gap at token 1 of prompt 0"):
+    with pytest.raises(ValueError, match=r"decoder: speculative \(.* behind the gap at token 1 of prompt 0"):
         engine(model, 4, speculative()).generate([[1, model.mask_token_id, 2]], 3)
