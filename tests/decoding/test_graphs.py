@@ -199,7 +199,7 @@ class Noting:
 def test_a_thread_records_what_it_has_computed_itself() -> None:
     """The libraries of a GPU have handles for each thread, which cannot be made while a graph is recorded."""
     model = toy()
-    static = Static(Shape(1, 4, 0, 0, 128, False, False), model.new_cache(1, 128), model)
+    static = Static(Shape(1, 4, 0, 0, 128, False, False, False), model.new_cache(1, 128), model)
     recorder: Any = Noting()
     static.replay(model, recorder)
     with ThreadPoolExecutor(1) as other:
