@@ -102,11 +102,8 @@ def test_a_wrong_option_is_one_line(words: str, message: str, command: Command) 
     assert re.search(message, error), error
 
 
-OWN = [name for name, method in METHODS.items() if method.network is None]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [PLAIN, "latent", "sdtt_reverse", "di4c", "causal"])
 def test_a_training_costs_its_budget(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted where noisy texts are read, whoever reads them; the law of clean rows is charged as one more."""
     counted = 0
