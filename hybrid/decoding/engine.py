@@ -168,7 +168,7 @@ def generate_shared(
     costs = ranks.gather((sum(done.nfe for done, _ in parts), sum(done.seconds for done, _ in parts)))
     kept = added(ranks.gather(added(done.kept for done, _ in parts)))
     nfe, seconds = (max(values) for values in zip(*costs, strict=True))
-    return Generation(tokens, nfe, seconds, reasons, sequences, kept, parts[0][0].law)
+    return Generation(tokens, nfe, seconds, reasons, sequences, kept, engine.law)
 
 
 def n_batches(texts: int, ranks: Ranks = ALONE, batch: int = BATCH) -> int:

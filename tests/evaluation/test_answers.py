@@ -27,6 +27,7 @@ class Rote:
     answers: dict[tuple[int, ...], list[int]]
     asked: list[tuple[int, int]] = field(default_factory=list)
     end: int = END
+    law: str = "blocks of 1"
     model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(end_token_ids=frozenset([END, 8])))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, keys: Sequence[int]) -> Generation:
