@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from hybrid.decoding.acceptance import Noise, checked, drafted, draw
-from hybrid.decoding.sampling import Uniforms
 from hybrid.decoding.speculation import Draft, Lengths, Speculation, picked
 from hybrid.device import send
 from hybrid.model.block_pass import BlockRows
@@ -77,7 +76,8 @@ class FusedRounds(Speculation):
     def _begun(self, lengths: list[int]) -> Outcome:
         """Read the prompts, and MASKs behind them."""
         live = Draft(self, lengths)
-        first, hidden = self.network.read_behind(self.text, live, live.tokens, self._latent(live))
+        latent = self._latent(live.places, live.tokens.shape[1])
+        first, hidden = self.network.read_behind(self.text, live, live.tokens, latent)
         law, tokens = self._log_probs(first[:, None]), live.tokens.clone()
         tokens[:, :1] = draw(self.engine.config, law, self._noise(live, live.position, 0).check[:, :1])
         return Outcome(live, tokens, torch.ones_like(live.index[:, 0]), law, hidden[:, 1:])
@@ -115,8 +115,6 @@ class FusedRounds(Speculation):
 
     def _latents(self, live: Draft, n: int, m: int) -> Tensor | None:
         """(r, n * m, model.latent) random numbers of MASK, of each branch those of a draft at its place."""
-        model, config = self.network.model.config, self.engine.config
-        if not m or not model.latent or config.latent == "none":
-            return None
         places = [(key, start + k) for key, start in live.places for k in range(n)]
-        return Uniforms(config.seed, m).normals(model, places, 0, live.tokens.device).reshape(len(live.rows), n * m, -1)
+        latent = self._latent(places, m) if m else None
+        return None if latent is None else latent.reshape(len(live.rows), n * m, -1)

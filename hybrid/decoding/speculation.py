@@ -98,7 +98,8 @@ class Speculation(Session):
     def _round(self, n_round: int) -> None:
         """Write the tokens of a round."""
         live = Draft(self, [self.lengths[row] for row in self.active])
-        first, drafts = self.network.read_behind(self.text, live, live.tokens, self._latent(live))
+        latent = self._latent(live.places, live.tokens.shape[1])
+        first, drafts = self.network.read_behind(self.text, live, live.tokens, latent)
         sampling, noise = self.engine.config, self._noise(live, live.position, n_round)
         start = self._log_probs(first[:, None])
         tokens = live.tokens.clone()
@@ -119,12 +120,12 @@ class Speculation(Session):
             if most > 2:
                 self.lengths.learn(row, count == most)
 
-    def _latent(self, live: Draft) -> Tensor | None:
-        """(r, L, model.latent) random numbers of MASK for a draft, given which q is; None: the model has none."""
+    def _latent(self, places: list[tuple[int, int]], length: int) -> Tensor | None:
+        """(p, length, model.latent) random numbers of MASK for drafts at some places, given which q is, or None."""
         model, config = self.network.model.config, self.engine.config
         if not model.latent or config.latent == "none":
             return None
-        return Uniforms(config.seed, live.tokens.shape[1]).normals(model, live.places, 0, live.tokens.device)
+        return Uniforms(config.seed, length).normals(model, places, 0, self.text.device)
 
     def _noise(self, live: Draft, position: Tensor, n_round: int) -> Noise:
         """Key the check at `position` (r, n) as plain decoding does, and what else the rule draws by the round."""

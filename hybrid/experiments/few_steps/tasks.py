@@ -29,6 +29,7 @@ class Answered(Sampled):
         "solved": Caption("share of right answers"),
         "forwards": Caption("forwards of an answer", 2),
     }
+    overrides = ("eval.sample_prompts=[]",)
     temperature = 0.0
     is_better_high = True
     answers: ClassVar[int] = 500
@@ -58,7 +59,6 @@ class Sums(Answered):
     """Sums of two numbers of 5 digits."""
 
     name, config, block_size, rows, default_forwards = "sums", "configs/sums.yaml", 6, 128, 200_000
-    overrides = ("eval.sample_prompts=[]",)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Sudoku(Answered):
     """Sudoku of size 4."""
 
     name, config, block_size, rows, default_forwards = "sudoku4", "configs/sudoku/4.yaml", 16, 64, 100_000
-    overrides = ("eval.sample_prompts=[]",)
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ class LooseSudoku(Answered):
         "again": Caption("share of right answers that are the same at a second try"),
         "forwards": Caption("forwards of an answer", 2),
     }
-    overrides = ("eval.sample_prompts=[]",)
     temperature = 1.0
     clues: ClassVar[int] = 3
     puzzles: ClassVar[int] = 20_000
@@ -94,20 +92,16 @@ class LooseSudoku(Answered):
 
     def documents(self) -> list[tuple[str, str]]:
         """Draw puzzles, all different, and one solution of each."""
-        random, found = Random(0), {}
+        random, grids, found = Random(0), self.right("0" * 16), {}
         while len(found) < self.puzzles:
-            grid = random.choice(self.grids)
+            grid = random.choice(grids)
             known = random.sample(range(16), self.clues)
             found["".join(digit if cell in known else "0" for cell, digit in enumerate(grid))] = grid
         return list(found.items())
 
-    @cached_property
-    def grids(self) -> list[str]:
-        return ["".join(map(str, grid)) for grid in solutions([0] * 16, 4)]
-
-    def right(self, puzzle: str) -> set[str]:
+    def right(self, puzzle: str) -> list[str]:
         """List all solutions."""
-        return {"".join(map(str, grid)) for grid in solutions([int(digit) for digit in puzzle], 4)}
+        return ["".join(map(str, grid)) for grid in solutions([int(digit) for digit in puzzle], 4)]
 
     def judge(self, lm: LanguageModel, options: dict[str, Any]) -> Figures:
         engine = lm.engine(self.block_size, **options)
@@ -125,9 +119,13 @@ class LooseSudoku(Answered):
         return {"solved": sum(is_right) / len(answers), **again}
 
     def references(self, steps: Steps) -> dict[str, Figures]:
-        """Every solution equally likely."""
+        return {"a solution at random": self.at_random}
+
+    @cached_property
+    def at_random(self) -> Figures:
+        """Judge answers of which every solution is equally likely."""
         some = [puzzle for puzzle, _ in self.documents()[: self.answers]]
-        return {"a solution at random": {"solved": 1.0, "again": sum(1 / len(self.right(p)) for p in some) / len(some)}}
+        return {"solved": 1.0, "again": sum(1 / len(self.right(puzzle)) for puzzle in some) / len(some)}
 
     def describe(self) -> str:
         return (
