@@ -93,7 +93,7 @@ _NoEnds = SimpleNamespace(end_token_ids=())
 class _Echo:
     """An engine that answers every prompt with the same tokens."""
 
-    seq_len, model = 100, _NoEnds
+    seq_len, model, law = 100, _NoEnds, "blocks of 1"
 
     def __init__(self, new: list[int]):
         self.new = new
