@@ -1,11 +1,11 @@
 """How right are texts that are written in few forwards? Distillations, latents and correctors on one scale.
 
     python -m hybrid.experiments.few_steps --sources chain1 --methods plain --forwards 100000 --seeds 0
-    python -m hybrid.experiments.few_steps --output docs/few_steps.md
+    python -m hybrid.experiments.few_steps --output docs/few_steps_chains.md
 
 Every network has the same number of training forwards, those of its teacher included. Networks that are there already
 are not trained again, so an experiment can be interrupted, and extended. The two chains, with all methods and three
-seeds, take about 80 minutes of one core (AMD EPYC).
+seeds, take about two hours of one core (AMD EPYC).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import numpy as np
 
 from hybrid.experiments.few_steps.laws import Steps
 from hybrid.experiments.few_steps.methods import PLAIN
-from hybrid.experiments.few_steps.source import Figures, Source
+from hybrid.experiments.few_steps.source import AT_BEST, Figures, Source
 from hybrid.results.table import Table, column, plus_minus, standard_error
 
 log = logging.getLogger("hybrid.experiments.few_steps")
@@ -24,7 +24,7 @@ class Outcome:
 
     figures: list[Figures] = field(default_factory=list)
     control: list[Figures] = field(default_factory=list)  # plain at the temperature of the same entropy
-    temperature: list[float] = field(default_factory=list)  # of plain texts
+    temperature: list[float] = field(default_factory=list)  # of the control's texts, or of its own if it was chosen
 
 
 Outcomes = dict[tuple[str, Steps], Outcome]
@@ -34,8 +34,8 @@ Outcomes = dict[tuple[str, Steps], Outcome]
 def compare(source: Source, methods: Sequence[str], steps: Sequence[Steps], seeds: Sequence[int]) -> Outcomes:
     """Train every method with every seed, and judge what it writes.
 
-    Plain texts are judged at temperature 1, at others that the source chooses, and at that of the entropy that the
-    texts of each other method have.
+    Plain texts are judged at the source's temperature, at others that it chooses, and at that of the entropy that the
+    texts of each other method have. Some sources judge every method at its best temperature, too.
     """
     found: Outcomes = {}
 
@@ -55,6 +55,9 @@ def compare(source: Source, methods: Sequence[str], steps: Sequence[Steps], seed
                 figures = written(k, source.temperature)
                 outcome = add(name, k, figures)
                 log.info("%s, K = %s, seed %d: %s %.3f", name, k, seed, source.judged_by, figures[source.judged_by])
+                best = source.best_temperature(written, k)
+                if best is not None:
+                    add(AT_BEST.format(name), k, written(k, best)).temperature.append(best)
                 if name == PLAIN or "entropy" not in figures:
                     continue
                 temperature = source.same_entropy(plain, k, figures["entropy"])
@@ -99,7 +102,7 @@ def tables(name: str, source: Source, outcomes: Outcomes) -> list[str | Table]:
             f"Plain at the temperature of the same entropy as the method: {caption.heading}",
             caption.digits, lambda outcome: [figures[key] for figures in outcome.control],
         ),
-        table("Temperature of plain texts", 2, lambda outcome: outcome.temperature),
+        table("Temperature that was chosen", 2, lambda outcome: outcome.temperature),
         *(table(caption.heading, caption.digits, of(key)) for key, caption in others),
     ]  # fmt: skip
     return [f"## {name}\n\n{source.describe()}", *(part for part in parts if part.rows)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from hybrid.experiments.few_steps.laws import Steps
+from hybrid.experiments.few_steps.methods import PLAIN
 from hybrid.experiments.few_steps.stages import stages
 
 Figures = dict[str, float]
@@ -17,7 +18,8 @@ Written = Callable[[Steps, float], Figures]
 """(steps of a block, temperature) -> figures of the texts that a network writes so."""
 
 SHARPENED = "plain, at the source's entropy"
-BEST = "plain, at its best temperature"
+AT_BEST = "{}, at its best temperature"
+BEST = AT_BEST.format(PLAIN)
 
 
 class Caption(NamedTuple):
@@ -72,6 +74,10 @@ class Source(ABC):
     def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
         """Label -> temperature of those at which plain texts are judged as well."""
 
+    def best_temperature(self, written: Written, steps: Steps) -> float | None:
+        """Find the temperature at which a method, plain or not, is judged best; None where it is not looked for."""
+        return None
+
     def same_entropy(self, plain: Written, steps: Steps, wanted: float) -> float | None:
         """Find the temperature at which plain texts have an entropy; None where it is not looked for."""
         return None
@@ -85,10 +91,10 @@ class Source(ABC):
         """Say in a paragraph what it is."""
 
 
-def best_of(source: Source, plain: Written, steps: Steps, tried: Sequence[float]) -> float:
-    """Find the temperature, of those that are tried, at which plain texts are judged best."""
+def best_of(source: Source, written: Written, steps: Steps, tried: Sequence[float]) -> float:
+    """Find the temperature, of those that are tried, at which texts are judged best."""
     sign = -1 if source.is_better_high else 1
-    return min(tried, key=lambda temperature: sign * plain(steps, temperature)[source.judged_by])
+    return min(tried, key=lambda temperature: sign * written(steps, temperature)[source.judged_by])
 
 
 def listing(temperatures: Sequence[float]) -> str:

@@ -118,6 +118,12 @@ class LooseSudoku(Answered):
         again = {"again": sum(both) / len(both)} if both else {}
         return {"solved": sum(is_right) / len(answers), **again}
 
+    def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
+        return {}
+
+    def best_temperature(self, written: Written, steps: Steps) -> float | None:
+        return best_of(self, written, steps, self.tried)
+
     def references(self, steps: Steps) -> dict[str, Figures]:
         return {"a solution at random": self.at_random}
 
@@ -131,6 +137,7 @@ class LooseSudoku(Answered):
         return (
             f"{self.config}, but with {self.clues} clues at random, so that a puzzle has several solutions, each of "
             f"which is right and as likely as the others. {self.answers // 2} puzzles of the validation split, two "
-            f"answers to each, decoder margin, temperature 1. Temperatures tried with plain: {listing(self.tried)}. "
+            f"answers to each, decoder margin, temperature 1. Temperatures tried with every method, of which the best "
+            f"has a row of its own: {listing(self.tried)}. "
             f"{self.budget:,} forwards a network."
         )

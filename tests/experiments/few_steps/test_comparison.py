@@ -155,6 +155,21 @@ def test_plain_texts_stand_beside_at_the_same_entropy() -> None:
     assert found[PLAIN, 1].figures[0]["variation"] == 1.0 and not found[PLAIN, 1].control
 
 
+def test_every_method_has_its_own_best_temperature_where_several_answers_are_right() -> None:
+    best = {PLAIN: 0.3, "latent": 0.6}
+
+    class Stub(LooseSudoku):
+        def written_by(self, method: str, seed: int) -> Any:
+            return lambda steps, t: {"solved": 1 - abs(t - best[method]), "forwards": 1.0}
+
+    found = compare(Stub("nowhere"), [PLAIN, "latent"], [1], [0, 1])
+    for name, wanted in best.items():
+        outcome = found[f"{name}, at its best temperature", 1]
+        assert outcome.temperature == [wanted, wanted]
+        assert [figures["solved"] for figures in outcome.figures] == [1, 1]
+    assert found["latent", 1].figures[0]["solved"] == pytest.approx(0.6), "at temperature 1"
+
+
 def test_how_methods_write_where_nothing_is_enumerated(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
 
