@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 _STYLES = ("o-", "s--", "^:", "D-.", "v-", "x--")
-_INSIDE = 8  # curves, of which the legend finds room among them; that of more stands beside them
+_INSIDE = 6  # curves, of which the legend finds room among them; that of more stands beside them
 
 
 def rasterise(figure: Figure) -> np.ndarray:
