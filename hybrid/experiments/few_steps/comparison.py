@@ -23,8 +23,9 @@ class Outcome:
     """One method at one number of steps; lists hold a value per seed."""
 
     figures: list[Figures] = field(default_factory=list)
+    temperature: list[float] = field(default_factory=list)  # of its texts, where it was chosen
     control: list[Figures] = field(default_factory=list)  # plain at the temperature of the same entropy
-    temperature: list[float] = field(default_factory=list)  # of the control's texts, or of its own if it was chosen
+    control_temperature: list[float] = field(default_factory=list)
 
 
 Outcomes = dict[tuple[str, Steps], Outcome]
@@ -62,7 +63,7 @@ def compare(source: Source, methods: Sequence[str], steps: Sequence[Steps], seed
                     continue
                 temperature = source.same_entropy(plain, k, figures["entropy"])
                 if temperature is not None:
-                    outcome.temperature.append(temperature)
+                    outcome.control_temperature.append(temperature)
                     outcome.control.append(plain(k, temperature))
         for k in steps:
             for name, temperature in source.temperatures(plain, k).items():
@@ -102,7 +103,8 @@ def tables(name: str, source: Source, outcomes: Outcomes) -> list[str | Table]:
             f"Plain at the temperature of the same entropy as the method: {caption.heading}",
             caption.digits, lambda outcome: [figures[key] for figures in outcome.control],
         ),
-        table("Temperature that was chosen", 2, lambda outcome: outcome.temperature),
+        table("Plain at the same entropy: its temperature", 2, lambda outcome: outcome.control_temperature),
+        table("Temperature, where it was chosen", 2, lambda outcome: outcome.temperature),
         *(table(caption.heading, caption.digits, of(key)) for key, caption in others),
     ]  # fmt: skip
     return [f"## {name}\n\n{source.describe()}", *(part for part in parts if part.rows)]
@@ -131,6 +133,7 @@ def plot(sources: Mapping[str, tuple[Source, Outcomes]]) -> np.ndarray:
 
 EXPLANATION = """\
 K: steps of a block. Every network of a source has the same number of training forwards of a noisy text, those of its
-teacher included; a method that averages over M draws of a latent pays M for a text. Beside each method stands what
-plain texts are at the temperature that gives them the method's entropy: what is not better than these is sharpening.
-Where no temperature gives that entropy, it is the nearest that does. ± is the standard error over seeds."""
+teacher included; a method that averages over M draws of a latent pays M for a text. `start` is what methods with a
+start begin from, after half of the forwards. Where entropies are known, plain texts stand beside each method at the
+temperature of its entropy, or the nearest to it: what is not better than these is sharpening. ± is the standard error
+over seeds; a figure without it is of one seed, or the same for all."""

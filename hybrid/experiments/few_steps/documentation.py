@@ -45,7 +45,7 @@ class Documentation(Sampled):
     }
     texts: ClassVar[int] = 64
     rows_read: ClassVar[int] = 16  # of the validation split
-    tried: ClassVar[tuple[float, ...]] = (0.3, 0.5, 0.7, 0.85, 1.0)
+    tried: ClassVar[tuple[float, ...]] = (0.3, 0.5, 0.7, 0.85, 1.0, 1.25)
 
     @cached_property
     def evaluation_model(self) -> EvaluationModel:
@@ -93,7 +93,7 @@ class Documentation(Sampled):
         return {**bound, "policy": nats(Policy({"name": "margin", "steps": spec["steps"]}))}
 
     def temperatures(self, plain: Written, steps: Steps) -> dict[str, float]:
-        return {f"plain, temperature {temperature:g}": temperature for temperature in self.tried[:-1]}
+        return {f"plain, temperature {temperature:g}": temperature for temperature in self.tried if temperature != 1}
 
     def same_entropy(self, plain: Written, steps: Steps, wanted: float) -> float:
         return interpolated([(t, plain(steps, t)["entropy"]) for t in self.tried], wanted)

@@ -26,6 +26,8 @@ from hybrid.model import Transformer
 from hybrid.model.two_stream import two_stream_hidden
 
 PLAIN = "plain"
+OWN = 0.5
+"""Share of the forwards of a method with a start that train it; the others have trained the start."""
 Spec = dict[str, Any]
 """A decoder, as a configuration has it."""
 
@@ -47,6 +49,7 @@ class Method:
     batch: float = 1.0
     start: str | None = None
     is_taught: bool = True
+    share: ClassVar[float] = 1.0  # of the forwards that it may have
     network: ClassVar[str | None] = None  # the method whose network it writes with, if it has none of its own
     generation: ClassVar[Mapping[str, Any]] = MappingProxyType({})  # further options of a generation
 
@@ -73,6 +76,14 @@ class Mixture(Method):
 
     def look(self, network: Transformer, canvases: Canvases) -> Any:
         return mixture(network, canvases)
+
+
+@dataclass(frozen=True)
+class Start(Method):
+    """What every method with a start begins from: a plain network that has had a share of the forwards."""
+
+    network = PLAIN
+    share = 1 - OWN
 
 
 class OnTimeGrid(Method):
@@ -201,6 +212,8 @@ def di4c(latents: int = 8) -> Mixture:
 METHODS: dict[str, Method] = {
     PLAIN: Method(),
     "plain_grid": PlainOnTimeGrid(),
+    "start": Start(),
+    "plain_started": Method(start=PLAIN, is_taught=False),
     "sdtt_forward": distilled("kl_forward"),
     "sdtt_reverse": distilled("kl_reverse"),
     "sdtt_mse": distilled("mse"),

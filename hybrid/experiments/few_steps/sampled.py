@@ -123,7 +123,7 @@ class Words(Sampled):
         "forwards": Caption("forwards of a block", 2),
     }
     texts: ClassVar[int] = 256
-    tried: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    tried: ClassVar[tuple[float, ...]] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5)
 
     @cached_property
     def corpus(self) -> BlockMarkov:

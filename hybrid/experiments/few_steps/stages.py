@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hybrid.experiments.few_steps.methods import METHODS, Method
-
-OWN = 0.5
-"""Share of the forwards of a method with a start that train it; the others have trained the start."""
+from hybrid.experiments.few_steps.methods import METHODS, OWN, Method
 
 
 @dataclass(frozen=True)
@@ -43,10 +40,12 @@ class Stage:
 
 
 def stages(method_name: str, budget: int) -> list[Stage]:
-    """List the trainings of a method, which together cost `budget` forwards; the last is of the network it writes with.
+    """List the trainings of a method, which together cost its share of `budget` forwards.
 
-    Names say the forwards, so that networks of several budgets have room in one folder.
+    The last is of the network that it writes with. Names say the forwards, so that networks of several budgets have
+    room in one folder.
     """
+    budget = round(budget * METHODS[method_name].share)
     name = METHODS[method_name].network or method_name
     method = METHODS[name]
     if method.start is None:

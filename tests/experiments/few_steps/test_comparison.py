@@ -31,13 +31,14 @@ def test_stages_cost_what_was_asked_for() -> None:
     """A start has half, and rounds share the rest; each begins as the one before is, and most learn from it."""
     for name in METHODS:
         found = stages(name, 1200)
-        assert sum(stage.forwards for stage in found) == 1200
+        assert sum(stage.forwards for stage in found) == (600 if name == "start" else 1200)
         assert [stage.start for stage in found] == [None, *(stage.name for stage in found[:-1])]
-        assert all(stage.teacher == (None if name == "latent_started" else stage.start) for stage in found)
+        assert all(stage.teacher == (stage.start if METHODS[name].is_taught else None) for stage in found)
     plain, first, second = stages("sdtt_reverse", 1200)
     assert (plain.forwards, first.forwards, second.forwards) == (600, 300, 300)
     assert plain.name == stages("plain", 600)[0].name  # one teacher for all
     assert first.steps(10) == 300 / 3 / 10 and (first.settings, second.settings) == METHODS["sdtt_reverse"].rounds
+    assert stages("start", 1200) == [plain]
     assert stages("copula", 1200) == stages("causal", 1200)
 
 
@@ -150,7 +151,7 @@ def test_plain_texts_stand_beside_at_the_same_entropy() -> None:
 
     found = compare(Stub("nowhere"), [PLAIN, "latent"], [1], [0, 1])
     outcome = found["latent", 1]
-    assert outcome.temperature == pytest.approx([0.5, 0.5])
+    assert outcome.control_temperature == pytest.approx([0.5, 0.5]) and not outcome.temperature
     assert [control["variation"] for control in outcome.control] == pytest.approx([0.5, 0.5])
     assert found[PLAIN, 1].figures[0]["variation"] == 1.0 and not found[PLAIN, 1].control
 
